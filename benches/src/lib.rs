@@ -1,0 +1,1 @@
+//! Criterion micro-benchmarks and side-by-side runs.

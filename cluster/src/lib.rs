@@ -1,0 +1,3 @@
+//! Launchers, topology, the node agent, and the `praas` command.
+
+pub mod cli;

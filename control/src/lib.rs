@@ -1,0 +1,1 @@
+//! The thin control plane: API types, server, store, client, placement and swap policy.

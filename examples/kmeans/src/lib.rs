@@ -1,0 +1,1 @@
+//! K-Means as cloud processes: a coordinator and its workers.

@@ -1,0 +1,1 @@
+//! Cloud processes: functions, invocations, state, mailboxes, swap, and the client SDK.

@@ -1,0 +1,1 @@
+//! Conformance suite, fault harness, end-to-end tests, golden files.

@@ -1,0 +1,1 @@
+//! Bytes between processes: endpoints, channels, memory regions, and their backends.
