@@ -1,1 +1,3 @@
-//! Conformance suite, fault harness, end-to-end tests, golden files.
+//! The lab: the transport conformance suite, the fault harness, and what end-to-end tests share.
+
+pub mod conformance;

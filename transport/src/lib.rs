@@ -1,1 +1,33 @@
 //! Bytes between processes: endpoints, channels, memory regions, and their backends.
+//!
+//! An [`Endpoint`] listens and connects over several transports at once; each connected peer is a
+//! channel. A channel carries messages, small ones eagerly and large ones by rendezvous, whole,
+//! once and in order, or reports its end. See `docs/wire.md` for the bytes and `ARCHITECTURE.md`
+//! for the way of a message.
+
+pub mod address;
+mod backend;
+pub mod buf;
+pub mod config;
+mod endpoint;
+pub mod fault;
+mod mem;
+pub mod one_sided;
+mod shm;
+pub mod sync;
+mod tcp;
+pub mod ticket;
+pub mod wire;
+
+pub use address::{Address, HostId, TransportKind, address_choose};
+pub use backend::Posted;
+pub use buf::{Buf, BufMut, BufPool, PoolExhausted};
+pub use config::TransportConfig;
+pub use endpoint::{
+    ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Endpoint, Flow, Handler, Incoming,
+    IncomingId, LargeMessage, Listen, Message, OneSidedDone, Ops, PostedBuf, SendError,
+    SendFailure, TransportError, WaitMode, Waker,
+};
+pub use one_sided::{Access, OneSidedError, RemoteKey};
+pub use ticket::{Authenticator, Credential, Keyring, RefuseReason, Role, Secret, Ticket};
+pub use wire::{Identity, Incarnation, PeerIdentity};

@@ -1,0 +1,45 @@
+//! Every backend is held to every promise.
+
+use praas_tests::conformance;
+use praas_transport::TransportKind;
+
+macro_rules! conformance {
+    ($($module:ident => $kind:ident, $faulty:literal;)*) => {
+        $(conformance!(@promises $module, $kind, $faulty,
+            messages_arrive_whole_once_in_order
+            oversized_messages_are_refused
+            oversized_announcements_close_the_channel
+            large_messages_can_be_parked_and_refused
+            one_sided_operations_work_and_fail_safely
+            a_slow_reader_stalls_only_its_own_channel
+            both_sides_sending_at_once_do_not_deadlock
+            bulk_does_not_delay_eager
+            warm_waiting_wakes
+            closing_completes_everything
+            a_vanished_peer_fails_what_is_in_flight
+            connects_and_closes_leak_nothing
+            handshakes_are_refused_with_a_reason
+            newer_incarnations_supersede
+        );)*
+    };
+    (@promises $module:ident, $kind:ident, $faulty:literal, $($promise:ident)*) => {
+        mod $module {
+            use super::*;
+            $(#[test]
+            fn $promise() {
+                let backend =
+                    conformance::Backend { kind: TransportKind::$kind, faulty: $faulty };
+                conformance::$promise(backend);
+            })*
+        }
+    };
+}
+
+conformance! {
+    mem => Mem, false;
+    mem_faulty => Mem, true;
+    shm => Shm, false;
+    shm_faulty => Shm, true;
+    tcp => Tcp, false;
+    tcp_faulty => Tcp, true;
+}

@@ -1,0 +1,292 @@
+//! Where an endpoint listens: `mem:name`, `shm:<host id>/<name>`, `tcp:127.0.0.1:4711`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+
+/// The kinds of transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportKind {
+    /// Within one OS process; the executable specification.
+    Mem,
+    /// Shared memory on one host.
+    Shm,
+    /// TCP.
+    Tcp,
+}
+
+impl TransportKind {
+    /// All kinds, the preferred ones first.
+    pub const ALL: [Self; 3] = [Self::Mem, Self::Shm, Self::Tcp];
+
+    /// The name, as in addresses and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mem => "mem",
+            Self::Shm => "shm",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+impl fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for TransportKind {
+    type Err = AddressError;
+
+    fn from_str(s: &str) -> Result<Self, AddressError> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == s)
+            .ok_or_else(|| AddressError::Transport(s.into()))
+    }
+}
+
+/// Names a host: processes with the same id can share memory.
+///
+/// It is a hash of the kernel's boot id and the network namespace (abstract sockets do not cross
+/// it); `PRAAS_HOST_ID`, 32 hexadecimal digits, overrides it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostId(pub u128);
+
+impl HostId {
+    /// This host's id.
+    pub fn local() -> Self {
+        static LOCAL: OnceLock<HostId> = OnceLock::new();
+        *LOCAL.get_or_init(|| {
+            if let Some(id) = std::env::var("PRAAS_HOST_ID")
+                .ok()
+                .and_then(|s| s.parse().ok())
+            {
+                return id;
+            }
+            let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+            let netns = std::fs::read_link("/proc/self/ns/net");
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(boot.unwrap_or_default().trim().as_bytes());
+            hasher.update(netns.unwrap_or_default().as_os_str().as_encoded_bytes());
+            let mut id = [0; 16];
+            hasher.finalize_xof().fill(&mut id);
+            HostId(u128::from_le_bytes(id))
+        })
+    }
+}
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostId({self})")
+    }
+}
+
+impl FromStr for HostId {
+    type Err = AddressError;
+
+    fn from_str(s: &str) -> Result<Self, AddressError> {
+        if s.len() != 32 {
+            return Err(AddressError::HostId(s.into()));
+        }
+        u128::from_str_radix(s, 16)
+            .map(Self)
+            .map_err(|_| AddressError::HostId(s.into()))
+    }
+}
+
+/// Why a text is not an address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// The part before the colon names no transport.
+    #[error("'{0}' is no transport: use mem, shm or tcp")]
+    Transport(Box<str>),
+    /// A host id is 32 hexadecimal digits.
+    #[error("'{0}' is no host id (32 hexadecimal digits)")]
+    HostId(Box<str>),
+    /// What follows the transport does not fit it.
+    #[error("'{0}' is no address: use mem:NAME, shm:HOSTID/NAME or tcp:IP:PORT")]
+    Form(Box<str>),
+}
+
+/// Where an endpoint listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Address {
+    /// A name within this OS process.
+    Mem(String),
+    /// An abstract Unix socket on a host, over which a shared segment is handed out.
+    Shm {
+        /// The host.
+        host: HostId,
+        /// The socket's abstract name.
+        name: String,
+    },
+    /// An IP address and port.
+    Tcp(SocketAddr),
+}
+
+impl Address {
+    /// The transport that the address belongs to.
+    pub fn kind(&self) -> TransportKind {
+        match self {
+            Self::Mem(_) => TransportKind::Mem,
+            Self::Shm { .. } => TransportKind::Shm,
+            Self::Tcp(_) => TransportKind::Tcp,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mem(name) => write!(f, "mem:{name}"),
+            Self::Shm { host, name } => write!(f, "shm:{host}/{name}"),
+            Self::Tcp(at) => write!(f, "tcp:{at}"),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(s: &str) -> Result<Self, AddressError> {
+        let form = || AddressError::Form(s.into());
+        let (kind, rest) = s.split_once(':').ok_or_else(form)?;
+        match kind.parse()? {
+            TransportKind::Mem if !rest.is_empty() => Ok(Self::Mem(rest.into())),
+            TransportKind::Shm => {
+                let (host, name) = rest.split_once('/').ok_or_else(form)?;
+                if name.is_empty() || name.len() > 100 {
+                    return Err(form());
+                }
+                Ok(Self::Shm {
+                    host: host.parse()?,
+                    name: name.into(),
+                })
+            }
+            TransportKind::Tcp => rest.parse().map(Self::Tcp).map_err(|_| form()),
+            TransportKind::Mem => Err(form()),
+        }
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// No candidate can be reached from here; each is named with the reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no usable address: {rejected}")]
+pub struct ChooseError {
+    rejected: String,
+}
+
+/// The best of a peer's addresses: shared memory on the same host, else TCP; `force` allows one
+/// transport only.
+///
+/// # Errors
+/// Names every candidate with the reason why it will not do.
+pub fn address_choose(
+    candidates: &[Address],
+    force: Option<TransportKind>,
+) -> Result<&Address, ChooseError> {
+    let reject = |address: &Address| -> Option<String> {
+        if let Some(kind) = force.filter(|kind| *kind != address.kind()) {
+            return Some(format!("{address} (only {kind} is allowed)"));
+        }
+        match address {
+            Address::Shm { host, .. } if *host != HostId::local() => Some(format!(
+                "{address} (another host: this one is {})",
+                HostId::local()
+            )),
+            _ => None,
+        }
+    };
+    let mut rejected = Vec::new();
+    let mut best: Option<&Address> = None;
+    for address in candidates {
+        match reject(address) {
+            Some(why) => rejected.push(why),
+            None if best.is_none_or(|best| address.kind() < best.kind()) => best = Some(address),
+            None => {}
+        }
+    }
+    best.ok_or_else(|| ChooseError {
+        rejected: if rejected.is_empty() {
+            "none is known".into()
+        } else {
+            rejected.join(", ")
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_print_and_parse() {
+        for text in [
+            "mem:a",
+            "tcp:127.0.0.1:80",
+            "tcp:[::1]:9",
+            &format!("shm:{}/x", HostId::local()),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "tcp",
+            "tcp:x",
+            "shm:12/x",
+            "udp:1",
+            "mem:",
+            &format!("shm:{:032x}/", 1),
+        ] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_preferred_on_this_host_only() {
+        let tcp: Address = "tcp:127.0.0.1:80".parse().unwrap();
+        let here = Address::Shm {
+            host: HostId::local(),
+            name: "n".into(),
+        };
+        let there = Address::Shm {
+            host: HostId(1),
+            name: "n".into(),
+        };
+        assert_eq!(
+            address_choose(&[tcp.clone(), here.clone()], None),
+            Ok(&here)
+        );
+        assert_eq!(
+            address_choose(&[there.clone(), tcp.clone()], None),
+            Ok(&tcp)
+        );
+        let error = address_choose(&[there], Some(TransportKind::Tcp)).unwrap_err();
+        assert!(error.to_string().contains("only tcp is allowed"), "{error}");
+    }
+}

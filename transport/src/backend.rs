@@ -1,0 +1,200 @@
+//! The seam between the endpoint and its backends: [`Wire`], and the closed enum that mixes them.
+
+use std::io;
+
+use crate::fault::FaultWire;
+use crate::mem::MemWire;
+use crate::shm::ShmWire;
+use crate::tcp::TcpWire;
+use crate::wire::{FrameHeader, WireError};
+
+/// Whether a message was taken. `Busy` is back-pressure: nothing was sent, try again after
+/// progress.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Posted {
+    /// It is on its way.
+    Done,
+    /// There is no room just now.
+    Busy,
+}
+
+/// Why a wire is unusable from now on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WireFault {
+    /// The peer ended without a word.
+    #[error("the peer died")]
+    Dead,
+    /// The peer sent what no correct peer sends.
+    #[error(transparent)]
+    Protocol(#[from] WireError),
+    /// The operating system refuses.
+    #[error("socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Bytes of a receive buffer: the largest eager message with its headers fits.
+pub(crate) const RX_BYTES: usize = 64 << 10;
+
+/// Private memory that eager bytes are received into.
+pub(crate) type RxBuf = Box<[u8]>;
+
+/// Receive buffers not in use; channels without bytes pending hold none.
+#[derive(Debug, Default)]
+pub(crate) struct RxPool {
+    free: Vec<RxBuf>,
+}
+
+impl RxPool {
+    const KEPT: usize = 16;
+
+    pub(crate) fn take(&mut self) -> RxBuf {
+        self.free
+            .pop()
+            .unwrap_or_else(|| vec![0; RX_BYTES].into_boxed_slice())
+    }
+
+    pub(crate) fn give(&mut self, buf: RxBuf) {
+        if self.free.len() < Self::KEPT {
+            self.free.push(buf);
+        }
+    }
+}
+
+/// A frame that was received: its bytes are in `buf`, in private memory.
+pub(crate) struct Received {
+    pub(crate) header: FrameHeader,
+    pub(crate) buf: RxBuf,
+    /// Where the user's header starts in `buf`; the payload follows it.
+    pub(crate) at: usize,
+}
+
+impl Received {
+    pub(crate) fn user_header(&self) -> &[u8] {
+        &self.buf[self.at..self.at + usize::from(self.header.uhdr_len)]
+    }
+
+    pub(crate) fn payload(&self) -> &[u8] {
+        let start = self.at + usize::from(self.header.uhdr_len);
+        &self.buf[start..start + self.header.len() as usize]
+    }
+}
+
+/// What a sleeper waits for, besides frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Want {
+    /// Room to send frames.
+    pub(crate) room: bool,
+    /// Bytes on the bulk lane.
+    pub(crate) bulk_in: bool,
+    /// Room on the bulk lane.
+    pub(crate) bulk_room: bool,
+}
+
+/// One connected peer over one transport. Nothing here blocks.
+///
+/// Frames travel on the eager lane in order; large payloads travel as a byte stream on the bulk
+/// lane, which never delays the eager one. What the stream means is the endpoint's affair.
+pub(crate) trait Wire {
+    /// Sends a frame whole or not at all. `payload` is gathered; its length is in the header.
+    fn send_frame(
+        &mut self,
+        header: &FrameHeader,
+        user_header: &[u8],
+        payload: &[&[u8]],
+    ) -> Result<Posted, WireFault>;
+
+    /// The next frame, if one is there. The buffer comes back by [`Wire::recycle`].
+    fn recv_frame(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault>;
+
+    /// Takes back the buffer of the frame received last.
+    fn recycle(&mut self, buf: RxBuf, pool: &mut RxPool);
+
+    /// Writes to the bulk lane: bytes taken, zero if there is no room.
+    fn bulk_write(&mut self, bytes: &[u8]) -> Result<usize, WireFault>;
+
+    /// Reads from the bulk lane: bytes read, zero if there are none.
+    fn bulk_read(&mut self, into: &mut [u8]) -> Result<usize, WireFault>;
+
+    /// Pushes out what is still held back; whether all is out.
+    fn flush(&mut self) -> Result<bool, WireFault> {
+        Ok(true)
+    }
+
+    /// Before sleeping: whether nothing of what is wanted is there, and the peer will wake us when
+    /// that changes.
+    fn arm(&mut self, want: Want) -> Result<bool, WireFault>;
+
+    /// Says that we will send no more, once all is flushed.
+    fn shutdown(&mut self) {}
+
+    /// A descriptor of this wire is ready; `bulk` tells which.
+    fn ready(&mut self, _bulk: bool) -> Result<(), WireFault> {
+        Ok(())
+    }
+}
+
+/// Any wire: the one place where backends are mixed at run time.
+pub(crate) enum AnyWire {
+    Mem(MemWire),
+    Shm(ShmWire),
+    Tcp(TcpWire),
+    Fault(Box<FaultWire>),
+}
+
+macro_rules! each {
+    ($self:ident, $wire:ident => $call:expr) => {
+        match $self {
+            AnyWire::Shm($wire) => $call,
+            AnyWire::Tcp($wire) => $call,
+            AnyWire::Mem($wire) => $call,
+            AnyWire::Fault($wire) => $call,
+        }
+    };
+}
+
+impl Wire for AnyWire {
+    #[inline]
+    fn send_frame(
+        &mut self,
+        header: &FrameHeader,
+        user_header: &[u8],
+        payload: &[&[u8]],
+    ) -> Result<Posted, WireFault> {
+        each!(self, wire => wire.send_frame(header, user_header, payload))
+    }
+
+    #[inline]
+    fn recv_frame(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
+        each!(self, wire => wire.recv_frame(pool))
+    }
+
+    #[inline]
+    fn recycle(&mut self, buf: RxBuf, pool: &mut RxPool) {
+        each!(self, wire => wire.recycle(buf, pool));
+    }
+
+    fn bulk_write(&mut self, bytes: &[u8]) -> Result<usize, WireFault> {
+        each!(self, wire => wire.bulk_write(bytes))
+    }
+
+    fn bulk_read(&mut self, into: &mut [u8]) -> Result<usize, WireFault> {
+        each!(self, wire => wire.bulk_read(into))
+    }
+
+    fn flush(&mut self) -> Result<bool, WireFault> {
+        each!(self, wire => wire.flush())
+    }
+
+    fn arm(&mut self, want: Want) -> Result<bool, WireFault> {
+        each!(self, wire => wire.arm(want))
+    }
+
+    fn shutdown(&mut self) {
+        each!(self, wire => wire.shutdown());
+    }
+
+    fn ready(&mut self, bulk: bool) -> Result<(), WireFault> {
+        each!(self, wire => wire.ready(bulk))
+    }
+}

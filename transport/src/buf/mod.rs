@@ -1,0 +1,432 @@
+//! Payload memory: [`BufMut`] is unique and writable, [`Buf`] shared and read-only.
+//!
+//! All payload, state and bulk memory is one of these: 64-byte aligned, reference-counted, sliced
+//! without copying, and given back to its pool by the last one that drops it. Small blocks come
+//! from the heap, blocks from [`HUGE_FROM_BYTES`] up are mappings of their own with huge pages
+//! advised, since faulting in a gigabyte by small pages costs more than sending it.
+//!
+//! A pool keeps freed blocks by size class (powers of two) and hands them out again, so that
+//! nothing is mapped, faulted in or cleared on a warm path.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::sync::atomic::{AtomicUsize, Ordering};
+
+/// Alignment of every block, in bytes.
+pub const ALIGN_BYTES: usize = 64;
+
+/// Blocks of this many bytes and more are mappings of their own.
+pub const HUGE_FROM_BYTES: usize = 1 << 20;
+
+const CLASS_MIN_SHIFT: u32 = 6;
+const CLASSES: usize = 42;
+/// Freed bytes that a pool keeps per size class.
+const KEPT_PER_CLASS_BYTES: usize = 64 << 20;
+
+/// The pool's limit is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no room for {wanted} bytes: {used} of the pool's {limit} bytes are in use")]
+pub struct PoolExhausted {
+    /// Bytes asked for.
+    pub wanted: usize,
+    /// Bytes in use.
+    pub used: usize,
+    /// The pool's limit in bytes.
+    pub limit: usize,
+}
+
+/// A bounded source of buffers; clones share it.
+#[derive(Clone)]
+pub struct BufPool {
+    shared: Arc<PoolShared>,
+}
+
+struct PoolShared {
+    limit: usize,
+    used: AtomicUsize,
+    free: [Mutex<Vec<Block>>; CLASSES],
+}
+
+impl fmt::Debug for BufPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufPool")
+            .field("limit", &self.shared.limit)
+            .field("used", &self.used_bytes())
+            .finish()
+    }
+}
+
+impl BufPool {
+    /// A pool that hands out at most `limit_bytes` at a time.
+    pub fn new(limit_bytes: usize) -> Self {
+        let free = std::array::from_fn(|_| Mutex::new(Vec::new()));
+        let shared = PoolShared {
+            limit: limit_bytes,
+            used: AtomicUsize::new(0),
+            free,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Bytes handed out and not yet given back, rounded up to size classes.
+    pub fn used_bytes(&self) -> usize {
+        self.shared.used.load(Ordering::Relaxed)
+    }
+
+    /// A writable buffer of `len` bytes. Its content is arbitrary bytes of this process.
+    ///
+    /// # Errors
+    /// When the pool's limit is reached.
+    pub fn alloc(&self, len: usize) -> Result<BufMut, PoolExhausted> {
+        if len == 0 {
+            return Ok(BufMut::default());
+        }
+        let shift = len
+            .next_power_of_two()
+            .trailing_zeros()
+            .max(CLASS_MIN_SHIFT);
+        let class = (shift - CLASS_MIN_SHIFT) as usize;
+        let size = if shift < usize::BITS - 2 {
+            1usize << shift
+        } else {
+            usize::MAX / 4
+        };
+        // Large blocks are counted, and mapped, by their length: rounding 1.1 GiB up to 2 would
+        // be waste.
+        let size = if size > HUGE_FROM_BYTES {
+            len.next_multiple_of(HUGE_FROM_BYTES)
+        } else {
+            size
+        };
+        let used = self.shared.used.fetch_add(size, Ordering::Relaxed);
+        let exhausted = PoolExhausted {
+            wanted: len,
+            used,
+            limit: self.shared.limit,
+        };
+        if class >= CLASSES || used.saturating_add(size) > self.shared.limit {
+            self.shared.used.fetch_sub(size, Ordering::Relaxed);
+            return Err(exhausted);
+        }
+        let reused = {
+            let mut free = self.shared.free[class]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let at = free.iter().rposition(|block| block.size == size);
+            at.map(|at| free.swap_remove(at))
+        };
+        let Some(block) = reused.or_else(|| Block::map(size)) else {
+            self.shared.used.fetch_sub(size, Ordering::Relaxed);
+            return Err(exhausted);
+        };
+        Ok(BufMut {
+            owner: Some(Owner {
+                block: Some(block),
+                pool: Arc::clone(&self.shared),
+            }),
+            len,
+        })
+    }
+
+    /// A buffer with a copy of `bytes`.
+    ///
+    /// # Errors
+    /// When the pool's limit is reached.
+    pub fn copy_from(&self, bytes: &[u8]) -> Result<Buf, PoolExhausted> {
+        let mut buf = self.alloc(bytes.len())?;
+        buf.copy_from_slice(bytes);
+        Ok(buf.freeze())
+    }
+}
+
+/// A block of memory, unique to its owner.
+struct Block {
+    at: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: a block is plain memory that belongs to whoever owns the value; nothing is thread-bound.
+unsafe impl Send for Block {}
+// SAFETY: shared access only reads; see `Buf`.
+unsafe impl Sync for Block {}
+
+impl Block {
+    fn layout(size: usize) -> Option<Layout> {
+        Layout::from_size_align(size, ALIGN_BYTES).ok()
+    }
+
+    fn map(size: usize) -> Option<Self> {
+        if size < HUGE_FROM_BYTES {
+            // SAFETY: the layout has a size above zero, since classes start at 64 bytes.
+            let at = unsafe { alloc_zeroed(Self::layout(size)?) };
+            return Some(Self {
+                at: NonNull::new(at)?,
+                size,
+            });
+        }
+        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+        // SAFETY: a fresh private mapping chosen by the kernel overlaps nothing.
+        let at = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                size,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .ok()?;
+        // SAFETY: the range is the mapping just made. The advice is only that: without huge pages
+        // the mapping works as well.
+        let _ = unsafe { madvise(at, size, Advice::LinuxHugepage) };
+        Some(Self {
+            at: NonNull::new(at.cast())?,
+            size,
+        })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if self.size < HUGE_FROM_BYTES {
+            if let Some(layout) = Self::layout(self.size) {
+                // SAFETY: `map` got this block from the allocator with the same layout.
+                unsafe { dealloc(self.at.as_ptr(), layout) };
+            }
+        } else {
+            // SAFETY: `map` made a mapping of just this address and size, and nobody else has it.
+            // Unmapping what was mapped cannot fail.
+            let _ = unsafe { rustix::mm::munmap(self.at.as_ptr().cast(), self.size) };
+        }
+    }
+}
+
+/// A block on loan from its pool.
+struct Owner {
+    block: Option<Block>,
+    pool: Arc<PoolShared>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let Some(block) = self.block.take() else {
+            return;
+        };
+        self.pool.used.fetch_sub(block.size, Ordering::Relaxed);
+        let shift = block.size.next_power_of_two().trailing_zeros();
+        let class = (shift - CLASS_MIN_SHIFT) as usize;
+        let kept_max = (KEPT_PER_CLASS_BYTES / block.size).max(1);
+        let mut free = self.pool.free[class]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if free.len() < kept_max {
+            free.push(block);
+        }
+    }
+}
+
+/// A unique, writable buffer.
+#[derive(Default)]
+pub struct BufMut {
+    owner: Option<Owner>,
+    len: usize,
+}
+
+impl BufMut {
+    /// Makes the buffer shorter; a longer `len` changes nothing.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Ends writing: from here on it is shared and read-only.
+    pub fn freeze(self) -> Buf {
+        let len = self.len;
+        match self.owner {
+            Some(owner) => Buf {
+                memory: Memory::Pooled(Arc::new(owner)),
+                start: 0,
+                len,
+            },
+            None => Buf::default(),
+        }
+    }
+}
+
+impl fmt::Debug for BufMut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BufMut({} bytes)", self.len)
+    }
+}
+
+impl Deref for BufMut {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self.owner.as_ref().and_then(|owner| owner.block.as_ref()) {
+            // SAFETY: the block is initialised (zeroed at first, written since), at least `len`
+            // bytes long, and borrowed as long as `self`.
+            Some(block) => unsafe { std::slice::from_raw_parts(block.at.as_ptr(), self.len) },
+            None => &[],
+        }
+    }
+}
+
+impl DerefMut for BufMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self.owner.as_ref().and_then(|owner| owner.block.as_ref()) {
+            // SAFETY: as in `deref`; `&mut self` is the only handle to the block.
+            Some(block) => unsafe { std::slice::from_raw_parts_mut(block.at.as_ptr(), self.len) },
+            None => &mut [],
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+enum Memory {
+    #[default]
+    Empty,
+    Pooled(Arc<Owner>),
+    Vector(Arc<Vec<u8>>),
+}
+
+/// A shared, read-only buffer; clones and slices share the memory.
+#[derive(Clone, Default)]
+pub struct Buf {
+    memory: Memory,
+    start: usize,
+    len: usize,
+}
+
+impl Buf {
+    /// A buffer over the vector's own memory, in no pool.
+    pub fn from_vec(bytes: Vec<u8>) -> Self {
+        let len = bytes.len();
+        Self {
+            memory: Memory::Vector(Arc::new(bytes)),
+            start: 0,
+            len,
+        }
+    }
+
+    /// A part of the buffer, sharing its memory; `None` if the range is not within it.
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        if range.start > range.end || range.end > self.len {
+            return None;
+        }
+        let memory = self.memory.clone();
+        Some(Self {
+            memory,
+            start: self.start + range.start,
+            len: range.end - range.start,
+        })
+    }
+
+    /// The writable buffer again, if nobody else shares its memory and it is no part of one.
+    ///
+    /// # Errors
+    /// The buffer itself otherwise.
+    pub fn try_into_mut(self) -> Result<BufMut, Self> {
+        let Self { memory, start, len } = self;
+        match memory {
+            Memory::Pooled(owner) if start == 0 => match Arc::try_unwrap(owner) {
+                Ok(owner) => Ok(BufMut {
+                    owner: Some(owner),
+                    len,
+                }),
+                Err(owner) => Err(Self {
+                    memory: Memory::Pooled(owner),
+                    start,
+                    len,
+                }),
+            },
+            memory => Err(Self { memory, start, len }),
+        }
+    }
+}
+
+impl Deref for Buf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Empty => &[],
+            Memory::Vector(bytes) => &bytes[self.start..self.start + self.len],
+            Memory::Pooled(owner) => match &owner.block {
+                // SAFETY: `start + len` is within what was written before the freeze, and nothing
+                // writes to a frozen block while this handle lives.
+                Some(block) => unsafe {
+                    std::slice::from_raw_parts(block.at.as_ptr().add(self.start), self.len)
+                },
+                None => &[],
+            },
+        }
+    }
+}
+
+impl AsRef<[u8]> for Buf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<Vec<u8>> for Buf {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::from_vec(bytes)
+    }
+}
+
+impl PartialEq for Buf {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Buf {}
+
+impl fmt::Debug for Buf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buf({} bytes)", self.len)
+    }
+}
+
+#[cfg(all(test, not(praas_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_shared_returned_and_reused() {
+        let pool = BufPool::new(1 << 22);
+        let mut writable = pool.alloc(100).unwrap();
+        writable.fill(7);
+        assert_eq!(writable.as_ptr() as usize % ALIGN_BYTES, 0);
+        let at = writable.as_ptr();
+        let buf = writable.freeze();
+        let part = buf.slice(10..20).unwrap();
+        assert_eq!(&*part, &[7; 10]);
+        assert!(buf.slice(90..101).is_none());
+        let buf = buf.try_into_mut().unwrap_err();
+        drop(part);
+        assert_eq!(buf.try_into_mut().unwrap().len(), 100);
+        assert_eq!(pool.used_bytes(), 0);
+        assert_eq!(pool.alloc(128).unwrap().as_ptr(), at);
+    }
+
+    #[test]
+    fn the_limit_holds() {
+        let pool = BufPool::new(4 << 20);
+        let large = pool.alloc(3 << 20).unwrap();
+        assert_eq!(large.as_ptr() as usize % 4096, 0);
+        let error = pool.alloc(2 << 20).unwrap_err();
+        assert_eq!((error.wanted, error.used), (2 << 20, 3 << 20));
+        drop(large);
+        assert!(pool.alloc(2 << 20).is_ok());
+        assert!(pool.alloc(usize::MAX / 2).is_err());
+        assert!(pool.alloc(0).unwrap().freeze().is_empty());
+    }
+}

@@ -1,0 +1,187 @@
+//! A connection before it is a channel: the handshake, over any stream, without blocking.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::stream::{DESCRIPTORS_MAX, Stream};
+use crate::shm::{Layout, ShmMemory};
+use crate::ticket::Authenticator;
+use crate::wire::{
+    Agreed, Dialler, HANDSHAKE_MESSAGE_MAX_BYTES, HandshakeError, Listener, Step, refusal,
+};
+
+pub(super) enum Machine {
+    Dialler(Dialler),
+    Listener(Listener),
+}
+
+pub(super) struct Boot {
+    pub(super) stream: Stream,
+    pub(super) machine: Machine,
+    pub(super) deadline: Instant,
+    /// Where the bulk lane of a dialled TCP channel goes.
+    pub(super) lane_to: Option<std::net::SocketAddr>,
+    pub(super) received: Vec<u8>,
+    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) memory: Option<ShmMemory>,
+    layout: Layout,
+    unsent: Vec<u8>,
+    unsent_descriptors: Vec<OwnedFd>,
+    /// Set once all that remains is to send the last bytes.
+    done: Option<Agreed>,
+}
+
+/// Where a handshake stands.
+pub(super) enum Booted {
+    Waiting,
+    Open(Agreed),
+    Bulk([u8; 16]),
+    /// We refused: the refusal is sent, wait for the dialler to hang up.
+    Refused,
+    Failed(BootError),
+}
+
+pub(super) enum BootError {
+    Handshake(HandshakeError),
+    Io(io::Error),
+}
+
+impl Boot {
+    pub(super) fn new(
+        stream: Stream,
+        machine: Machine,
+        first: Vec<u8>,
+        first_descriptors: Vec<OwnedFd>,
+        deadline: Instant,
+        layout: Layout,
+    ) -> Self {
+        Self {
+            stream,
+            machine,
+            deadline,
+            lane_to: None,
+            received: Vec::new(),
+            descriptors: Vec::new(),
+            memory: None,
+            layout,
+            unsent: first,
+            unsent_descriptors: first_descriptors,
+            done: None,
+        }
+    }
+
+    /// Goes as far as the stream lets it.
+    pub(super) fn step(&mut self, auth: Option<&dyn Authenticator>) -> Booted {
+        self.step_inner(auth)
+            .unwrap_or_else(|error| Booted::Failed(BootError::Io(error)))
+    }
+
+    fn step_inner(&mut self, auth: Option<&dyn Authenticator>) -> io::Result<Booted> {
+        loop {
+            if !self.flush()? {
+                return Ok(Booted::Waiting);
+            }
+            if let Some(agreed) = self.done.take() {
+                return Ok(Booted::Open(agreed));
+            }
+            let fed = match &mut self.machine {
+                Machine::Dialler(dialler) => dialler.feed(&self.received),
+                Machine::Listener(listener) => listener.feed(&self.received, auth, unix_ms_now()),
+            };
+            let (used, step) = match fed {
+                Ok(fed) => fed,
+                Err(error) => return self.fail(error),
+            };
+            self.received.drain(..used);
+            match step {
+                Step::More => {
+                    if !self.fill()? {
+                        return Ok(Booted::Waiting);
+                    }
+                }
+                Step::Send(bytes) => self.unsent = bytes,
+                Step::Bulk(token) => return Ok(Booted::Bulk(token)),
+                Step::Done(bytes, agreed) => {
+                    self.unsent = bytes;
+                    self.segment_offer()?;
+                    self.done = Some(agreed);
+                }
+            }
+        }
+    }
+
+    /// A listener on shared memory hands over segment and life page with Accept.
+    fn segment_offer(&mut self) -> io::Result<()> {
+        if let (Machine::Listener(_), Stream::Unix(_)) = (&self.machine, &self.stream) {
+            let (segment, memory) = ShmMemory::create(self.layout)?;
+            self.memory = Some(memory);
+            self.unsent_descriptors = vec![
+                segment,
+                crate::shm::life::life_page()?
+                    .as_fd()
+                    .try_clone_to_owned()?,
+            ];
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, error: HandshakeError) -> io::Result<Booted> {
+        if let Machine::Listener(_) = self.machine {
+            tracing::debug!(%error, "refusing a peer");
+            self.unsent = refusal(&error);
+            // The refusal is a courtesy: a peer that does not take it now goes without.
+            return match self.flush() {
+                Ok(_) => Ok(Booted::Refused),
+                Err(_) => Ok(Booted::Failed(BootError::Handshake(error))),
+            };
+        }
+        Ok(Booted::Failed(BootError::Handshake(error)))
+    }
+
+    fn flush(&mut self) -> io::Result<bool> {
+        while !self.unsent.is_empty() {
+            let fds: Vec<_> = self.unsent_descriptors.iter().map(AsFd::as_fd).collect();
+            match self.stream.write(&self.unsent, &fds) {
+                Ok(sent) => {
+                    self.unsent.drain(..sent);
+                    self.unsent_descriptors.clear();
+                }
+                Err(error) if not_yet(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn fill(&mut self) -> io::Result<bool> {
+        let mut bytes = [0; HANDSHAKE_MESSAGE_MAX_BYTES + 2];
+        match self.stream.read(&mut bytes, &mut self.descriptors) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                if self.descriptors.len() > DESCRIPTORS_MAX {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "the peer sends more descriptors than the handshake has",
+                    ));
+                }
+                self.received.extend_from_slice(&bytes[..count]);
+                Ok(true)
+            }
+            Err(error) if not_yet(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn not_yet(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, NotConnected, WouldBlock};
+    matches!(error.kind(), WouldBlock | Interrupted | NotConnected)
+        || error.raw_os_error() == Some(libc::EINPROGRESS)
+}
+
+pub(super) fn unix_ms_now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}

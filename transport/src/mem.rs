@@ -1,0 +1,277 @@
+//! The in-process backend: queues under locks, written to be read.
+//!
+//! It is the executable specification of the seam: every promise holds here in the plainest way,
+//! and the other backends are held to the same suite.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use crate::backend::{Posted, Received, RxBuf, RxPool, Want, Wire, WireFault};
+use crate::endpoint::{TransportError, Waker};
+use crate::one_sided::RegionTable;
+use crate::wire::FrameHeader;
+
+/// Frames that a direction holds before it is `Busy`.
+const FRAMES_MAX: usize = 256;
+const BULK_MAX_BYTES: usize = 1 << 20;
+const DIALS_MAX: usize = 1024;
+
+static LISTENERS: LazyLock<Mutex<HashMap<String, Arc<MemListener>>>> =
+    LazyLock::new(|| Mutex::new(HashMap::new()));
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section here leaves the queues whole, so a panic elsewhere spoils nothing.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Links that were dialled and not yet picked up by their listener.
+pub(crate) struct MemListener {
+    name: String,
+    dials: Mutex<VecDeque<MemLink>>,
+    waker: Waker,
+}
+
+impl MemListener {
+    pub(crate) fn listen(name: &str, waker: Waker) -> Result<Arc<Self>, TransportError> {
+        let mut listeners = lock(&LISTENERS);
+        if listeners.contains_key(name) {
+            return Err(TransportError::Listen {
+                address: format!("mem:{name}"),
+                source: std::io::ErrorKind::AddrInUse.into(),
+            });
+        }
+        let listener = Arc::new(Self {
+            name: name.into(),
+            dials: Mutex::new(VecDeque::new()),
+            waker,
+        });
+        listeners.insert(name.into(), Arc::clone(&listener));
+        Ok(listener)
+    }
+
+    pub(crate) fn accept(&self) -> Option<MemLink> {
+        lock(&self.dials).pop_front()
+    }
+
+    pub(crate) fn pending(&self) -> bool {
+        !lock(&self.dials).is_empty()
+    }
+
+    pub(crate) fn close(&self) {
+        lock(&LISTENERS).remove(&self.name);
+        lock(&self.dials).clear();
+    }
+}
+
+/// What one side writes and the other reads.
+#[derive(Default)]
+struct Lane {
+    boot: VecDeque<u8>,
+    frames: VecDeque<(FrameHeader, Vec<u8>)>,
+    bulk: VecDeque<u8>,
+    closed: bool,
+}
+
+struct Shared {
+    lanes: [Mutex<Lane>; 2],
+    wakers: [Mutex<Option<Waker>>; 2],
+    regions: [Mutex<Option<Arc<RegionTable>>>; 2],
+}
+
+/// One side of a link; dropping it is how the other side learns of the end.
+pub(crate) struct MemLink {
+    shared: Arc<Shared>,
+    side: usize,
+}
+
+impl MemLink {
+    /// Connects to the listener of that name.
+    pub(crate) fn dial(
+        name: &str,
+        waker: Waker,
+        regions: Arc<RegionTable>,
+    ) -> Result<Self, TransportError> {
+        let refused = |kind: std::io::ErrorKind| TransportError::Connect {
+            address: format!("mem:{name}"),
+            source: kind.into(),
+        };
+        let listener = lock(&LISTENERS).get(name).cloned();
+        let listener = listener.ok_or_else(|| refused(std::io::ErrorKind::ConnectionRefused))?;
+        let shared = Arc::new(Shared {
+            lanes: Default::default(),
+            wakers: [
+                Mutex::new(Some(waker)),
+                Mutex::new(Some(listener.waker.clone())),
+            ],
+            regions: [Mutex::new(Some(regions)), Mutex::new(None)],
+        });
+        let theirs = Self {
+            shared: Arc::clone(&shared),
+            side: 1,
+        };
+        let mut dials = lock(&listener.dials);
+        if dials.len() >= DIALS_MAX {
+            return Err(refused(std::io::ErrorKind::WouldBlock));
+        }
+        dials.push_back(theirs);
+        drop(dials);
+        listener.waker.wake();
+        Ok(Self { shared, side: 0 })
+    }
+
+    pub(crate) fn adopt(&self, regions: Arc<RegionTable>) {
+        *lock(&self.shared.regions[self.side]) = Some(regions);
+    }
+
+    pub(crate) fn peer_regions(&self) -> Option<Arc<RegionTable>> {
+        lock(&self.shared.regions[1 - self.side]).clone()
+    }
+
+    fn ours(&self) -> MutexGuard<'_, Lane> {
+        lock(&self.shared.lanes[self.side])
+    }
+
+    fn theirs(&self) -> MutexGuard<'_, Lane> {
+        lock(&self.shared.lanes[1 - self.side])
+    }
+
+    fn wake_peer(&self) {
+        if let Some(waker) = &*lock(&self.shared.wakers[1 - self.side]) {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn boot_write(&self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.theirs().closed {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        }
+        self.ours().boot.extend(bytes);
+        self.wake_peer();
+        Ok(bytes.len())
+    }
+
+    pub(crate) fn boot_read(&self, into: &mut [u8]) -> std::io::Result<usize> {
+        let mut lane = self.theirs();
+        let count = lane.boot.len().min(into.len());
+        if count == 0 {
+            return match lane.closed {
+                true => Ok(0),
+                false => Err(std::io::ErrorKind::WouldBlock.into()),
+            };
+        }
+        for (to, from) in into.iter_mut().zip(lane.boot.drain(..count)) {
+            *to = from;
+        }
+        Ok(count)
+    }
+}
+
+impl Drop for MemLink {
+    fn drop(&mut self) {
+        self.ours().closed = true;
+        self.wake_peer();
+        *lock(&self.shared.wakers[self.side]) = None;
+        *lock(&self.shared.regions[self.side]) = None;
+    }
+}
+
+/// A connected peer in the same OS process.
+pub(crate) struct MemWire {
+    link: MemLink,
+    eager_max: usize,
+}
+
+impl MemWire {
+    pub(crate) fn new(link: MemLink, eager_max: usize) -> Self {
+        Self { link, eager_max }
+    }
+
+    pub(crate) fn link(&self) -> &MemLink {
+        &self.link
+    }
+}
+
+impl Wire for MemWire {
+    fn send_frame(
+        &mut self,
+        header: &FrameHeader,
+        user_header: &[u8],
+        payload: &[&[u8]],
+    ) -> Result<Posted, WireFault> {
+        if self.link.theirs().closed {
+            return Err(WireFault::Dead);
+        }
+        let mut lane = self.link.ours();
+        if lane.frames.len() >= FRAMES_MAX {
+            return Ok(Posted::Busy);
+        }
+        let mut bytes = user_header.to_vec();
+        for part in payload {
+            bytes.extend_from_slice(part);
+        }
+        debug_assert!(bytes.len() <= self.eager_max + user_header.len());
+        lane.frames.push_back((*header, bytes));
+        drop(lane);
+        self.link.wake_peer();
+        Ok(Posted::Done)
+    }
+
+    fn recv_frame(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
+        let mut lane = self.link.theirs();
+        let Some((header, bytes)) = lane.frames.pop_front() else {
+            return match lane.closed {
+                true => Err(WireFault::Dead),
+                false => Ok(None),
+            };
+        };
+        let was_full = lane.frames.len() + 1 == FRAMES_MAX;
+        drop(lane);
+        if was_full {
+            self.link.wake_peer();
+        }
+        let mut buf = pool.take();
+        buf[..bytes.len()].copy_from_slice(&bytes);
+        Ok(Some(Received { header, buf, at: 0 }))
+    }
+
+    fn recycle(&mut self, buf: RxBuf, pool: &mut RxPool) {
+        pool.give(buf);
+    }
+
+    fn bulk_write(&mut self, bytes: &[u8]) -> Result<usize, WireFault> {
+        let mut lane = self.link.ours();
+        let count = bytes.len().min(BULK_MAX_BYTES - lane.bulk.len());
+        lane.bulk.extend(&bytes[..count]);
+        drop(lane);
+        if count > 0 {
+            self.link.wake_peer();
+        }
+        Ok(count)
+    }
+
+    fn bulk_read(&mut self, into: &mut [u8]) -> Result<usize, WireFault> {
+        let mut lane = self.link.theirs();
+        let count = lane.bulk.len().min(into.len());
+        let (front, back) = lane.bulk.as_slices();
+        let from_front = count.min(front.len());
+        into[..from_front].copy_from_slice(&front[..from_front]);
+        into[from_front..count].copy_from_slice(&back[..count - from_front]);
+        lane.bulk.drain(..count);
+        drop(lane);
+        if count > 0 {
+            self.link.wake_peer();
+        }
+        Ok(count)
+    }
+
+    fn arm(&mut self, want: Want) -> Result<bool, WireFault> {
+        let theirs = self.link.theirs();
+        let there =
+            !theirs.frames.is_empty() || theirs.closed || (want.bulk_in && !theirs.bulk.is_empty());
+        drop(theirs);
+        let ours = self.link.ours();
+        let room = (want.room && ours.frames.len() < FRAMES_MAX)
+            || (want.bulk_room && ours.bulk.len() < BULK_MAX_BYTES);
+        Ok(!there && !room)
+    }
+}

@@ -1,0 +1,137 @@
+//! The life page: how peers on the same host see within a millisecond that we died.
+//!
+//! ```text
+//!   our process                                         a peer
+//!   life thread -- holds --> [ robust futex word ] <--- maps read-only, looks while it polls
+//!       |  dies with us           |
+//!       +-- the kernel, as it ends the thread, sets FUTEX_OWNER_DIED there
+//! ```
+//!
+//! Sockets hang up, and pidfds fire, only after the kernel has freed a killed process's memory:
+//! tens of milliseconds a gigabyte. A thread's robust list is walked before that. So each process
+//! has one page (a memfd), one word on it, and one thread that does nothing but hold the word as a
+//! robust futex. Peers get the page by descriptor, sealed so that none can map it writable, and
+//! look at the word when they find nothing else to do. The list's node is private memory, since
+//! the kernel follows its pointers; only the word is shared.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::segment::Mapping;
+use crate::sync::atomic::{AtomicU32, Ordering};
+
+/// Bytes of a life page.
+pub(crate) const LIFE_BYTES: usize = 4096;
+const OWNER_DIED: u32 = 0x4000_0000;
+const LIFE_SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::FUTURE_WRITE);
+
+/// The descriptor of this process's life page, made at the first call.
+///
+/// # Errors
+/// The system refuses a memfd, a mapping or a thread.
+pub(crate) fn life_page() -> io::Result<&'static OwnedFd> {
+    static LIFE: OnceLock<Result<OwnedFd, io::ErrorKind>> = OnceLock::new();
+    LIFE.get_or_init(|| life_start().map_err(|error| error.kind()))
+        .as_ref()
+        .map_err(|kind| io::Error::from(*kind))
+}
+
+fn life_start() -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
+    let fd = memfd_create("praas-life", flags).or_else(|_| {
+        memfd_create(
+            "praas-life",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+        )
+    })?;
+    ftruncate(&fd, LIFE_BYTES as u64)?;
+    let page = Mapping::map(fd.as_fd(), LIFE_BYTES, ProtFlags::READ | ProtFlags::WRITE)?;
+    fcntl_add_seals(&fd, LIFE_SEALS | SealFlags::SEAL)?;
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("praas-life".into())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            // The page must outlive every look at it, so it is never unmapped.
+            let page: &'static Mapping = Box::leak(Box::new(page));
+            // The receiver waits below; if it is gone, so is the process.
+            let _ = tell.send(life_hold(page));
+            loop {
+                std::thread::park();
+            }
+        })?;
+    told.recv()
+        .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
+    Ok(fd)
+}
+
+#[repr(C)]
+struct RobustNode {
+    next: *mut RobustNode,
+}
+
+#[repr(C)]
+struct RobustHead {
+    list: RobustNode,
+    futex_offset: libc::c_long,
+    pending: *mut RobustNode,
+}
+
+/// Makes the calling thread the word's owner until it ends.
+fn life_hold(page: &'static Mapping) -> io::Result<()> {
+    let word = page.word32(0);
+    // The node is leaked with the head: the kernel reads both when the thread ends.
+    let node: *mut RobustNode = Box::into_raw(Box::new(RobustNode {
+        next: std::ptr::null_mut(),
+    }));
+    let offset = (std::ptr::from_ref(word) as isize) - (node as isize);
+    let head: *mut RobustHead = Box::into_raw(Box::new(RobustHead {
+        list: RobustNode { next: node },
+        futex_offset: offset as libc::c_long,
+        pending: std::ptr::null_mut(),
+    }));
+    // SAFETY: both pointers come from boxes that are never freed, and nobody else has them; the
+    // list is circular, from the head over the node back to the head.
+    unsafe { (*node).next = std::ptr::addr_of_mut!((*head).list) };
+    word.store(
+        rustix::thread::gettid().as_raw_nonzero().get() as u32,
+        Ordering::SeqCst,
+    );
+    // SAFETY: the head is valid for the rest of the process and laid out as the kernel wants it.
+    // This thread uses no robust mutex of the C library, whose list is replaced here.
+    let done = unsafe { libc::syscall(libc::SYS_set_robust_list, head, size_of::<RobustHead>()) };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A peer's life page.
+pub(crate) struct LifeWatch {
+    page: Mapping,
+}
+
+impl LifeWatch {
+    /// Maps the page that the peer handed over.
+    ///
+    /// # Errors
+    /// It is no sealed memfd of the right size, so that the peer could make us fault.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        super::segment::memfd_check(fd.as_fd(), LIFE_BYTES as u64, SealFlags::SHRINK)?;
+        let page = Mapping::map_with(fd.as_fd(), LIFE_BYTES, ProtFlags::READ, MapFlags::SHARED)?;
+        Ok(Self { page })
+    }
+
+    /// Whether the peer's process has ended.
+    #[inline]
+    pub(crate) fn dead(&self) -> bool {
+        let word: &AtomicU32 = self.page.word32(0);
+        word.load(Ordering::Relaxed) & OWNER_DIED != 0
+    }
+}

@@ -1,0 +1,488 @@
+//! Shared memory: rings in a segment that both sides map, and a Unix socket beside it.
+//!
+//! ```text
+//!   dialler                     segment (memfd)                      listener
+//!      | -- small ring 0, large ring 0, bulk ring 0 ------------------> |
+//!      | <- small ring 1, large ring 1, bulk ring 1 ------------------- |
+//!      | <= Unix socket: handshake, descriptors; then doorbell, hang-up |
+//!      | <- life page of the listener, life page of the dialler ------> |
+//! ```
+//!
+//! A channel starts with rings of one page. When one is full, or a frame needs more than a quarter
+//! of it, the writer posts a marker there and goes on in the large ring; nothing is lost or
+//! reordered, and a channel that stays small stays cheap.
+//!
+//! Sleeping is Dekker's problem: the sleeper raises its flag and looks at the ring once more, the
+//! writer publishes and looks at the flag. Where both processes are registered for expedited
+//! membarriers the sleeper pays for both; else both run a full fence.
+#![allow(unsafe_code)]
+
+pub(crate) mod life;
+mod ring;
+mod segment;
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+
+use mio::net::UnixStream;
+
+use self::life::LifeWatch;
+use self::ring::{RingReader, RingWriter, lines_for};
+pub(crate) use self::segment::Layout;
+use self::segment::{Mapping, SMALL_RING_BYTES, SegmentLines, Word, segment_create, segment_open};
+use crate::backend::{Posted, RX_BYTES, Received, RxBuf, RxPool, Want, Wire, WireFault};
+use crate::sync::atomic::{Ordering, compiler_fence, fence};
+use crate::wire::{FrameHeader, FrameKind, WireError};
+
+/// In place of a frame's kind: the next frame is at the start of the large ring.
+const MARKER_KIND: u8 = 0xff;
+/// Bodies above this go to the large ring.
+const SMALL_BODY_MAX: usize = SMALL_RING_BYTES / 4;
+/// Bulk bytes after which the other side is told.
+const BULK_STEP: usize = 64 << 10;
+/// Empty polls between two looks at the peer's life word.
+const LIFE_POLLS: u32 = 64;
+
+/// Whether this process is registered for expedited global membarriers.
+pub(crate) fn membarrier_registered() -> bool {
+    static REGISTERED: OnceLock<bool> = OnceLock::new();
+    *REGISTERED.get_or_init(|| membarrier(libc::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED))
+}
+
+fn membarrier(command: libc::c_int) -> bool {
+    // SAFETY: the call takes integers only and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
+/// The memory of a channel, before it is a wire.
+pub(crate) struct ShmMemory {
+    segment: Arc<Mapping>,
+    layout: Layout,
+}
+
+impl ShmMemory {
+    /// Makes the segment; the descriptor is for the peer.
+    pub(crate) fn create(layout: Layout) -> io::Result<(OwnedFd, Self)> {
+        let (fd, mapping) = segment_create(layout)?;
+        Ok((
+            fd,
+            Self {
+                segment: Arc::new(mapping),
+                layout,
+            },
+        ))
+    }
+
+    /// Maps the segment that the peer made.
+    pub(crate) fn open(fd: OwnedFd, layout: Layout) -> io::Result<Self> {
+        Ok(Self {
+            segment: Arc::new(segment_open(fd, layout)?),
+            layout,
+        })
+    }
+}
+
+/// The bytes in Accept that tell the dialler how the segment is laid out.
+pub(crate) fn layout_encode(layout: Layout) -> Vec<u8> {
+    let mut out = (layout.ring_bytes as u64).to_le_bytes().to_vec();
+    out.extend_from_slice(&(layout.bulk_bytes as u64).to_le_bytes());
+    out
+}
+
+/// Reads what [`layout_encode`] wrote.
+pub(crate) fn layout_decode(bytes: &[u8]) -> Result<Layout, WireError> {
+    let wrong = WireError::Malformed {
+        what: "the segment's layout is out of range",
+    };
+    let (ring, rest) = bytes.split_first_chunk::<8>().ok_or(wrong.clone())?;
+    let bulk: &[u8; 8] = rest.try_into().map_err(|_| wrong.clone())?;
+    let (ring, bulk) = (u64::from_le_bytes(*ring), u64::from_le_bytes(*bulk));
+    let good = |bytes: u64| bytes.is_power_of_two() && (8 << 10..=64 << 20).contains(&bytes);
+    match good(ring) && good(bulk) {
+        true => Ok(Layout {
+            ring_bytes: ring as usize,
+            bulk_bytes: bulk as usize,
+        }),
+        false => Err(wrong),
+    }
+}
+
+/// A connected peer on the same host.
+pub(crate) struct ShmWire {
+    socket: UnixStream,
+    life: LifeWatch,
+    segment: Arc<Mapping>,
+    layout: Layout,
+    /// The direction we write; we read the other one.
+    direction: usize,
+    tx: RingWriter<SegmentLines>,
+    tx_large: bool,
+    rx: RingReader<SegmentLines>,
+    rx_large: bool,
+    bulk_tail: u64,
+    bulk_tail_seen: u64,
+    bulk_head: u64,
+    bulk_head_seen: u64,
+    bulk_head_told: u64,
+    /// Whether both sides are registered for membarriers, so that fences are the sleeper's.
+    barrier: bool,
+    armed: bool,
+    hung_up: bool,
+    polls: u32,
+}
+
+impl ShmWire {
+    pub(crate) fn new(
+        socket: UnixStream,
+        life: OwnedFd,
+        memory: ShmMemory,
+        dialler: bool,
+        barrier: bool,
+    ) -> io::Result<Self> {
+        let ShmMemory { segment, layout } = memory;
+        let direction = usize::from(!dialler);
+        let mut wire = Self {
+            tx: RingWriter::new(SegmentLines::small(&segment, layout, direction)),
+            rx: RingReader::new(SegmentLines::small(&segment, layout, 1 - direction)),
+            socket,
+            life: LifeWatch::new(life)?,
+            segment,
+            layout,
+            direction,
+            tx_large: false,
+            rx_large: false,
+            bulk_tail: 0,
+            bulk_tail_seen: 0,
+            bulk_head: 0,
+            bulk_head_seen: 0,
+            bulk_head_told: 0,
+            barrier,
+            armed: false,
+            hung_up: false,
+            polls: 0,
+        };
+        // A hang-up during the handshake rang no doorbell of ours.
+        if let Err(error) = wire.ready(false) {
+            return Err(io::Error::other(error.to_string()));
+        }
+        Ok(wire)
+    }
+
+    fn word(&self, direction: usize, word: Word) -> usize {
+        self.layout.word_at(direction, word)
+    }
+
+    /// Rings the peer's doorbell if it sleeps for `word`, which is what we just satisfied.
+    #[inline]
+    fn wake(&mut self, direction: usize, word: Word) -> Result<(), WireFault> {
+        match self.barrier {
+            true => compiler_fence(Ordering::SeqCst),
+            false => fence(Ordering::SeqCst),
+        }
+        let flag = self.segment.word32(self.word(direction, word));
+        if flag.load(Ordering::Relaxed) != 0 {
+            flag.store(0, Ordering::Relaxed);
+            return self.ring_doorbell();
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn ring_doorbell(&mut self) -> Result<(), WireFault> {
+        match self.socket.write(&[1]) {
+            Ok(_) => Ok(()),
+            // A full socket is a doorbell that rings already; a gone peer is seen when reading.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                self.hung_up = true;
+                Ok(())
+            }
+            Err(error) => Err(WireFault::Io(error)),
+        }
+    }
+
+    /// Goes on in the large ring: the marker tells the reader.
+    fn grow(&mut self) {
+        let mut marker = [0; 32];
+        marker[0] = MARKER_KIND;
+        self.tx.publish(&marker, &[], &[]);
+        let lines = SegmentLines::large(&self.segment, self.layout, self.direction);
+        self.tx = RingWriter::new(lines);
+        self.tx_large = true;
+    }
+
+    fn body_max(&self) -> usize {
+        let ring = match self.rx_large {
+            true => self.layout.ring_bytes / 2,
+            false => SMALL_BODY_MAX,
+        };
+        ring.min(RX_BYTES)
+    }
+
+    /// The next frame in the ring, if any, without asking whether the peer lives.
+    #[inline]
+    fn take(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
+        if !self.rx.ready() {
+            return Ok(None);
+        }
+        let mut bytes = [0; 32];
+        self.rx.header(&mut bytes);
+        if bytes[0] == MARKER_KIND {
+            if self.rx_large {
+                return Err(WireError::Malformed {
+                    what: "ring grown twice",
+                }
+                .into());
+            }
+            self.rx_large = true;
+            let lines = SegmentLines::large(&self.segment, self.layout, 1 - self.direction);
+            self.rx = RingReader::new(lines);
+            return self.take(pool);
+        }
+        let (kind, header) = FrameHeader::decode(&bytes)?;
+        let user_header = usize::from(header.uhdr_len);
+        let limit = self.body_max();
+        let payload = match kind {
+            FrameKind::Eager => header.len(),
+            _ => 0,
+        };
+        if payload > (limit - user_header) as u64 {
+            let what = "eager payload";
+            return Err(WireError::TooLong {
+                what,
+                len: payload,
+                limit: limit as u64,
+            }
+            .into());
+        }
+        let body = user_header + payload as usize;
+        let mut buf = pool.take();
+        self.rx.body(&mut buf[..body]);
+        if self.rx.advance(body) {
+            self.wake(1 - self.direction, Word::WriterSleeps)?;
+        }
+        Ok(Some(Received { header, buf, at: 0 }))
+    }
+
+    /// Nothing was there: is there anybody? A dead peer's last frames are read first.
+    #[inline]
+    fn take_empty(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
+        self.polls = self.polls.wrapping_add(1);
+        if !self.hung_up && !self.polls.is_multiple_of(LIFE_POLLS) {
+            return Ok(None);
+        }
+        if !self.hung_up && !self.life.dead() {
+            return Ok(None);
+        }
+        fence(Ordering::SeqCst);
+        match self.take(pool)? {
+            Some(received) => Ok(Some(received)),
+            None => Err(WireFault::Dead),
+        }
+    }
+
+    fn bulk_room(&mut self) -> Result<usize, WireError> {
+        let capacity = self.layout.bulk_bytes as u64;
+        if self.bulk_tail - self.bulk_head_seen == capacity {
+            let at = self.word(self.direction, Word::BulkHead);
+            let head = self.segment.word64(at).load(Ordering::Acquire);
+            if head < self.bulk_head_seen || head > self.bulk_tail {
+                return Err(WireError::Malformed {
+                    what: "bulk ring's head is out of range",
+                });
+            }
+            self.bulk_head_seen = head;
+        }
+        Ok((capacity - (self.bulk_tail - self.bulk_head_seen)) as usize)
+    }
+
+    fn bulk_there(&mut self) -> Result<usize, WireError> {
+        if self.bulk_tail_seen == self.bulk_head {
+            let at = self.word(1 - self.direction, Word::BulkTail);
+            let tail = self.segment.word64(at).load(Ordering::Acquire);
+            let capacity = self.layout.bulk_bytes as u64;
+            if tail < self.bulk_tail_seen || tail - self.bulk_head > capacity {
+                return Err(WireError::Malformed {
+                    what: "bulk ring's tail is out of range",
+                });
+            }
+            self.bulk_tail_seen = tail;
+        }
+        Ok((self.bulk_tail_seen - self.bulk_head) as usize)
+    }
+
+    fn bulk_tell_head(&mut self) -> Result<(), WireFault> {
+        if self.bulk_head_told != self.bulk_head {
+            self.bulk_head_told = self.bulk_head;
+            let at = self.word(1 - self.direction, Word::BulkHead);
+            self.segment
+                .word64(at)
+                .store(self.bulk_head, Ordering::Release);
+            self.wake(1 - self.direction, Word::WriterSleeps)?;
+        }
+        Ok(())
+    }
+
+    fn flags_store(&mut self, reader: u32, writer: u32) {
+        let reader_at = self.word(1 - self.direction, Word::ReaderSleeps);
+        let writer_at = self.word(self.direction, Word::WriterSleeps);
+        self.segment
+            .word32(reader_at)
+            .store(reader, Ordering::SeqCst);
+        self.segment
+            .word32(writer_at)
+            .store(writer, Ordering::SeqCst);
+    }
+}
+
+impl Wire for ShmWire {
+    #[inline]
+    fn send_frame(
+        &mut self,
+        header: &FrameHeader,
+        user_header: &[u8],
+        payload: &[&[u8]],
+    ) -> Result<Posted, WireFault> {
+        let body = user_header.len() + payload.iter().map(|part| part.len()).sum::<usize>();
+        if !self.tx_large && (body > SMALL_BODY_MAX || !self.tx.room(lines_for(body))?) {
+            self.grow();
+        }
+        if self.tx_large && !self.tx.room(lines_for(body))? {
+            return Ok(Posted::Busy);
+        }
+        let header: &[u8; 32] = zerocopy::transmute_ref!(header);
+        self.tx.publish(header, user_header, payload);
+        self.wake(self.direction, Word::ReaderSleeps)?;
+        Ok(Posted::Done)
+    }
+
+    #[inline]
+    fn recv_frame(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
+        match self.take(pool)? {
+            Some(received) => Ok(Some(received)),
+            None => self.take_empty(pool),
+        }
+    }
+
+    #[inline]
+    fn recycle(&mut self, buf: RxBuf, pool: &mut RxPool) {
+        pool.give(buf);
+    }
+
+    fn bulk_write(&mut self, bytes: &[u8]) -> Result<usize, WireFault> {
+        let capacity = self.layout.bulk_bytes;
+        let mut written = 0;
+        while written < bytes.len() {
+            let room = self.bulk_room()?;
+            if room == 0 {
+                break;
+            }
+            let at = (self.bulk_tail as usize) & (capacity - 1);
+            let count = room
+                .min(bytes.len() - written)
+                .min(capacity - at)
+                .min(BULK_STEP);
+            let base = self.layout.bulk_at(self.direction);
+            self.segment
+                .write(base + at, &bytes[written..written + count]);
+            written += count;
+            self.bulk_tail += count as u64;
+            let tail_at = self.word(self.direction, Word::BulkTail);
+            self.segment
+                .word64(tail_at)
+                .store(self.bulk_tail, Ordering::Release);
+        }
+        if written > 0 {
+            self.wake(self.direction, Word::ReaderSleeps)?;
+        }
+        Ok(written)
+    }
+
+    fn bulk_read(&mut self, into: &mut [u8]) -> Result<usize, WireFault> {
+        let capacity = self.layout.bulk_bytes;
+        let mut read = 0;
+        while read < into.len() {
+            let there = self.bulk_there()?;
+            if there == 0 {
+                break;
+            }
+            let at = (self.bulk_head as usize) & (capacity - 1);
+            let count = there
+                .min(into.len() - read)
+                .min(capacity - at)
+                .min(BULK_STEP);
+            let base = self.layout.bulk_at(1 - self.direction);
+            self.segment.read(base + at, &mut into[read..read + count]);
+            read += count;
+            self.bulk_head += count as u64;
+            if self.bulk_head - self.bulk_head_told >= BULK_STEP as u64 {
+                self.bulk_tell_head()?;
+            }
+        }
+        if self.bulk_head == self.bulk_tail_seen {
+            self.bulk_tell_head()?;
+        }
+        Ok(read)
+    }
+
+    fn arm(&mut self, want: Want) -> Result<bool, WireFault> {
+        if self.hung_up {
+            return Ok(false);
+        }
+        self.rx.publish();
+        self.wake(1 - self.direction, Word::WriterSleeps)?;
+        let writer = u32::from(want.room || want.bulk_room);
+        self.flags_store(1, writer);
+        fence(Ordering::SeqCst);
+        if self.barrier {
+            // Every processor that runs a registered process has now seen the flags, or had
+            // published before and is seen below. Registered and supported, it cannot fail.
+            membarrier(libc::MEMBARRIER_CMD_GLOBAL_EXPEDITED);
+        }
+        // A frame needs room for the largest body, so that what was refused surely fits.
+        let largest = match self.tx_large {
+            true => lines_for((self.layout.ring_bytes / 2).min(RX_BYTES)),
+            false => 1,
+        };
+        let there = self.rx.ready()
+            || self.life.dead()
+            || (want.bulk_in && self.bulk_there()? > 0)
+            || (want.room && self.tx.room(largest)?)
+            || (want.bulk_room && self.bulk_room()? > 0);
+        if there {
+            self.flags_store(0, 0);
+        }
+        self.armed = !there;
+        Ok(!there)
+    }
+
+    fn ready(&mut self, _bulk: bool) -> Result<(), WireFault> {
+        if self.armed {
+            self.armed = false;
+            self.flags_store(0, 0);
+        }
+        let mut bytes = [0; 64];
+        loop {
+            match self.socket.read(&mut bytes) {
+                Ok(0) => {
+                    self.hung_up = true;
+                    return Ok(());
+                }
+                Ok(count) if count < bytes.len() => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.hung_up = true;
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The shared segment of a channel: one sparse, sealed memfd, mapped once by each side.
+//!
+//! ```text
+//!   0          header page: per direction, words of the reader and of the writer, a line each
+//!   4096       small eager ring, direction 0        (64 lines)
+//!   8192       small eager ring, direction 1
+//!   12288      large eager rings, 0 and 1           (untouched until a small one was full)
+//!   ...        bulk rings, 0 and 1                  (untouched until the first large message)
+//! ```
+//!
+//! Direction 0 is from the dialler to the listener. Pages never touched cost nothing, so an idle
+//! channel is three pages. The seals keep the peer from shrinking the file under us; its content
+//! it may change at any time, and nothing read from it is believed.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::fs::{
+    MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create,
+};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::ring::{LINE_BYTES, Lines};
+use crate::sync::atomic::{AtomicU32, AtomicU64};
+
+const PAGE_BYTES: usize = 4096;
+/// Bytes of a small eager ring.
+pub(crate) const SMALL_RING_BYTES: usize = 4096;
+const SEGMENT_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+/// Distance in the header page between the words of the two directions.
+const DIRECTION_BYTES: usize = 1024;
+
+/// A shared mapping.
+pub(crate) struct Mapping {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is shared memory, accessed only by atomics and by the copies below.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    pub(crate) fn map(fd: BorrowedFd<'_>, len: usize, prot: ProtFlags) -> io::Result<Self> {
+        Self::map_with(fd, len, prot, MapFlags::SHARED)
+    }
+
+    pub(crate) fn map_with(
+        fd: BorrowedFd<'_>,
+        len: usize,
+        prot: ProtFlags,
+        flags: MapFlags,
+    ) -> io::Result<Self> {
+        // SAFETY: a new mapping, placed by the kernel, overlaps nothing of ours.
+        let at = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, flags, fd, 0) }?;
+        // A forked child has no business with our channels.
+        // SAFETY: the range is the mapping just made.
+        let advised = unsafe { rustix::mm::madvise(at, len, Advice::LinuxDontFork) };
+        let at = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapping = Self { at, len };
+        advised?;
+        Ok(mapping)
+    }
+
+    /// The 32-bit word at a byte offset.
+    #[inline]
+    pub(crate) fn word32(&self, at: usize) -> &AtomicU32 {
+        assert!(at.is_multiple_of(4) && at + 4 <= self.len);
+        // SAFETY: in range and aligned; the memory is only ever accessed atomically as a word or
+        // by the racy copies of this module, and lives as long as `self`.
+        unsafe { &*self.at.as_ptr().add(at).cast::<AtomicU32>() }
+    }
+
+    /// The 64-bit word at a byte offset.
+    #[inline]
+    pub(crate) fn word64(&self, at: usize) -> &AtomicU64 {
+        assert!(at.is_multiple_of(8) && at + 8 <= self.len);
+        // SAFETY: as in `word32`.
+        unsafe { &*self.at.as_ptr().add(at).cast::<AtomicU64>() }
+    }
+
+    /// Copies into the mapping.
+    #[inline]
+    pub(crate) fn write(&self, at: usize, bytes: &[u8]) {
+        assert!(at <= self.len && bytes.len() <= self.len - at);
+        // SAFETY: the destination is in range; the source is private memory, so they do not
+        // overlap. The copy is opaque to the compiler, which is what a racing peer calls for.
+        unsafe { copy_racy(self.at.as_ptr().add(at), bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies out of the mapping.
+    #[inline]
+    pub(crate) fn read(&self, at: usize, into: &mut [u8]) {
+        assert!(at <= self.len && into.len() <= self.len - at);
+        // SAFETY: the source is in range; the destination is private memory.
+        unsafe { copy_racy(into.as_mut_ptr(), self.at.as_ptr().add(at), into.len()) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is our own mapping; whoever borrowed from it borrowed `self`.
+        // Unmapping what was mapped cannot fail.
+        let _ = unsafe { rustix::mm::munmap(self.at.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Copies between private and shared memory while the peer may write to the latter.
+///
+/// A plain copy would be a data race in the eyes of the compiler. Short ones go word by word with
+/// volatile accesses; long ones through an instruction the compiler cannot see into.
+///
+/// # Safety
+/// Both ranges are valid for `len` bytes and do not overlap.
+#[inline]
+unsafe fn copy_racy(to: *mut u8, from: *const u8, len: usize) {
+    if len <= 256 || cfg!(not(target_arch = "x86_64")) {
+        let words = len / 8;
+        for i in 0..words {
+            // SAFETY: within both ranges, by the caller's promise; alignment is not asked for.
+            unsafe {
+                let word = from.add(i * 8).cast::<[u8; 8]>().read_volatile();
+                to.add(i * 8).cast::<[u8; 8]>().write_volatile(word);
+            }
+        }
+        for i in words * 8..len {
+            // SAFETY: as above.
+            unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+        }
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `rep movsb` copies `len` bytes between the two ranges, which are valid and do not
+    // overlap; the direction flag is clear by the ABI.
+    unsafe {
+        std::arch::asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rdi") to => _,
+            inout("rsi") from => _,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Checks that a descriptor from a peer is a memfd which cannot be shrunk and has the size.
+pub(crate) fn memfd_check(fd: BorrowedFd<'_>, bytes: u64, seals: SealFlags) -> io::Result<()> {
+    let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let have = fcntl_get_seals(fd).map_err(|_| wrong("the peer's segment is no memfd"))?;
+    if !have.contains(seals) {
+        return Err(wrong("the peer's segment is not sealed"));
+    }
+    match rustix::fs::fstat(fd)?.st_size as u64 == bytes {
+        true => Ok(()),
+        false => Err(wrong("the peer's segment has the wrong size")),
+    }
+}
+
+/// Where things lie in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Bytes of a large eager ring.
+    pub(crate) ring_bytes: usize,
+    /// Bytes of a bulk ring.
+    pub(crate) bulk_bytes: usize,
+}
+
+impl Layout {
+    pub(crate) fn segment_bytes(self) -> usize {
+        PAGE_BYTES + 2 * (SMALL_RING_BYTES + self.ring_bytes + self.bulk_bytes)
+    }
+
+    fn small_at(self, direction: usize) -> usize {
+        PAGE_BYTES + direction * SMALL_RING_BYTES
+    }
+
+    fn large_at(self, direction: usize) -> usize {
+        PAGE_BYTES + 2 * SMALL_RING_BYTES + direction * self.ring_bytes
+    }
+
+    pub(crate) fn bulk_at(self, direction: usize) -> usize {
+        PAGE_BYTES + 2 * (SMALL_RING_BYTES + self.ring_bytes) + direction * self.bulk_bytes
+    }
+
+    /// The word, alone on its line, of a direction.
+    pub(crate) fn word_at(self, direction: usize, word: Word) -> usize {
+        direction * DIRECTION_BYTES + word as usize * LINE_BYTES
+    }
+}
+
+/// The words of the header page, per direction.
+#[derive(Debug, Clone, Copy)]
+#[repr(usize)]
+pub(crate) enum Word {
+    /// Lines of the small ring that the reader consumed.
+    SmallConsumed = 0,
+    /// Lines of the large ring that the reader consumed.
+    LargeConsumed = 1,
+    /// Bytes of the bulk ring that the writer wrote.
+    BulkTail = 2,
+    /// Bytes of the bulk ring that the reader read.
+    BulkHead = 3,
+    /// The reader sleeps: ring its doorbell.
+    ReaderSleeps = 4,
+    /// The writer sleeps for room: ring its doorbell.
+    WriterSleeps = 5,
+}
+
+const _: () = assert!((Word::WriterSleeps as usize + 1) * LINE_BYTES <= DIRECTION_BYTES);
+const _: () = assert!(2 * DIRECTION_BYTES <= PAGE_BYTES);
+
+/// Makes a segment: its descriptor, for the peer, and our mapping.
+///
+/// # Errors
+/// The system refuses a memfd or a mapping.
+pub(crate) fn segment_create(layout: Layout) -> io::Result<(OwnedFd, Mapping)> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = memfd_create("praas-channel", flags | MemfdFlags::NOEXEC_SEAL)
+        .or_else(|_| memfd_create("praas-channel", flags))?;
+    ftruncate(&fd, layout.segment_bytes() as u64)?;
+    fcntl_add_seals(&fd, SEGMENT_SEALS | SealFlags::SEAL)?;
+    let mapping = Mapping::map(
+        fd.as_fd(),
+        layout.segment_bytes(),
+        ProtFlags::READ | ProtFlags::WRITE,
+    )?;
+    Ok((fd, mapping))
+}
+
+/// Maps the segment that the peer made.
+///
+/// # Errors
+/// It is not what [`segment_create`] makes.
+pub(crate) fn segment_open(fd: OwnedFd, layout: Layout) -> io::Result<Mapping> {
+    memfd_check(fd.as_fd(), layout.segment_bytes() as u64, SEGMENT_SEALS)?;
+    Mapping::map(
+        fd.as_fd(),
+        layout.segment_bytes(),
+        ProtFlags::READ | ProtFlags::WRITE,
+    )
+}
+
+/// The lines of a ring in a segment.
+pub(crate) struct SegmentLines {
+    segment: std::sync::Arc<Mapping>,
+    at: usize,
+    count: u64,
+    consumed_at: usize,
+}
+
+impl SegmentLines {
+    pub(crate) fn small(
+        segment: &std::sync::Arc<Mapping>,
+        layout: Layout,
+        direction: usize,
+    ) -> Self {
+        Self {
+            segment: std::sync::Arc::clone(segment),
+            at: layout.small_at(direction),
+            count: (SMALL_RING_BYTES / LINE_BYTES) as u64,
+            consumed_at: layout.word_at(direction, Word::SmallConsumed),
+        }
+    }
+
+    pub(crate) fn large(
+        segment: &std::sync::Arc<Mapping>,
+        layout: Layout,
+        direction: usize,
+    ) -> Self {
+        Self {
+            segment: std::sync::Arc::clone(segment),
+            at: layout.large_at(direction),
+            count: (layout.ring_bytes / LINE_BYTES) as u64,
+            consumed_at: layout.word_at(direction, Word::LargeConsumed),
+        }
+    }
+}
+
+impl Lines for SegmentLines {
+    #[inline]
+    fn count(&self) -> u64 {
+        self.count
+    }
+
+    #[inline]
+    fn seq(&self, line: u64) -> &AtomicU64 {
+        self.segment.word64(self.at + line as usize * LINE_BYTES)
+    }
+
+    #[inline]
+    fn consumed(&self) -> &AtomicU64 {
+        self.segment.word64(self.consumed_at)
+    }
+
+    #[inline]
+    fn write(&self, at: usize, bytes: &[u8]) {
+        self.segment.write(self.at + at, bytes);
+    }
+
+    #[inline]
+    fn read(&self, at: usize, into: &mut [u8]) {
+        self.segment.read(self.at + at, into);
+    }
+}

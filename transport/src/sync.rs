@@ -1,0 +1,28 @@
+//! Atomics and the few primitives that lock-free code here is built from.
+//!
+//! One shim, so that the same source runs on the real atomics and, under `--cfg praas_loom`, on
+//! loom's, which explores every interleaving. Nothing else in the workspace names
+//! `std::sync::atomic`.
+
+/// Atomic types and orderings: the standard library's, or loom's under `--cfg praas_loom`.
+pub mod atomic {
+    #[cfg(praas_loom)]
+    pub use loom::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    #[cfg(praas_loom)]
+    pub use std::sync::atomic::compiler_fence;
+    #[cfg(not(praas_loom))]
+    pub use std::sync::atomic::{
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+    };
+}
+
+/// Tells the processor (or loom's scheduler) that this is a busy-wait loop.
+#[inline]
+pub fn spin_hint() {
+    #[cfg(praas_loom)]
+    loom::thread::yield_now();
+    #[cfg(not(praas_loom))]
+    std::hint::spin_loop();
+}
