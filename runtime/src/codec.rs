@@ -1,0 +1,78 @@
+//! The one encoding of typed values: serde through bincode, little-endian, with limits.
+//!
+//! Control messages, function arguments and swap manifests use it; bulk bytes never pass it. The
+//! layout is bincode 2's standard one (variable-length integers), pinned by golden files.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The most bytes that decoding one value may claim, whatever lengths it announces.
+pub const DECODE_MAX_BYTES: usize = 64 << 20;
+
+/// Why a value could not be encoded or decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// The value has no encoding.
+    #[error("cannot encode: {0}")]
+    Encode(String),
+    /// The bytes are no such value.
+    #[error("cannot decode: {0}")]
+    Decode(String),
+    /// Bytes are left over after the value.
+    #[error("cannot decode: {0} bytes left over")]
+    LeftOver(usize),
+}
+
+/// The bytes of a value.
+///
+/// # Errors
+/// A type that serde cannot write without naming its fields.
+pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
+    bincode::serde::encode_to_vec(value, bincode::config::standard())
+        .map_err(|error| CodecError::Encode(error.to_string()))
+}
+
+/// The value that all of `bytes` stand for.
+///
+/// # Errors
+/// Anything that [`encode`] would not have written for this type, and lengths above
+/// [`DECODE_MAX_BYTES`].
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let config = bincode::config::standard().with_limit::<DECODE_MAX_BYTES>();
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config)
+        .map_err(|error| CodecError::Decode(error.to_string()))?;
+    match bytes.len() - used {
+        0 => Ok(value),
+        left => Err(CodecError::LeftOver(left)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Value = (u64, String, Vec<Option<Vec<u8>>>);
+
+    #[test]
+    fn announced_lengths_are_not_believed() {
+        let huge = encode(&(u64::MAX >> 8)).unwrap();
+        assert!(matches!(
+            decode::<Vec<u8>>(&huge),
+            Err(CodecError::Decode(_))
+        ));
+        assert_eq!(decode::<u8>(&[1, 2]), Err(CodecError::LeftOver(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_is_the_inverse_of_encoding(value: Value) {
+            prop_assert_eq!(decode::<Value>(&encode(&value).unwrap()), Ok(value));
+        }
+
+        #[test]
+        fn any_bytes_decode_or_err(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode::<Value>(&bytes);
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! The mailbox: messages by source and key, first in, first out, taken once.
+//!
+//! One queue per (source, key); an arrival number tells which of several queues with the same key
+//! is the oldest, which is what ANY source takes. A message is acknowledged once it is in here,
+//! and popped only when handed to a waiter that still waits. A full mailbox refuses, it never
+//! drops. No clock, thread or socket inside: whoever calls brings the waiters.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use praas_transport::Buf;
+use serde::{Deserialize, Serialize};
+
+/// Whose messages a get wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// Anybody's: the oldest.
+    Any,
+    /// This process's or client's.
+    From(String),
+}
+
+/// A message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MailMessage {
+    /// Who put it.
+    pub source: String,
+    /// Under which key.
+    pub key: String,
+    /// What it carries.
+    pub payload: Buf,
+}
+
+/// How much a mailbox holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MailboxLimits {
+    /// Messages.
+    pub messages_max: usize,
+    /// Bytes of payloads and keys.
+    pub bytes_max: u64,
+}
+
+/// What became of a put.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// It is in the mailbox.
+    Stored,
+    /// It was there before: a resend after a reconnect.
+    Duplicate,
+    /// There is no room; nothing was taken.
+    Full,
+}
+
+/// Names a put, so that a resend is known: the sender, its incarnation, its sequence number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PutId {
+    /// The sender's name.
+    pub sender: String,
+    /// Its incarnation, or a client's id folded to 64 bits.
+    pub incarnation: u64,
+    /// Counts its puts to this process from zero.
+    pub sequence: u64,
+}
+
+/// The sequence numbers seen of one sender: all below `next`, and some above.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct SeenPuts {
+    incarnation: u64,
+    next: u64,
+    above: std::collections::BTreeSet<u64>,
+}
+
+/// A waiter: chosen by whoever registers it.
+pub type WaiterId = u64;
+
+type Queue = VecDeque<(u64, Buf)>;
+
+/// A mailbox.
+#[derive(Debug)]
+pub struct Mailbox {
+    /// By key, then by source.
+    queues: BTreeMap<String, BTreeMap<String, Queue>>,
+    waiters: VecDeque<(WaiterId, Source, String)>,
+    seen: HashMap<String, SeenPuts>,
+    limits: MailboxLimits,
+    arrivals: u64,
+    messages: usize,
+    bytes: u64,
+}
+
+/// What of a mailbox is swapped out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MailboxImage {
+    /// All messages, the oldest first.
+    pub messages: Vec<MailMessage>,
+    /// What is known of resends, encoded.
+    pub seen: Vec<u8>,
+}
+
+impl Mailbox {
+    /// An empty mailbox.
+    pub fn new(limits: MailboxLimits) -> Self {
+        Self {
+            queues: BTreeMap::new(),
+            waiters: VecDeque::new(),
+            seen: HashMap::new(),
+            limits,
+            arrivals: 0,
+            messages: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Puts a message. If somebody waits for it, it is handed over: the waiter and the message.
+    pub fn put(
+        &mut self,
+        id: Option<PutId>,
+        message: MailMessage,
+    ) -> (Put, Option<(WaiterId, MailMessage)>) {
+        if let Some(id) = &id
+            && self.seen_before(id)
+        {
+            return (Put::Duplicate, None);
+        }
+        let waiter = self.waiters.iter().position(|(_, source, key)| {
+            *key == message.key && source_fits(source, &message.source)
+        });
+        let cost = cost(&message);
+        let full = self.messages >= self.limits.messages_max
+            || self.bytes.saturating_add(cost) > self.limits.bytes_max;
+        if waiter.is_none() && full {
+            return (Put::Full, None);
+        }
+        if let Some(id) = id {
+            self.seen_mark(id);
+        }
+        if let Some((waiter, ..)) = waiter.and_then(|at| self.waiters.remove(at)) {
+            return (Put::Stored, Some((waiter, message)));
+        }
+        self.store(message);
+        (Put::Stored, None)
+    }
+
+    /// Takes the oldest message that fits.
+    pub fn take(&mut self, source: &Source, key: &str) -> Option<MailMessage> {
+        let by_source = self.queues.get_mut(key)?;
+        let from = match source {
+            Source::From(name) => name.clone(),
+            Source::Any => oldest(by_source)?.clone(),
+        };
+        let queue = by_source.get_mut(&from)?;
+        let (_, payload) = queue.pop_front()?;
+        if queue.is_empty() {
+            by_source.remove(&from);
+        }
+        if by_source.is_empty() {
+            self.queues.remove(key);
+        }
+        let message = MailMessage {
+            source: from,
+            key: key.into(),
+            payload,
+        };
+        self.messages -= 1;
+        self.bytes -= cost(&message);
+        Some(message)
+    }
+
+    /// The message that [`Mailbox::take`] would take, left in place.
+    pub fn peek(&self, source: &Source, key: &str) -> Option<MailMessage> {
+        let by_source = self.queues.get(key)?;
+        let from = match source {
+            Source::From(name) => name,
+            Source::Any => oldest(by_source)?,
+        };
+        let (_, payload) = by_source.get(from)?.front()?;
+        Some(MailMessage {
+            source: from.clone(),
+            key: key.into(),
+            payload: payload.clone(),
+        })
+    }
+
+    /// Waits for a message: the next that fits goes to this waiter. The caller has found none by
+    /// [`Mailbox::take`] under the same lock.
+    pub fn wait(&mut self, waiter: WaiterId, source: Source, key: String) {
+        self.waiters.push_back((waiter, source, key));
+    }
+
+    /// Ends a wait; whether it was still on. If not, a message is on its way to the waiter.
+    pub fn cancel(&mut self, waiter: WaiterId) -> bool {
+        let at = self.waiters.iter().position(|(id, ..)| *id == waiter);
+        at.is_some_and(|at| self.waiters.remove(at).is_some())
+    }
+
+    /// Puts a message back at the head of its queue: its waiter left before it was handed over.
+    pub fn give_back(&mut self, message: MailMessage) {
+        self.messages += 1;
+        self.bytes += cost(&message);
+        let by_source = self.queues.entry(message.key).or_default();
+        let arrival = by_source
+            .get(&message.source)
+            .and_then(|queue| queue.front())
+            .map_or(self.arrivals, |(arrival, _)| *arrival);
+        by_source
+            .entry(message.source)
+            .or_default()
+            .push_front((arrival, message.payload));
+    }
+
+    /// Messages in it.
+    pub fn len(&self) -> usize {
+        self.messages
+    }
+
+    /// Whether it has no messages.
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+
+    /// Everything, for swapping out.
+    ///
+    /// # Errors
+    /// What is known of resends cannot be encoded.
+    pub fn image(&self) -> Result<MailboxImage, crate::codec::CodecError> {
+        let mut all: Vec<(u64, MailMessage)> = Vec::with_capacity(self.messages);
+        for (key, by_source) in &self.queues {
+            for (source, queue) in by_source {
+                all.extend(queue.iter().map(|(arrival, payload)| {
+                    let (source, key) = (source.clone(), key.clone());
+                    (
+                        *arrival,
+                        MailMessage {
+                            source,
+                            key,
+                            payload: payload.clone(),
+                        },
+                    )
+                }));
+            }
+        }
+        all.sort_by_key(|(arrival, _)| *arrival);
+        let seen: BTreeMap<_, _> = self.seen.iter().collect();
+        Ok(MailboxImage {
+            messages: all.into_iter().map(|(_, message)| message).collect(),
+            seen: crate::codec::encode(&seen)?,
+        })
+    }
+
+    /// Replaces everything by an image.
+    ///
+    /// # Errors
+    /// What is known of resends cannot be decoded.
+    pub fn restore(&mut self, image: MailboxImage) -> Result<(), crate::codec::CodecError> {
+        self.seen = match image.seen.is_empty() {
+            true => HashMap::new(),
+            false => crate::codec::decode(&image.seen)?,
+        };
+        self.queues.clear();
+        (self.messages, self.bytes) = (0, 0);
+        for message in image.messages {
+            self.store(message);
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, message: MailMessage) {
+        self.messages += 1;
+        self.bytes += cost(&message);
+        let arrival = self.arrivals;
+        self.arrivals += 1;
+        let queue = self
+            .queues
+            .entry(message.key)
+            .or_default()
+            .entry(message.source)
+            .or_default();
+        queue.push_back((arrival, message.payload));
+    }
+
+    fn seen_before(&self, id: &PutId) -> bool {
+        self.seen.get(&id.sender).is_some_and(|seen| {
+            // A sender's older life can only resend.
+            id.incarnation < seen.incarnation
+                || id.incarnation == seen.incarnation
+                    && (id.sequence < seen.next || seen.above.contains(&id.sequence))
+        })
+    }
+
+    fn seen_mark(&mut self, id: PutId) {
+        let seen = self.seen.entry(id.sender).or_default();
+        if id.incarnation > seen.incarnation {
+            *seen = SeenPuts {
+                incarnation: id.incarnation,
+                ..SeenPuts::default()
+            };
+        }
+        seen.above.insert(id.sequence);
+        while seen.above.remove(&seen.next) {
+            seen.next += 1;
+        }
+    }
+}
+
+fn source_fits(wanted: &Source, source: &str) -> bool {
+    match wanted {
+        Source::Any => true,
+        Source::From(name) => name == source,
+    }
+}
+
+fn oldest(by_source: &BTreeMap<String, Queue>) -> Option<&String> {
+    let arrival = |queue: &Queue| queue.front().map(|(arrival, _)| *arrival);
+    by_source
+        .iter()
+        .min_by_key(|(_, queue)| arrival(queue))
+        .map(|(source, _)| source)
+}
+
+fn cost(message: &MailMessage) -> u64 {
+    (message.key.len() + message.payload.len()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mailbox(messages_max: usize) -> Mailbox {
+        Mailbox::new(MailboxLimits {
+            messages_max,
+            bytes_max: 1_000,
+        })
+    }
+
+    fn message(source: &str, key: &str, byte: u8) -> MailMessage {
+        MailMessage {
+            source: source.into(),
+            key: key.into(),
+            payload: vec![byte].into(),
+        }
+    }
+
+    #[test]
+    fn a_full_mailbox_refuses_and_keeps_what_it_has() {
+        let mut mailbox = mailbox(2);
+        for byte in 0..2 {
+            assert_eq!(mailbox.put(None, message("a", "k", byte)).0, Put::Stored);
+        }
+        assert_eq!(mailbox.put(None, message("a", "k", 2)).0, Put::Full);
+        assert_eq!(mailbox.take(&Source::Any, "k"), Some(message("a", "k", 0)));
+        assert_eq!(mailbox.put(None, message("a", "k", 2)).0, Put::Stored);
+        mailbox.wait(7, Source::From("b".into()), "k".into());
+        // Somebody waits for it, so it needs no room.
+        let (put, handed) = mailbox.put(None, message("b", "k", 9));
+        assert_eq!(
+            (put, handed),
+            (Put::Stored, Some((7, message("b", "k", 9))))
+        );
+        assert!(!mailbox.cancel(7));
+        mailbox.give_back(message("b", "k", 9));
+        assert_eq!(
+            mailbox.peek(&Source::From("b".into()), "k"),
+            Some(message("b", "k", 9))
+        );
+    }
+
+    #[test]
+    fn resends_are_dropped_and_a_new_life_counts_anew() {
+        let mut mailbox = mailbox(100);
+        let id = |incarnation, sequence| {
+            Some(PutId {
+                sender: "a".into(),
+                incarnation,
+                sequence,
+            })
+        };
+        assert_eq!(mailbox.put(id(1, 1), message("a", "k", 1)).0, Put::Stored);
+        assert_eq!(mailbox.put(id(1, 0), message("a", "k", 0)).0, Put::Stored);
+        assert_eq!(
+            mailbox.put(id(1, 1), message("a", "k", 1)).0,
+            Put::Duplicate
+        );
+        assert_eq!(mailbox.put(id(2, 0), message("a", "k", 2)).0, Put::Stored);
+        assert_eq!(
+            mailbox.put(id(1, 5), message("a", "k", 1)).0,
+            Put::Duplicate
+        );
+        let image = mailbox.image().unwrap();
+        let mut restored = self::mailbox(100);
+        restored.restore(image.clone()).unwrap();
+        assert_eq!(
+            restored.put(id(2, 0), message("a", "k", 2)).0,
+            Put::Duplicate
+        );
+        assert_eq!(restored.image().unwrap(), image);
+    }
+
+    proptest! {
+        /// Against a plain list: take the first that fits.
+        #[test]
+        fn it_behaves_like_a_list(ops in proptest::collection::vec((0..4_u8, 0..3_u8, 0..2_u8), 0..200)) {
+            let mut mailbox = mailbox(1_000);
+            let mut model: Vec<MailMessage> = Vec::new();
+            for (number, (op, source, key)) in ops.into_iter().enumerate() {
+                let (source, key) = (format!("s{source}"), format!("k{key}"));
+                let wanted = match op {
+                    0 | 1 => {
+                        let message = message(&source, &key, number as u8);
+                        prop_assert_eq!(mailbox.put(None, message.clone()).0, Put::Stored);
+                        model.push(message);
+                        continue;
+                    }
+                    2 => Source::Any,
+                    _ => Source::From(source),
+                };
+                let at = model.iter().position(|m| m.key == key && source_fits(&wanted, &m.source));
+                let expected = at.map(|at| model.remove(at));
+                prop_assert_eq!(mailbox.peek(&wanted, &key), expected.clone());
+                prop_assert_eq!(mailbox.take(&wanted, &key), expected);
+            }
+            prop_assert_eq!(mailbox.image().unwrap().messages, model);
+        }
+    }
+}
