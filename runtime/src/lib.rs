@@ -1,5 +1,9 @@
 //! Cloud processes: functions, invocations, state, mailboxes, swap, and the client SDK.
 
 pub mod codec;
+pub mod directory;
+pub mod invocation;
 pub mod mailbox;
+pub mod services;
 pub mod state;
+pub mod world;

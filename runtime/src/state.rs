@@ -171,10 +171,11 @@ impl StateStore {
     /// All objects at one moment, sharing their memory.
     pub fn snapshot(&self) -> Vec<(String, Buf, ObjectMeta)> {
         let objects = self.read();
-        let object = |(key, (buf, meta)): (&Box<str>, &(Buf, ObjectMeta))| {
-            (key.to_string(), buf.clone(), *meta)
-        };
-        objects.by_key.iter().map(object).collect()
+        objects
+            .by_key
+            .iter()
+            .map(|(key, (buf, meta))| (key.to_string(), buf.clone(), *meta))
+            .collect()
     }
 
     /// Replaces everything by what [`StateStore::snapshot`] gave, versions included.

@@ -1,0 +1,572 @@
+//! Invocations on the wire, and the record that makes them happen at most once.
+//!
+//! ```text
+//!   request   tag = sequence   0     1      2        4          8            12
+//!             user header:     kind  flags  status   function   deadline_us  acked_delta
+//!             [ + 8 bytes on a retry: the incarnation of the first attempt ]   payload = input
+//!   reply     tag = sequence   kind  flags  status   work_ns                  payload = output
+//! ```
+//!
+//! The header of a request is 16 bytes, so that with up to 8 bytes of input it is one cache line
+//! of a ring. An invocation is named by (client id, process, sequence); sequences of one client
+//! to one process are dense. `acked_delta` is the sequence less the number below which the client
+//! has all its results: what is below is forgotten, and never run again.
+
+use std::collections::VecDeque;
+
+use praas_transport::Buf;
+use praas_transport::wire::Incarnation;
+use serde::{Deserialize, Serialize};
+
+/// Active message of invocations.
+pub const AM_INVOCATION: u8 = 1;
+/// Active message of mailboxes.
+pub const AM_MAILBOX: u8 = 2;
+/// Active message of the directory.
+pub const AM_DIRECTORY: u8 = 3;
+
+/// Bytes of a request's header, and of a retry's.
+pub const REQUEST_HEADER_BYTES: usize = 16;
+/// Bytes of a retry's header.
+pub const RETRY_HEADER_BYTES: usize = 24;
+/// Bytes of a reply's header.
+pub const REPLY_HEADER_BYTES: usize = 8;
+
+/// What a message on [`AM_INVOCATION`] or [`AM_MAILBOX`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Run a function.
+    Request = 1,
+    /// How it went.
+    Reply = 2,
+    /// The payload is a function's name; the tag is its number on this channel.
+    Intern = 3,
+    /// Stop the invocation that the tag names.
+    Cancel = 4,
+    /// Put a message; the payload is key and body.
+    Put = 5,
+    /// What became of a put.
+    PutAck = 6,
+}
+
+impl Kind {
+    /// The kind that `code` stands for.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Request,
+            2 => Self::Reply,
+            3 => Self::Intern,
+            4 => Self::Cancel,
+            5 => Self::Put,
+            6 => Self::PutAck,
+            _ => return None,
+        })
+    }
+}
+
+/// How an invocation or a put ended, as it travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u16)]
+#[non_exhaustive]
+pub enum Status {
+    /// It was done; the payload is the output.
+    Ok = 0,
+    /// The function returned an error; the payload is its message.
+    FunctionError = 1,
+    /// The process has no such function.
+    UnknownFunction = 2,
+    /// The function panicked; the payload is the message.
+    Panicked = 3,
+    /// The deadline passed first.
+    DeadlineExceeded = 4,
+    /// The caller cancelled it.
+    Cancelled = 5,
+    /// Every worker is blocked, or a limit of the process is reached.
+    Exhausted = 6,
+    /// The result was there, and is forgotten.
+    ResultExpired = 7,
+    /// Whether it ran is not known: the process that knew has died.
+    OutcomeUnknown = 8,
+    /// The process is being swapped out or stopped: ask the directory again.
+    Quiescing = 9,
+    /// Input or output is above a limit.
+    TooLarge = 10,
+    /// The request is malformed.
+    Malformed = 11,
+    /// The mailbox is full.
+    MailboxFull = 12,
+}
+
+impl Status {
+    /// The status that `code` stands for.
+    pub fn from_code(code: u16) -> Option<Self> {
+        Some(match code {
+            0 => Self::Ok,
+            1 => Self::FunctionError,
+            2 => Self::UnknownFunction,
+            3 => Self::Panicked,
+            4 => Self::DeadlineExceeded,
+            5 => Self::Cancelled,
+            6 => Self::Exhausted,
+            7 => Self::ResultExpired,
+            8 => Self::OutcomeUnknown,
+            9 => Self::Quiescing,
+            10 => Self::TooLarge,
+            11 => Self::Malformed,
+            12 => Self::MailboxFull,
+            _ => return None,
+        })
+    }
+}
+
+/// Why an invocation or a put gave no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvokeError {
+    /// The function returned an error.
+    #[error("the function failed: {0}")]
+    Function(String),
+    /// The process has no such function.
+    #[error("the process has no function '{0}'")]
+    UnknownFunction(String),
+    /// The function panicked.
+    #[error("the function panicked: {0}")]
+    Panicked(String),
+    /// The deadline passed first.
+    #[error("the deadline passed")]
+    DeadlineExceeded,
+    /// The caller cancelled it.
+    #[error("cancelled")]
+    Cancelled,
+    /// Every worker is blocked, or a limit is reached.
+    #[error("exhausted: {0}")]
+    Exhausted(String),
+    /// The result was there, and is forgotten.
+    #[error("the result has expired")]
+    ResultExpired,
+    /// Whether it ran is not known.
+    #[error("the process died or was lost; whether the invocation ran is not known")]
+    OutcomeUnknown,
+    /// Input, output or message is above a limit.
+    #[error("too large: {0}")]
+    TooLarge(String),
+    /// The receiver's mailbox is full.
+    #[error("the mailbox of '{0}' is full")]
+    MailboxFull(String),
+    /// The directory knows no such process, or cannot bring it up.
+    #[error("process '{process}' is not to be had: {reason}")]
+    Unavailable {
+        /// The process.
+        process: String,
+        /// What the directory says.
+        reason: String,
+    },
+    /// The other side sent what it should not.
+    #[error("malformed: {0}")]
+    Malformed(String),
+}
+
+/// The fixed part of a message on [`AM_INVOCATION`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestHeader {
+    /// The function, by its number on the channel.
+    pub function: u32,
+    /// Microseconds that the caller still waits; zero is for ever.
+    pub deadline_us: u32,
+    /// The sequence less the number below which the client has all results.
+    pub acked_delta: u32,
+    /// On a retry, the incarnation that the first attempt went to.
+    pub first: Option<Incarnation>,
+}
+
+impl RequestHeader {
+    /// The header's bytes and how many of them count.
+    #[inline]
+    pub fn encode(&self) -> ([u8; RETRY_HEADER_BYTES], usize) {
+        let mut out = [0; RETRY_HEADER_BYTES];
+        out[0] = Kind::Request as u8;
+        out[4..8].copy_from_slice(&self.function.to_le_bytes());
+        out[8..12].copy_from_slice(&self.deadline_us.to_le_bytes());
+        out[12..16].copy_from_slice(&self.acked_delta.to_le_bytes());
+        match self.first {
+            None => (out, REQUEST_HEADER_BYTES),
+            Some(first) => {
+                out[16..24].copy_from_slice(&first.0.to_le_bytes());
+                (out, RETRY_HEADER_BYTES)
+            }
+        }
+    }
+
+    /// Reads a header whose kind has been looked at.
+    #[inline]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let word = |at: usize| {
+            bytes
+                .get(at..at + 4)?
+                .first_chunk::<4>()
+                .map(|word| u32::from_le_bytes(*word))
+        };
+        let first = match bytes.len() {
+            REQUEST_HEADER_BYTES => None,
+            RETRY_HEADER_BYTES => Some(Incarnation(u64::from_le_bytes(
+                *bytes[16..].first_chunk::<8>()?,
+            ))),
+            _ => return None,
+        };
+        Some(Self {
+            function: word(4)?,
+            deadline_us: word(8)?,
+            acked_delta: word(12)?,
+            first,
+        })
+    }
+}
+
+/// The bytes of a short header: kind, status and a word.
+#[inline]
+pub fn short_header(kind: Kind, status: u16, word: u32) -> [u8; REPLY_HEADER_BYTES] {
+    let mut out = [0; REPLY_HEADER_BYTES];
+    out[0] = kind as u8;
+    out[2..4].copy_from_slice(&status.to_le_bytes());
+    out[4..8].copy_from_slice(&word.to_le_bytes());
+    out
+}
+
+/// Status and word of a short header.
+#[inline]
+pub fn short_header_read(bytes: &[u8]) -> Option<(u16, u32)> {
+    let bytes: &[u8; REPLY_HEADER_BYTES] = bytes.try_into().ok()?;
+    let status = u16::from_le_bytes([bytes[2], bytes[3]]);
+    Some((
+        status,
+        u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+    ))
+}
+
+/// Input or output: inline while small, so that a small invocation allocates nothing.
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// Up to 128 bytes.
+    Inline(smallvec::SmallVec<[u8; 128]>),
+    /// More.
+    Buf(Buf),
+}
+
+impl Default for Payload {
+    fn default() -> Self {
+        Self::Inline(smallvec::SmallVec::new())
+    }
+}
+
+impl std::ops::Deref for Payload {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Inline(bytes) => bytes,
+            Self::Buf(buf) => buf,
+        }
+    }
+}
+
+impl Payload {
+    /// A copy of `bytes`, from `pool` if it is not small.
+    ///
+    /// # Errors
+    /// The pool's limit.
+    #[inline]
+    pub fn copy_from(
+        bytes: &[u8],
+        pool: &praas_transport::BufPool,
+    ) -> Result<Self, praas_transport::PoolExhausted> {
+        match bytes.len() <= 128 {
+            true => Ok(Self::Inline(smallvec::SmallVec::from_slice(bytes))),
+            false => Ok(Self::Buf(pool.copy_from(bytes)?)),
+        }
+    }
+
+    /// The bytes as a buffer.
+    pub fn into_buf(self) -> Buf {
+        match self {
+            Self::Inline(bytes) => Buf::from_vec(bytes.to_vec()),
+            Self::Buf(buf) => buf,
+        }
+    }
+}
+
+/// What to do with a request.
+#[derive(Debug)]
+pub enum Admit {
+    /// It is new: run it.
+    Run,
+    /// It runs already: its reply goes to whoever asked last.
+    Running,
+    /// It ran: here is what it gave.
+    Recorded(Status, Payload),
+    /// Its result is forgotten; it is not run again.
+    Expired,
+    /// The client has too many under way.
+    Full,
+}
+
+#[derive(Debug, Clone)]
+enum Slot {
+    Empty,
+    Running { job: u64 },
+    Done { status: Status, payload: Payload },
+    Forgotten,
+}
+
+/// What a process remembers of one client's invocations.
+#[derive(Debug)]
+pub struct Session {
+    base: u64,
+    started: bool,
+    slots: VecDeque<Slot>,
+    limit: usize,
+}
+
+/// A session, as it is swapped out: results that the client has not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionImage {
+    /// The client.
+    pub client: u128,
+    /// Everything below is acknowledged.
+    pub base: u64,
+    /// From `base` on: `None` never came, else the status (`None`: forgotten) and the output.
+    #[allow(clippy::type_complexity)]
+    pub results: Vec<Option<(Option<Status>, Vec<u8>)>>,
+}
+
+impl Session {
+    /// A session with at most `limit` invocations between the oldest unacknowledged and the newest.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            base: 0,
+            started: false,
+            slots: VecDeque::new(),
+            limit,
+        }
+    }
+
+    /// Looks at a request; `job` names its run if it is new.
+    #[inline]
+    pub fn admit(&mut self, sequence: u64, acked_delta: u32, job: u64) -> Admit {
+        let acked_below = sequence.saturating_sub(u64::from(acked_delta));
+        if !self.started {
+            // Whatever came before this session's first request is not known here.
+            self.started = true;
+            self.base = acked_below;
+        }
+        self.acknowledge(acked_below);
+        if sequence < self.base {
+            return Admit::Expired;
+        }
+        let at = (sequence - self.base) as usize;
+        if at >= self.limit {
+            return Admit::Full;
+        }
+        while self.slots.len() <= at {
+            self.slots.push_back(Slot::Empty);
+        }
+        match &self.slots[at] {
+            Slot::Empty => {
+                self.slots[at] = Slot::Running { job };
+                Admit::Run
+            }
+            Slot::Running { .. } => Admit::Running,
+            Slot::Done { status, payload } => Admit::Recorded(*status, payload.clone()),
+            Slot::Forgotten => Admit::Expired,
+        }
+    }
+
+    /// Whether a request with this sequence is known here.
+    pub fn knows(&self, sequence: u64) -> bool {
+        self.started
+            && (sequence < self.base
+                || self
+                    .slots
+                    .get((sequence - self.base) as usize)
+                    .is_some_and(|slot| !matches!(slot, Slot::Empty)))
+    }
+
+    /// Records how an invocation ended.
+    #[inline]
+    pub fn finish(&mut self, sequence: u64, status: Status, payload: Payload) {
+        if let Some(at) = sequence.checked_sub(self.base)
+            && let Some(slot) = self.slots.get_mut(at as usize)
+        {
+            *slot = Slot::Done { status, payload };
+        }
+    }
+
+    /// Takes back what [`Session::admit`] began: the request was refused, and may come again.
+    pub fn withdraw(&mut self, sequence: u64) {
+        if let Some(at) = sequence.checked_sub(self.base)
+            && let Some(slot) = self.slots.get_mut(at as usize)
+        {
+            *slot = Slot::Empty;
+        }
+    }
+
+    /// The job that runs an invocation, if it runs.
+    pub fn job(&self, sequence: u64) -> Option<u64> {
+        let at = sequence.checked_sub(self.base)?;
+        match self.slots.get(at as usize)? {
+            Slot::Running { job } => Some(*job),
+            _ => None,
+        }
+    }
+
+    /// Forgets recorded outputs above `keep` bytes each; their invocations count as expired.
+    pub fn forget_large(&mut self, keep: usize) {
+        for slot in &mut self.slots {
+            if matches!(slot, Slot::Done { payload, .. } if payload.len() > keep) {
+                *slot = Slot::Forgotten;
+            }
+        }
+    }
+
+    /// What is swapped out.
+    pub fn image(&self, client: u128) -> SessionImage {
+        let result = |slot: &Slot| match slot {
+            Slot::Empty => None,
+            // What still runs when the process is swapped out was cut off by force.
+            Slot::Running { .. } => Some((Some(Status::OutcomeUnknown), Vec::new())),
+            Slot::Done { status, payload } => Some((Some(*status), payload.to_vec())),
+            Slot::Forgotten => Some((None, Vec::new())),
+        };
+        SessionImage {
+            client,
+            base: self.base,
+            results: self.slots.iter().map(result).collect(),
+        }
+    }
+
+    /// A session as it was swapped out.
+    pub fn restore(image: SessionImage, limit: usize) -> Self {
+        let slot = |result| match result {
+            None => Slot::Empty,
+            Some((None, _)) => Slot::Forgotten,
+            Some((Some(status), bytes)) => Slot::Done {
+                status,
+                payload: Payload::Buf(Buf::from_vec(bytes)),
+            },
+        };
+        let slots = image.results.into_iter().take(limit).map(slot).collect();
+        Self {
+            base: image.base,
+            started: true,
+            slots,
+            limit,
+        }
+    }
+
+    #[inline]
+    fn acknowledge(&mut self, below: u64) {
+        while self.base < below {
+            match self.slots.front() {
+                // A client cannot have the result of what still runs; it has given up on it.
+                Some(Slot::Running { .. }) => return,
+                Some(_) => {
+                    self.slots.pop_front();
+                    self.base += 1;
+                }
+                None => self.base = below,
+            }
+        }
+    }
+}
+
+/// Reads arbitrary bytes as headers of this module: what is accepted encodes to the same bytes.
+#[doc(hidden)]
+pub fn fuzz_headers(bytes: &[u8]) {
+    if let Some(header) = RequestHeader::decode(bytes) {
+        let (encoded, len) = header.encode();
+        assert_eq!(&encoded[4..len], &bytes[4..]);
+    }
+    if let Some((status, word)) = short_header_read(bytes) {
+        let encoded = short_header(Kind::Reply, status, word);
+        assert_eq!(&encoded[2..], &bytes[2..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_invocation_runs_once_and_its_result_stays_until_acknowledged() {
+        let mut session = Session::new(8);
+        assert!(matches!(session.admit(5, 0, 1), Admit::Run));
+        assert!(matches!(session.admit(5, 0, 2), Admit::Running));
+        assert_eq!(session.job(5), Some(1));
+        session.finish(5, Status::Ok, Payload::default());
+        assert!(matches!(
+            session.admit(5, 0, 3),
+            Admit::Recorded(Status::Ok, _)
+        ));
+        assert!(matches!(session.admit(6, 0, 4), Admit::Run));
+        assert!(matches!(session.admit(5, 0, 5), Admit::Expired));
+        assert!(matches!(session.admit(4, 0, 6), Admit::Expired));
+        assert!(matches!(session.admit(14, 8, 7), Admit::Full));
+    }
+
+    #[test]
+    fn what_runs_holds_the_watermark() {
+        let mut session = Session::new(8);
+        assert!(matches!(session.admit(0, 0, 1), Admit::Run));
+        assert!(matches!(session.admit(1, 0, 2), Admit::Run));
+        assert_eq!(session.job(0), Some(1));
+        session.finish(0, Status::Ok, Payload::default());
+        assert!(matches!(session.admit(2, 0, 3), Admit::Run));
+        assert_eq!(session.job(1), Some(2));
+        assert!(!session.knows(7) && session.knows(0));
+    }
+
+    #[test]
+    fn a_swapped_session_answers_as_before() {
+        let mut session = Session::new(8);
+        for sequence in 0..3 {
+            assert!(matches!(
+                session.admit(sequence, sequence as u32, sequence),
+                Admit::Run
+            ));
+        }
+        session.finish(
+            1,
+            Status::FunctionError,
+            Payload::Buf(Buf::from_vec(b"no".to_vec())),
+        );
+        let image = session.image(9);
+        let mut session = Session::restore(image, 8);
+        let Admit::Recorded(status, payload) = session.admit(1, 1, 7) else {
+            panic!()
+        };
+        assert_eq!((status, &*payload), (Status::FunctionError, &b"no"[..]));
+        assert!(matches!(session.admit(3, 3, 8), Admit::Run));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_header_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            fuzz_headers(&bytes);
+        }
+
+        /// Every sequence runs at most once, whatever is resent in whatever order.
+        #[test]
+        fn nothing_runs_twice(requests in proptest::collection::vec((0..20_u64, 0..6_u32), 0..200)) {
+            let mut session = Session::new(16);
+            let mut ran = std::collections::HashSet::new();
+            for (sequence, delta) in requests {
+                if let Admit::Run = session.admit(sequence, delta, sequence) {
+                    prop_assert!(ran.insert(sequence));
+                    session.finish(sequence, Status::Ok, Payload::default());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What a running function can ask of its process: the seam between the function ABI and the
+//! engine.
+//!
+//! ```text
+//!   function -> Context -> C table of the ABI -> dyn Services -> the process's engine
+//! ```
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use praas_transport::sync::atomic::{AtomicBool, Ordering};
+use praas_transport::{BufPool, Identity};
+
+use crate::invocation::{InvokeError, Payload};
+use crate::mailbox::{MailMessage, Source};
+use crate::state::StateStore;
+use crate::world::WorldView;
+
+/// One run of a function, as the engine sees it.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The run, unique within its process.
+    pub id: u64,
+    /// The worker it runs on.
+    pub worker: usize,
+    /// How many local invocations it is nested in.
+    pub depth: u32,
+    /// The client that asked.
+    pub client: u128,
+    /// The client's number for it.
+    pub sequence: u64,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+    /// Set once the caller has cancelled, or the process wants it to end.
+    pub cancel: Arc<AtomicBool>,
+}
+
+impl Job {
+    /// Whether the function should end early: cancelled, or its deadline has passed.
+    pub fn cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+            || self
+                .deadline
+                .is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
+
+/// A process, as its functions use it. Deadlines of `None` fall back to the job's own.
+pub trait Services: Send + Sync {
+    /// Who this process is.
+    fn identity(&self) -> &Identity;
+
+    /// Where payload memory comes from.
+    fn pool(&self) -> &BufPool;
+
+    /// The state objects.
+    fn state(&self) -> &StateStore;
+
+    /// The members of the application.
+    fn world(&self) -> &WorldView;
+
+    /// Puts a message into the mailbox of `to` (its own name or another process's) and waits for
+    /// the acknowledgement.
+    ///
+    /// # Errors
+    /// Unknown or dead processes, a full mailbox, the deadline.
+    fn message_put(
+        &self,
+        job: &Job,
+        to: &str,
+        key: &str,
+        payload: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<(), InvokeError>;
+
+    /// Takes a message out of the own mailbox, waiting for it until the deadline.
+    ///
+    /// # Errors
+    /// The deadline, cancellation, no worker left to stand in.
+    fn message_get(
+        &self,
+        job: &Job,
+        from: &Source,
+        key: &str,
+        deadline: Option<Instant>,
+    ) -> Result<MailMessage, InvokeError>;
+
+    /// Takes a message out of the own mailbox if one is there.
+    fn message_try(&self, from: &Source, key: &str) -> Option<MailMessage>;
+
+    /// Looks at the message that a get would take.
+    fn message_peek(&self, from: &Source, key: &str) -> Option<MailMessage>;
+
+    /// Invokes a function, of this process (an empty name or its own) on the caller's stack, or of
+    /// another.
+    ///
+    /// # Errors
+    /// As for a client; besides, too deep a nesting and no worker left to stand in.
+    fn invoke(
+        &self,
+        job: &Job,
+        process: &str,
+        function: &str,
+        input: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<Payload, InvokeError>;
+
+    /// Waits until the world's generation is above `after`.
+    ///
+    /// # Errors
+    /// The deadline, cancellation, no worker left to stand in.
+    fn world_wait(
+        &self,
+        job: &Job,
+        after: u64,
+        deadline: Option<Instant>,
+    ) -> Result<crate::world::World, InvokeError>;
+}
