@@ -1,0 +1,157 @@
+//! The settings of the control plane: every limit has a name with its unit and a default.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use praas_transport::TransportConfig;
+use serde::{Deserialize, Serialize};
+
+/// Settings of the control plane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlConfig {
+    /// Where HTTP is served; port zero lets the kernel choose.
+    pub http_listen: SocketAddr,
+    /// Where agents of other nodes dial; port zero lets the kernel choose. Agents of this node use
+    /// shared memory.
+    pub agent_listen: SocketAddr,
+    /// Whether either may be an address beyond loopback. HTTP is not encrypted.
+    pub beyond_loopback: bool,
+    /// Threads that serve HTTP.
+    pub http_threads: usize,
+    /// Bytes that a request's body may have, but for the input of an invocation.
+    pub body_max_bytes: usize,
+    /// Bytes that the input of an invocation over HTTP may have.
+    pub invoke_body_max_bytes: usize,
+    /// Milliseconds that a request waits for a process when it does not say.
+    pub wait_default_ms: u64,
+    /// Milliseconds that a request may ask to wait.
+    pub wait_max_ms: u64,
+    /// Milliseconds that requests may take to end at shutdown.
+    pub shutdown_grace_ms: u64,
+    /// Milliseconds that a ticket is good for at most.
+    pub ticket_valid_max_ms: u64,
+    /// Milliseconds that an agent's question for a process may wait for it.
+    pub resolve_timeout_ms: u64,
+    /// Milliseconds between two world views of one application.
+    pub world_interval_ms: u64,
+    /// Applications that there may be.
+    pub applications_max: usize,
+    /// Processes, in any state, that there may be.
+    pub processes_max: usize,
+    /// Requests that may wait for one process.
+    pub waiters_max: usize,
+    /// Tokens that there may be.
+    pub tokens_max: usize,
+    /// Modules that an application may have.
+    pub modules_max: usize,
+    /// Bytes that an application's settings may have, as JSON.
+    pub settings_max_bytes: usize,
+    /// Requests and agents' words that may wait to be handled.
+    pub events_queued_max: usize,
+    /// Bytes that may wait to be sent to one agent; an agent that lets more gather is cut off, and
+    /// starts over with a new inventory.
+    pub agent_queue_max_bytes: usize,
+    /// Settings of the endpoint that agents dial.
+    pub transport: TransportConfig,
+}
+
+impl Default for ControlConfig {
+    fn default() -> Self {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            http_listen: loopback,
+            agent_listen: loopback,
+            beyond_loopback: false,
+            http_threads: 2,
+            body_max_bytes: 1 << 20,
+            invoke_body_max_bytes: 64 << 20,
+            wait_default_ms: 30_000,
+            wait_max_ms: 600_000,
+            shutdown_grace_ms: 5_000,
+            ticket_valid_max_ms: 24 * 3_600_000,
+            resolve_timeout_ms: 30_000,
+            world_interval_ms: 20,
+            applications_max: 10_000,
+            processes_max: 100_000,
+            waiters_max: 10_000,
+            tokens_max: 10_000,
+            modules_max: 64,
+            settings_max_bytes: 64 << 10,
+            events_queued_max: 65_536,
+            agent_queue_max_bytes: 64 << 20,
+            transport: TransportConfig::default(),
+        }
+    }
+}
+
+/// A setting that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("setting {name} is {value}: {rule}")]
+pub struct ConfigError {
+    name: &'static str,
+    value: String,
+    rule: &'static str,
+}
+
+impl ControlConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the first setting that cannot be, and the rule that it breaks.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        for (name, at) in [
+            ("http_listen", self.http_listen),
+            ("agent_listen", self.agent_listen),
+        ] {
+            if !at.ip().is_loopback() && !self.beyond_loopback {
+                return Err(ConfigError {
+                    name,
+                    value: at.to_string(),
+                    rule: "an address beyond loopback needs beyond_loopback = true",
+                });
+            }
+        }
+        for (name, value) in [
+            ("http_threads", self.http_threads),
+            ("body_max_bytes", self.body_max_bytes),
+            ("waiters_max", self.waiters_max),
+            ("events_queued_max", self.events_queued_max),
+            ("agent_queue_max_bytes", self.agent_queue_max_bytes),
+        ] {
+            if value == 0 {
+                return Err(ConfigError {
+                    name,
+                    value: value.to_string(),
+                    rule: "it must be at least 1",
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listening_beyond_loopback_must_be_asked_for() {
+        let mut config = ControlConfig {
+            http_listen: "0.0.0.0:80".parse().unwrap(),
+            ..ControlConfig::default()
+        };
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.contains("beyond_loopback"), "{error}");
+        config.beyond_loopback = true;
+        assert_eq!(config.check(), Ok(()));
+    }
+
+    #[test]
+    fn an_unknown_setting_is_an_error() {
+        assert!(serde_json::from_str::<ControlConfig>(r#"{"http_listn": "x"}"#).is_err());
+        assert_eq!(
+            serde_json::from_str::<ControlConfig>("{}").unwrap(),
+            ControlConfig::default()
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! What the control plane wants of the data plane: one call, for invocations over HTTP.
+//!
+//! It is implemented where both planes meet, in the cluster crate; the control plane itself never
+//! speaks to a host.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Instant;
+
+use praas_transport::{Address, Credential};
+
+use crate::error::{ErrorKind, Failure};
+
+/// A future on the heap.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// An invocation that came over HTTP.
+#[derive(Debug, Clone)]
+pub struct GatewayInvocation {
+    /// The application.
+    pub application: String,
+    /// The process, which was ready a moment ago.
+    pub process: String,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Where its host listens.
+    pub addresses: Vec<Address>,
+    /// What opens a channel to it, as a client, until after the deadline.
+    pub credential: Credential,
+    /// The function.
+    pub function: String,
+    /// Its input.
+    pub input: Vec<u8>,
+    /// When the answer is no longer wanted.
+    pub deadline: Instant,
+}
+
+/// Why an invocation has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GatewayError {
+    /// The process has no such function.
+    #[error("process {process:?} has no function {function:?}")]
+    UnknownFunction {
+        /// The process.
+        process: String,
+        /// The function.
+        function: String,
+    },
+    /// The function ran and failed.
+    #[error("{0}")]
+    Function(String),
+    /// The process cannot be reached, or died meanwhile.
+    #[error("{0}")]
+    Process(String),
+    /// The process has no room for more.
+    #[error("{0}")]
+    Busy(String),
+    /// The deadline passed.
+    #[error("no result within the deadline")]
+    Deadline,
+}
+
+impl From<GatewayError> for Failure {
+    fn from(error: GatewayError) -> Self {
+        let kind = match &error {
+            GatewayError::UnknownFunction { .. } => ErrorKind::NotFound,
+            GatewayError::Function(_) => ErrorKind::FunctionFailed,
+            GatewayError::Process(_) => ErrorKind::ProcessFailed,
+            GatewayError::Busy(_) => ErrorKind::LimitReached,
+            GatewayError::Deadline => ErrorKind::Timeout,
+        };
+        Failure::new(kind, error.to_string())
+    }
+}
+
+/// Invokes functions on the data plane.
+pub trait Gateway: Send + Sync {
+    /// Invokes a function and gives its output.
+    fn invoke(&self, invocation: GatewayInvocation) -> BoxFuture<Result<Vec<u8>, GatewayError>>;
+}
+
+/// A gateway where there is no data plane: every invocation is an error.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoGateway;
+
+impl Gateway for NoGateway {
+    fn invoke(&self, _: GatewayInvocation) -> BoxFuture<Result<Vec<u8>, GatewayError>> {
+        let error = GatewayError::Process("this control plane has no gateway".into());
+        Box::pin(std::future::ready(Err(error)))
+    }
+}
