@@ -6,4 +6,5 @@ pub mod invocation;
 pub mod mailbox;
 pub mod services;
 pub mod state;
+pub mod swap;
 pub mod world;

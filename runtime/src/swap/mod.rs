@@ -1,0 +1,243 @@
+//! Swap: a process's state, messages, results and files go to storage, and come back.
+//!
+//! ```text
+//!   ProcessImage --chunks of 256 KiB--> packs --hashes--> manifest       (swap_out)
+//!        ^                                                   |
+//!        +------- each chunk read in place, and hashed <-----+           (swap_in)
+//! ```
+//!
+//! A commit writes packs first and one manifest last, all of them new objects: nothing is ever
+//! overwritten or renamed. The highest manifest, by incarnation and then generation, of which
+//! every byte verifies is the truth. docs/swap.md has the format to the byte, the protocol, and
+//! why a crash at any point leaves a whole generation.
+
+use praas_transport::wire::Incarnation;
+use praas_transport::{Buf, PoolExhausted};
+use serde::{Deserialize, Serialize};
+
+mod bytes;
+mod manifest;
+mod reader;
+mod sections;
+mod storage;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use reader::{Loaded, Rejected, swap_in};
+pub use storage::{
+    COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_encode,
+    process_prefix,
+};
+pub use writer::{Committed, swap_out};
+
+use crate::invocation::SessionImage;
+use crate::mailbox::MailboxImage;
+use crate::state::ObjectMeta;
+use manifest::{CommitId, Manifest, PackId};
+
+/// Everything of a process that outlives its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessImage {
+    /// The application, up to 255 bytes.
+    pub application: String,
+    /// The process's name in it, up to 255 bytes.
+    pub process: String,
+    /// Who swaps out; after [`swap_in`], who did.
+    pub incarnation: Incarnation,
+    /// State objects; keys have up to 255 bytes. The length in an object's meta is taken from the
+    /// object itself.
+    pub state: Vec<(String, Buf, ObjectMeta)>,
+    /// Messages not yet taken.
+    pub mailbox: MailboxImage,
+    /// Results not yet acknowledged.
+    pub sessions: Vec<SessionImage>,
+    /// Files by name; names have up to 4096 bytes and mean nothing here.
+    pub files: Vec<(String, Buf)>,
+}
+
+/// How processes are swapped out. What is read back follows from the data itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SwapConfig {
+    /// Bytes per chunk, a power of two from 64 to 16 MiB; default 256 KiB.
+    pub chunk_bytes: u32,
+    /// Bytes after which another pack begins, at least `chunk_bytes`; default 1 GiB.
+    pub pack_max_bytes: u64,
+}
+
+impl SwapConfig {
+    fn chunk_bytes_is_valid(bytes: u32) -> bool {
+        bytes.is_power_of_two() && (64..=16 << 20).contains(&bytes)
+    }
+}
+
+impl Default for SwapConfig {
+    fn default() -> Self {
+        Self {
+            chunk_bytes: 256 << 10,
+            pack_max_bytes: 1 << 30,
+        }
+    }
+}
+
+/// Why a process could not be swapped out or in.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SwapError {
+    /// A newer incarnation of the process has been here: this one is not to write any more.
+    #[error("incarnation {ours} of {process} is fenced: incarnation {newer} has written")]
+    Fenced {
+        /// The process.
+        process: String,
+        /// Who wanted to write.
+        ours: Incarnation,
+        /// The newest that has written.
+        newer: Incarnation,
+    },
+    /// The image or the configuration passes a limit of the format.
+    #[error("cannot swap out {process}: {what}")]
+    BadImage {
+        /// The process.
+        process: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The storage failed.
+    #[error("cannot swap {process}")]
+    Storage {
+        /// The process.
+        process: String,
+        /// How.
+        source: StorageError,
+    },
+    /// There is no memory for a part of the process. The stored generation may be whole.
+    #[error("cannot swap in {process}: no memory for {part}")]
+    Pool {
+        /// The process.
+        process: String,
+        /// Which part.
+        part: String,
+        /// The pool's limit.
+        source: PoolExhausted,
+    },
+    /// There are generations, and not one of them verifies.
+    #[error("cannot swap in {process}: none of its {} generations verifies", .rejected.len())]
+    NoneVerifies {
+        /// The process.
+        process: String,
+        /// All of them, the highest first.
+        rejected: Vec<Rejected>,
+    },
+}
+
+/// Why a generation is not loaded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RejectReason {
+    /// The manifest is not there any more.
+    #[error("is missing")]
+    Missing,
+    /// The first bytes are other than a manifest's.
+    #[error("is no manifest")]
+    NotAManifest,
+    /// The manifest is cut off.
+    #[error("truncated: {actual} of at least {expected} bytes")]
+    Truncated {
+        /// Bytes that are there.
+        actual: u64,
+        /// Bytes that it must have.
+        expected: u64,
+    },
+    /// The manifest is longer than any that is written.
+    #[error("too large: {bytes} bytes")]
+    TooLarge {
+        /// Its length.
+        bytes: u64,
+    },
+    /// The manifest's bytes are not those that were written.
+    #[error("checksum mismatch")]
+    ChecksumMismatch,
+    /// The manifest is whole, and of a version that is not known here.
+    #[error("unknown version {version}")]
+    UnknownVersion {
+        /// The version.
+        version: u16,
+    },
+    /// The bytes are whole, and no writer leaves such.
+    #[error("malformed: {what}")]
+    Malformed {
+        /// The field.
+        what: &'static str,
+    },
+    /// The manifest is of another process.
+    #[error("wrong process: it is of '{process}' of application '{application}'")]
+    WrongProcess {
+        /// The application in the manifest.
+        application: String,
+        /// The process in the manifest.
+        process: String,
+    },
+    /// The manifest's name says another incarnation or generation than its content.
+    #[error("wrong name: it is {name}")]
+    WrongName {
+        /// The name that it was written under.
+        name: String,
+    },
+    /// A pack is not there.
+    #[error("missing pack {pack}")]
+    MissingPack {
+        /// The pack.
+        pack: String,
+    },
+    /// A pack is shorter or longer than it was written.
+    #[error("{pack}: has {actual} bytes, not {expected}")]
+    PackLength {
+        /// The pack.
+        pack: String,
+        /// Its length.
+        actual: u64,
+        /// The length that it was written with.
+        expected: u64,
+    },
+    /// A chunk's bytes are not those that were written.
+    #[error("chunk {chunk} of {part} in {pack}: hash mismatch")]
+    HashMismatch {
+        /// Counts the chunks of the part from zero.
+        chunk: usize,
+        /// "object 'x'", "file 'x'", "message body 3", "the mailbox" or "the sessions".
+        part: String,
+        /// The pack.
+        pack: String,
+    },
+}
+
+/// What lies under a process's prefix, in ascending order; other names are not ours.
+struct Listing {
+    manifests: Vec<CommitId>,
+    packs: Vec<PackId>,
+}
+
+impl Listing {
+    fn read(storage: &dyn Storage, prefix: &str) -> Result<Self, StorageError> {
+        let names = storage.list(prefix)?;
+        let ours = || names.iter().filter_map(|name| name.strip_prefix(prefix));
+        let mut manifests: Vec<_> = ours().filter_map(CommitId::from_manifest_name).collect();
+        let mut packs: Vec<_> = ours().filter_map(PackId::from_name).collect();
+        manifests.sort_unstable();
+        packs.sort_unstable();
+        Ok(Self { manifests, packs })
+    }
+}
+
+/// Decodes any bytes as a manifest, for fuzzing.
+///
+/// # Panics
+/// What decodes does not encode to the same bytes.
+#[doc(hidden)]
+pub fn fuzz_manifest(bytes: &[u8]) {
+    if let Ok(manifest) = Manifest::decode(bytes) {
+        assert_eq!(manifest.encode(), bytes, "two encodings of one manifest");
+    }
+}

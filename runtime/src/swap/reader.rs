@@ -1,0 +1,441 @@
+//! Swapping in: the highest generation of which every byte verifies.
+//!
+//! The chunks of an object are read straight into the object's memory and hashed there. Small
+//! neighbours in a pack are read together and copied out, since a read each would cost more.
+//! Runs of chunks are independent, so a few threads take them from one queue.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use praas_transport::{Buf, BufMut, BufPool, PoolExhausted};
+
+use super::manifest::{ChunkRef, CommitId, MANIFEST_MAX_BYTES, Manifest};
+use super::{
+    Listing, ProcessImage, RejectReason, Storage, StorageError, SwapError, process_prefix, sections,
+};
+use crate::state::ObjectMeta;
+
+/// Bytes that one read asks for at most.
+const READ_MAX_BYTES: usize = 8 << 20;
+/// Neighbours are read together up to this many bytes.
+const TOGETHER_MAX_BYTES: usize = 1 << 20;
+/// Threads that read and hash; below [`ALONE_MAX_BYTES`] it is only the caller's.
+const READERS_MAX: usize = 4;
+const ALONE_MAX_BYTES: u64 = 4 << 20;
+
+/// A process as it was swapped out.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The process.
+    pub image: ProcessImage,
+    /// The generation that was loaded.
+    pub generation: u64,
+    /// Higher ones that do not verify, the highest first.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A generation that was not loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its manifest's name in the storage.
+    pub name: String,
+    /// What is wrong.
+    pub reason: RejectReason,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.reason)
+    }
+}
+
+/// Loads the highest generation of a process that verifies; `None` if it was never swapped out.
+///
+/// Memory comes from `pool`, which must also have room for the mailbox's small messages and the
+/// results a second time while this runs.
+///
+/// # Errors
+/// [`SwapError::NoneVerifies`]; [`SwapError::Storage`] if the storage cannot list or read what is
+/// there, and [`SwapError::Pool`] if memory is short: an older generation is no answer to those.
+pub fn swap_in(
+    storage: &dyn Storage,
+    pool: &BufPool,
+    application: &str,
+    process: &str,
+) -> Result<Option<Loaded>, SwapError> {
+    let source = Source {
+        storage,
+        prefix: process_prefix(application, process),
+    };
+    let fail = |source| SwapError::Storage {
+        process: process.into(),
+        source,
+    };
+    let listing = Listing::read(storage, &source.prefix).map_err(fail)?;
+    let mut rejected = Vec::new();
+    for id in listing.manifests.into_iter().rev() {
+        let loaded = source
+            .manifest(id, application, process)
+            .and_then(|manifest| source.load(manifest, pool));
+        match loaded {
+            Ok(image) => {
+                return Ok(Some(Loaded {
+                    image,
+                    generation: id.generation,
+                    rejected,
+                }));
+            }
+            Err(ReadError::Rejected(reason)) => {
+                let name = source.name(&id.manifest_name());
+                rejected.push(Rejected { name, reason });
+            }
+            Err(ReadError::Storage(source)) => return Err(fail(source)),
+            Err(ReadError::Pool(part, source)) => {
+                return Err(SwapError::Pool {
+                    process: process.into(),
+                    part,
+                    source,
+                });
+            }
+        }
+    }
+    match rejected.is_empty() {
+        true => Ok(None),
+        false => Err(SwapError::NoneVerifies {
+            process: process.into(),
+            rejected,
+        }),
+    }
+}
+
+/// Why a generation could not be read.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    /// It does not verify.
+    Rejected(RejectReason),
+    /// Whether it verifies is not known.
+    Storage(StorageError),
+    /// No memory for a part.
+    Pool(String, PoolExhausted),
+}
+
+impl From<RejectReason> for ReadError {
+    fn from(reason: RejectReason) -> Self {
+        Self::Rejected(reason)
+    }
+}
+
+/// The objects of one process.
+pub(super) struct Source<'a> {
+    pub(super) storage: &'a dyn Storage,
+    pub(super) prefix: String,
+}
+
+impl Source<'_> {
+    pub(super) fn name(&self, component: &str) -> String {
+        format!("{}{component}", self.prefix)
+    }
+
+    /// A manifest that is whole and of this process, and whose packs have the right lengths.
+    pub(super) fn manifest(
+        &self,
+        id: CommitId,
+        application: &str,
+        process: &str,
+    ) -> Result<Manifest, ReadError> {
+        let name = self.name(&id.manifest_name());
+        let fail = |error| match error {
+            StorageError::NotFound { .. } => RejectReason::Missing.into(),
+            error => ReadError::Storage(error),
+        };
+        let bytes = self.storage.size(&name).map_err(fail)?;
+        if bytes > MANIFEST_MAX_BYTES {
+            return Err(RejectReason::TooLarge { bytes }.into());
+        }
+        let mut encoded = vec![0; bytes as usize];
+        self.storage.read(&name, 0, &mut encoded).map_err(fail)?;
+        let manifest = Manifest::decode(&encoded)?;
+        if manifest.application != application || manifest.process != process {
+            let (application, process) = (manifest.application, manifest.process);
+            return Err(RejectReason::WrongProcess {
+                application,
+                process,
+            }
+            .into());
+        }
+        if manifest.id != id {
+            let name = manifest.id.manifest_name();
+            return Err(RejectReason::WrongName { name }.into());
+        }
+        self.check_packs(&manifest)?;
+        Ok(manifest)
+    }
+
+    fn check_packs(&self, manifest: &Manifest) -> Result<(), ReadError> {
+        for pack in &manifest.packs {
+            let name = self.name(&pack.id.name());
+            let actual = self.storage.size(&name);
+            let actual = actual.map_err(|error| pack_error(error, &pack.id.name()))?;
+            if actual != pack.bytes {
+                return Err(RejectReason::PackLength {
+                    pack: pack.id.name(),
+                    actual,
+                    expected: pack.bytes,
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and verifies all that a manifest refers to.
+    fn load(&self, manifest: Manifest, pool: &BufPool) -> Result<ProcessImage, ReadError> {
+        let parts: Vec<Part<'_>> = parts(&manifest).collect();
+        let mut bufs: Vec<BufMut> = Vec::with_capacity(parts.len());
+        for (part, stream) in parts.iter().zip(manifest.streams()) {
+            // A length comes with its chunks, 44 bytes each, so it is far from the end of usize.
+            let buf = pool.alloc(stream.bytes as usize);
+            bufs.push(buf.map_err(|source| ReadError::Pool(part.to_string(), source))?);
+        }
+        let total: u64 = manifest.streams().map(|stream| stream.bytes).sum();
+        let runs = plan_runs(&manifest, &parts, &mut bufs);
+        self.read_runs(&manifest, runs, total)?;
+        drop(parts);
+        let bufs = bufs.into_iter().map(BufMut::freeze).collect();
+        assemble(manifest, bufs, pool)
+    }
+
+    fn read_runs(
+        &self,
+        manifest: &Manifest,
+        runs: Vec<Run<'_>>,
+        total: u64,
+    ) -> Result<(), ReadError> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let helpers = match total <= ALONE_MAX_BYTES {
+            true => 0,
+            false => READERS_MAX.min(cpus).min(runs.len()).saturating_sub(1),
+        };
+        let queue = Mutex::new(runs.into_iter());
+        let work = || {
+            let mut scratch = Vec::new();
+            loop {
+                let run = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(run) = run else {
+                    return Ok(());
+                };
+                if let Err(error) = self.read_run(manifest, run, &mut scratch) {
+                    // The others need not go on.
+                    let mut left = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                    *left = Vec::new().into_iter();
+                    return Err(error);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            // A thread that cannot be started leaves its share to the others.
+            let spawned = (0..helpers)
+                .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok());
+            let spawned: Vec<_> = spawned.collect();
+            let mut result = work();
+            for helper in spawned {
+                let other = helper
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                result = result.and(other);
+            }
+            result
+        })
+    }
+
+    fn read_run(
+        &self,
+        manifest: &Manifest,
+        run: Run<'_>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), ReadError> {
+        let pack = manifest.packs[run.pack as usize].id.name();
+        let name = self.name(&pack);
+        let read = |offset, into: &mut [u8]| {
+            let read = self.storage.read(&name, offset, into);
+            read.map_err(|error| pack_error(error, &pack))
+        };
+        let mut segments = run.segments;
+        if let [segment] = &mut segments[..] {
+            read(run.offset, segment.into)?;
+        } else {
+            scratch.resize(run.bytes, 0);
+            read(run.offset, scratch)?;
+            let mut from = &scratch[..];
+            for segment in &mut segments {
+                let (bytes, rest) = from.split_at(segment.into.len());
+                segment.into.copy_from_slice(bytes);
+                from = rest;
+            }
+        }
+        for segment in &segments {
+            segment.verify(manifest.chunk_bytes as usize, &pack)?;
+        }
+        Ok(())
+    }
+}
+
+fn pack_error(error: StorageError, pack: &str) -> ReadError {
+    let pack = pack.into();
+    match error {
+        StorageError::NotFound { .. } => RejectReason::MissingPack { pack }.into(),
+        error => ReadError::Storage(error),
+    }
+}
+
+/// What a stream is, for errors.
+#[derive(Debug, Clone, Copy)]
+enum Part<'a> {
+    Object(&'a str),
+    File(&'a str),
+    Body(usize),
+    Mailbox,
+    Sessions,
+}
+
+impl fmt::Display for Part<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Object(key) => write!(f, "object '{key}'"),
+            Self::File(name) => write!(f, "file '{name}'"),
+            Self::Body(index) => write!(f, "message body {index}"),
+            Self::Mailbox => f.write_str("the mailbox"),
+            Self::Sessions => f.write_str("the sessions"),
+        }
+    }
+}
+
+/// The streams of a manifest, in their order.
+fn parts(manifest: &Manifest) -> impl Iterator<Item = Part<'_>> {
+    let objects = manifest.objects.iter();
+    let files = manifest.files.iter();
+    objects
+        .map(|object| Part::Object(&object.key))
+        .chain(files.map(|file| Part::File(&file.name)))
+        .chain((0..manifest.bodies.len()).map(Part::Body))
+        .chain([Part::Mailbox, Part::Sessions])
+}
+
+/// Chunks of one stream that are neighbours in a pack.
+struct Segment<'a> {
+    part: Part<'a>,
+    first: usize,
+    chunks: &'a [ChunkRef],
+    into: &'a mut [u8],
+}
+
+impl Segment<'_> {
+    fn verify(&self, chunk_bytes: usize, pack: &str) -> Result<(), RejectReason> {
+        let chunks = self.into.chunks(chunk_bytes).zip(self.chunks);
+        for (at, (bytes, chunk)) in chunks.enumerate() {
+            if blake3::hash(bytes) != blake3::Hash::from_bytes(chunk.hash) {
+                return Err(RejectReason::HashMismatch {
+                    chunk: self.first + at,
+                    part: self.part.to_string(),
+                    pack: pack.into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Segments that one read gets.
+struct Run<'a> {
+    pack: u32,
+    offset: u64,
+    bytes: usize,
+    segments: Vec<Segment<'a>>,
+}
+
+/// Cuts all streams into runs; `bufs` has the memory of each.
+fn plan_runs<'a>(
+    manifest: &'a Manifest,
+    parts: &[Part<'a>],
+    bufs: &'a mut [BufMut],
+) -> Vec<Run<'a>> {
+    let chunk_bytes = manifest.chunk_bytes as usize;
+    let chunks_max = (READ_MAX_BYTES / chunk_bytes).max(1);
+    let mut runs: Vec<Run<'a>> = Vec::new();
+    for ((part, stream), buf) in parts.iter().zip(manifest.streams()).zip(bufs) {
+        let (mut left, mut into) = (&stream.chunks[..], &mut buf[..]);
+        while let Some(first) = left.first() {
+            let count = neighbours(&left[..left.len().min(chunks_max)], chunk_bytes);
+            let (chunks, rest) = left.split_at(count);
+            let bytes = (count * chunk_bytes).min(into.len());
+            let (head, tail) = into.split_at_mut(bytes);
+            let segment = Segment {
+                part: *part,
+                first: stream.chunks.len() - left.len(),
+                chunks,
+                into: head,
+            };
+            (left, into) = (rest, tail);
+            match runs.last_mut() {
+                Some(run)
+                    if run.pack == first.pack
+                        && run.offset + run.bytes as u64 == first.offset
+                        && run.bytes + bytes <= TOGETHER_MAX_BYTES =>
+                {
+                    run.bytes += bytes;
+                    run.segments.push(segment);
+                }
+                _ => runs.push(Run {
+                    pack: first.pack,
+                    offset: first.offset,
+                    bytes,
+                    segments: vec![segment],
+                }),
+            }
+        }
+    }
+    runs
+}
+
+/// How many of the first chunks follow one another in a pack. Only a stream's last chunk is
+/// short, and nothing follows that.
+fn neighbours(chunks: &[ChunkRef], chunk_bytes: usize) -> usize {
+    let follows = |pair: &[ChunkRef; 2]| {
+        let [before, after] = pair;
+        before.pack == after.pack && before.offset + chunk_bytes as u64 == after.offset
+    };
+    1 + chunks
+        .array_windows()
+        .take_while(|pair| follows(pair))
+        .count()
+}
+
+/// The image, out of a manifest and the memory of its streams.
+fn assemble(manifest: Manifest, bufs: Vec<Buf>, pool: &BufPool) -> Result<ProcessImage, ReadError> {
+    let mut bufs = bufs.into_iter();
+    let state = manifest.objects.into_iter().zip(&mut bufs);
+    let state = state.map(|(object, buf)| {
+        let meta = ObjectMeta {
+            version: object.version,
+            written_unix_ms: object.written_unix_ms,
+            bytes: buf.len() as u64,
+        };
+        (object.key, buf, meta)
+    });
+    let state = state.collect();
+    let files = manifest.files.into_iter().zip(&mut bufs);
+    let files = files.map(|(file, buf)| (file.name, buf)).collect();
+    let bodies = bufs.by_ref().take(manifest.bodies.len()).collect();
+    let (mailbox, sessions) = (bufs.next(), bufs.next());
+    let mailbox = sections::decode_mailbox(&mailbox.unwrap_or_default(), bodies, pool)?;
+    let sessions = sections::decode_sessions(&sessions.unwrap_or_default())?;
+    Ok(ProcessImage {
+        application: manifest.application,
+        process: manifest.process,
+        incarnation: manifest.id.incarnation,
+        state,
+        mailbox,
+        sessions,
+        files,
+    })
+}

@@ -1,0 +1,439 @@
+//! Where swapped processes lie: a few named objects, each written once and whole.
+//!
+//! [`Storage`] asks for no more than an object store gives: exclusive creation, ranged reads,
+//! listing, deletion. [`DirStorage`] keeps objects as files below one directory.
+//!
+//! ```text
+//!   <root>/<application>/<process>/manifest-0000000000000003-0000000000000011
+//!                                  pack-0000000000000003-0000000000000011-0000
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, IoSlice, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Bytes that one component of an object's name may have: what file systems allow.
+pub const COMPONENT_MAX_BYTES: usize = 255;
+
+/// Components of an object's name, separated by `/`.
+pub const COMPONENTS_MAX: usize = 8;
+
+/// Encoded names above this many bytes are replaced by their hash.
+const ENCODED_MAX_BYTES: usize = 200;
+
+/// Slices in one vectored write.
+const SLICES_MAX: usize = 1024;
+
+/// Why an operation on storage failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// There is no object of this name.
+    #[error("{name}: no such object")]
+    NotFound {
+        /// The object.
+        name: String,
+    },
+    /// An object of this name exists already.
+    #[error("{name}: exists already")]
+    Exists {
+        /// The object.
+        name: String,
+    },
+    /// An object ends before the range that was asked for.
+    #[error("{name}: ends before byte {end}")]
+    Short {
+        /// The object.
+        name: String,
+        /// The end of the range, in bytes from the object's start.
+        end: u64,
+    },
+    /// The name is none that every storage can keep.
+    #[error("'{name}' is no name of an object")]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// There is no room, or a quota is used up.
+    #[error("{name}: cannot {operation}: no room left")]
+    Full {
+        /// What was being done.
+        operation: &'static str,
+        /// The object.
+        name: String,
+        /// What the storage said.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("{name}: cannot {operation}")]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// The object.
+        name: String,
+        /// What the storage said.
+        source: io::Error,
+    },
+}
+
+/// A place for objects that are written once.
+///
+/// A name is up to [`COMPONENTS_MAX`] components joined by `/`, each of 1 to
+/// [`COMPONENT_MAX_BYTES`] bytes out of `A-Z a-z 0-9 . _ - % ~`, not starting with a dot.
+pub trait Storage: Send + Sync {
+    /// Creates an object out of the concatenated `parts`. On return it is durable, under its name.
+    ///
+    /// # Errors
+    /// [`StorageError::Exists`] if the name is taken: nothing is changed then. After any other
+    /// error the object may be absent, partial or whole.
+    fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<(), StorageError>;
+
+    /// The length of an object in bytes.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`], or a failure of the storage.
+    fn size(&self, name: &str) -> Result<u64, StorageError>;
+
+    /// Fills `into` with the object's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`], [`StorageError::Short`], or a failure of the storage; the
+    /// content of `into` is then arbitrary.
+    fn read(&self, name: &str, offset: u64, into: &mut [u8]) -> Result<(), StorageError>;
+
+    /// The names of all objects that begin with `prefix`, in any order.
+    ///
+    /// # Errors
+    /// A failure of the storage. That nothing begins with `prefix` is no error.
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError>;
+
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`], or a failure of the storage.
+    fn delete(&self, name: &str) -> Result<(), StorageError>;
+}
+
+/// What the names of all objects of a process begin with, the final `/` included.
+pub fn process_prefix(application: &str, process: &str) -> String {
+    format!("{}/{}/", name_encode(application), name_encode(process))
+}
+
+/// A name of up to any length and of any characters as one component of an object's name.
+///
+/// Plain characters stand for themselves, all other bytes as `%` and two upper-case hexadecimal
+/// digits. What comes out longer than 200 bytes is `~` and the name's BLAKE3 hash instead; `~`
+/// begins no other encoding. Different names have different encodings.
+pub fn name_encode(name: &str) -> String {
+    use std::fmt::Write as _;
+    let mut encoded = String::with_capacity(name.len());
+    for (at, byte) in name.bytes().enumerate() {
+        let plain =
+            byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' || byte == b'.' && at > 0;
+        if plain {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    match encoded.len() {
+        0 => "%".into(),
+        length if length > ENCODED_MAX_BYTES => {
+            format!("~{}", blake3::hash(name.as_bytes()).to_hex())
+        }
+        _ => encoded,
+    }
+}
+
+/// Objects as files below a directory, which may be on a file system that nodes share.
+///
+/// A file is created under its final name with `O_EXCL`, written, synced, and its directories are
+/// synced. What a crash leaves of a file is partial: readers find out by length and hash.
+#[derive(Debug, Clone)]
+pub struct DirStorage {
+    root: PathBuf,
+}
+
+impl DirStorage {
+    /// Storage below `root`, which is created if it is absent.
+    ///
+    /// # Errors
+    /// The directory cannot be created.
+    pub fn new(root: impl Into<PathBuf>) -> Result<Self, StorageError> {
+        let root = root.into();
+        fs::create_dir_all(&root).map_err(|source| {
+            io_error("create the directory", &root.display().to_string(), source)
+        })?;
+        Ok(Self { root })
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, name: &str) -> Result<PathBuf, StorageError> {
+        match name_is_valid(name) {
+            true => Ok(self.root.join(name)),
+            false => Err(StorageError::BadName { name: name.into() }),
+        }
+    }
+
+    /// Makes the entries on the way from the root to the object durable.
+    fn sync_directories(&self, path: &Path) -> io::Result<()> {
+        for directory in path.ancestors().skip(1) {
+            File::open(directory)?.sync_all()?;
+            if directory == self.root {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Collects names below a directory that begin with `prefix`.
+    fn walk(
+        &self,
+        directory: &str,
+        prefix: &str,
+        depth: usize,
+        names: &mut Vec<String>,
+    ) -> io::Result<()> {
+        let entries = match fs::read_dir(self.root.join(directory)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let file_name = entry.file_name();
+            // Files that no `put_new` wrote are none of ours.
+            let Some(component) = file_name.to_str().filter(|name| component_is_valid(name)) else {
+                continue;
+            };
+            let name = format!("{directory}{component}");
+            if entry.file_type()?.is_dir() {
+                let below = format!("{name}/");
+                let fits = below.starts_with(prefix) || prefix.starts_with(&below);
+                if fits && depth < COMPONENTS_MAX {
+                    self.walk(&below, prefix, depth + 1, names)?;
+                }
+            } else if name.starts_with(prefix) {
+                names.push(name);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Storage for DirStorage {
+    fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        let path = self.path(name)?;
+        let fail = |operation| move |source| io_error(operation, name, source);
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(fail("create its directory"))?;
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(fail("create"))?;
+        let written = write_parts(&mut file, parts)
+            .map_err(fail("write"))
+            .and_then(|()| file.sync_all().map_err(fail("sync")))
+            .and_then(|()| {
+                self.sync_directories(&path)
+                    .map_err(fail("sync its directory"))
+            });
+        if written.is_err() {
+            // The error at hand says more than a second one would.
+            let _ = fs::remove_file(&path);
+        }
+        written
+    }
+
+    fn size(&self, name: &str) -> Result<u64, StorageError> {
+        fs::metadata(self.path(name)?)
+            .map(|metadata| metadata.len())
+            .map_err(|source| io_error("look up", name, source))
+    }
+
+    fn read(&self, name: &str, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
+        let file = File::open(self.path(name)?).map_err(|source| io_error("open", name, source))?;
+        file.read_exact_at(into, offset).map_err(|source| {
+            match source.kind() == ErrorKind::UnexpectedEof {
+                true => StorageError::Short {
+                    name: name.into(),
+                    end: offset.saturating_add(into.len() as u64),
+                },
+                false => io_error("read", name, source),
+            }
+        })
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        let mut names = Vec::new();
+        let directory = prefix.rfind('/').map_or("", |at| &prefix[..=at]);
+        if !directory.is_empty() && !name_is_valid(directory.trim_end_matches('/')) {
+            let name = prefix.into();
+            return Err(StorageError::BadName { name });
+        }
+        let depth = directory.matches('/').count() + 1;
+        self.walk(directory, prefix, depth, &mut names)
+            .map_err(|source| io_error("list", prefix, source))?;
+        Ok(names)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StorageError> {
+        fs::remove_file(self.path(name)?).map_err(|source| io_error("delete", name, source))
+    }
+}
+
+fn name_is_valid(name: &str) -> bool {
+    name.split('/').count() <= COMPONENTS_MAX && name.split('/').all(component_is_valid)
+}
+
+fn component_is_valid(component: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-%~".contains(&byte);
+    (1..=COMPONENT_MAX_BYTES).contains(&component.len())
+        && !component.starts_with('.')
+        && component.bytes().all(plain)
+}
+
+fn io_error(operation: &'static str, name: &str, source: io::Error) -> StorageError {
+    let name = name.into();
+    match source.kind() {
+        ErrorKind::NotFound => StorageError::NotFound { name },
+        ErrorKind::AlreadyExists => StorageError::Exists { name },
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            StorageError::Full {
+                operation,
+                name,
+                source,
+            }
+        }
+        _ => StorageError::Io {
+            operation,
+            name,
+            source,
+        },
+    }
+}
+
+fn write_parts(file: &mut File, parts: &[&[u8]]) -> io::Result<()> {
+    for parts in parts.chunks(SLICES_MAX) {
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut left = &mut slices[..];
+        // An empty slice at the front would make a write of nothing look like a full disk.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match file.write_vectored(left) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut left, written),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_created_once_and_listed_by_prefix() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = DirStorage::new(directory.path().join("swap")).unwrap();
+        assert_eq!(storage.list("a/p/").unwrap(), Vec::<String>::new());
+        storage
+            .put_new("a/p/x-1", &[b"", b"12", b"", b"3"])
+            .unwrap();
+        storage.put_new("a/p/y-1", &[]).unwrap();
+        storage.put_new("a/pp/x-1", &[b"0"]).unwrap();
+        let error = storage.put_new("a/p/x-1", &[b"other"]).unwrap_err();
+        assert!(matches!(error, StorageError::Exists { name } if name == "a/p/x-1"));
+        assert_eq!(storage.size("a/p/x-1").unwrap(), 3);
+        let sorted = |prefix| {
+            let mut names = storage.list(prefix).unwrap();
+            names.sort();
+            names
+        };
+        assert_eq!(sorted("a/p/"), ["a/p/x-1", "a/p/y-1"]);
+        assert_eq!(sorted("a/p/x"), ["a/p/x-1"]);
+        assert_eq!(sorted("a/p"), ["a/p/x-1", "a/p/y-1", "a/pp/x-1"]);
+        assert_eq!(sorted("").len(), 3);
+        let mut two = [0; 2];
+        storage.read("a/p/x-1", 1, &mut two).unwrap();
+        assert_eq!(&two, b"23");
+        let error = storage.read("a/p/x-1", 2, &mut two).unwrap_err();
+        assert!(matches!(error, StorageError::Short { end: 4, .. }));
+        storage.delete("a/p/x-1").unwrap();
+        for error in [
+            storage.delete("a/p/x-1").unwrap_err(),
+            storage.size("a/p/x-1").unwrap_err(),
+            storage.read("a/p/x-1", 0, &mut two).unwrap_err(),
+        ] {
+            assert!(matches!(error, StorageError::NotFound { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn thousands_of_parts_are_one_object() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = DirStorage::new(directory.path()).unwrap();
+        let bytes: Vec<u8> = (0..5000_u32).map(|at| at as u8).collect();
+        let parts: Vec<&[u8]> = bytes.chunks(1).collect();
+        storage.put_new("many", &parts).unwrap();
+        let mut back = vec![0; bytes.len()];
+        storage.read("many", 0, &mut back).unwrap();
+        assert_eq!(back, bytes);
+    }
+
+    #[test]
+    fn names_stay_below_the_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = DirStorage::new(directory.path()).unwrap();
+        let long = "x".repeat(256);
+        for name in [
+            "", "..", "a/../b", "/a", "a//b", "a/", ".a", "a b", "ä", &long,
+        ] {
+            let error = storage.put_new(name, &[]).unwrap_err();
+            assert!(matches!(error, StorageError::BadName { .. }), "{name}");
+        }
+        assert!(storage.list("../").is_err());
+    }
+
+    #[test]
+    fn any_name_has_an_encoding_of_its_own() {
+        let long = [
+            "ä".repeat(127),
+            "ä".repeat(126),
+            "x".repeat(201),
+            "x".repeat(255),
+        ];
+        let names = [
+            "plain-1_2.x",
+            ".",
+            "..",
+            "",
+            "%",
+            "a/b",
+            "a%2Fb",
+            "~",
+            "a b",
+            "\0",
+            "ä",
+        ];
+        let all = names.into_iter().map(String::from).chain(long);
+        let mut seen = std::collections::BTreeSet::new();
+        for name in all {
+            let encoded = name_encode(&name);
+            assert!(component_is_valid(&encoded), "{encoded}");
+            assert!(seen.insert(encoded), "{name}");
+        }
+        assert_eq!(process_prefix("app", "k/1"), "app/k%2F1/");
+    }
+}

@@ -1,0 +1,689 @@
+//! Swap against storage that breaks, lies and is shared with other incarnations.
+
+use std::sync::{Arc, Mutex};
+
+use praas_transport::BufPool;
+use proptest::prelude::*;
+
+use super::manifest::{HASH_BYTES, ObjectEntry};
+use super::*;
+use crate::invocation::Status;
+use crate::mailbox::MailMessage;
+use storages::{Faulty, Leaves, MemStorage, Overtaken};
+
+mod storages;
+
+const SMALL: SwapConfig = SwapConfig {
+    chunk_bytes: 64,
+    pack_max_bytes: 200,
+};
+
+fn pool() -> BufPool {
+    BufPool::new(1 << 26)
+}
+
+fn buf(bytes: impl Into<Vec<u8>>) -> Buf {
+    Buf::from_vec(bytes.into())
+}
+
+fn object(key: &str, version: u64, bytes: impl Into<Vec<u8>>) -> (String, Buf, ObjectMeta) {
+    let buf = buf(bytes);
+    let meta = ObjectMeta {
+        version,
+        written_unix_ms: 1_700_000_000_000 + version,
+        bytes: buf.len() as u64,
+    };
+    (key.into(), buf, meta)
+}
+
+fn message(key: &str, payload: impl Into<Vec<u8>>) -> MailMessage {
+    MailMessage {
+        source: "sender".into(),
+        key: key.into(),
+        payload: buf(payload),
+    }
+}
+
+/// A small image with some of everything; `fill` makes it differ from others.
+fn image(incarnation: u64, fill: u8) -> ProcessImage {
+    ProcessImage {
+        application: "app".into(),
+        process: "k/1".into(),
+        incarnation: Incarnation(incarnation),
+        state: vec![
+            object("centroids", 3, vec![fill; 150]),
+            object("empty", 4, []),
+            object("größe", 5, [fill, 1, 2]),
+        ],
+        mailbox: MailboxImage {
+            messages: vec![message("a", [fill; 5]), message("b", [])],
+            seen: vec![1, 2, 3],
+        },
+        sessions: vec![SessionImage {
+            client: 7 << 100,
+            base: 12,
+            results: vec![
+                None,
+                Some((Some(Status::Ok), vec![fill; 9])),
+                Some((None, Vec::new())),
+                Some((Some(Status::OutcomeUnknown), Vec::new())),
+            ],
+        }],
+        files: vec![("log/out.txt".into(), buf([fill; 70]))],
+    }
+}
+
+fn load(storage: &dyn Storage) -> Result<Option<Loaded>, SwapError> {
+    swap_in(storage, &pool(), "app", "k/1")
+}
+
+fn loaded(storage: &dyn Storage) -> Loaded {
+    load(storage).unwrap().unwrap()
+}
+
+fn commit(storage: &dyn Storage, image: &ProcessImage) -> Committed {
+    let committed = swap_out(storage, image, &SMALL).unwrap();
+    assert!(committed.untidy.is_none());
+    committed
+}
+
+/// The only reason for which the highest generation is not loaded.
+fn rejection(storage: &dyn Storage) -> String {
+    let loaded = loaded(storage);
+    assert_eq!(loaded.rejected.len(), 1);
+    loaded.rejected[0].to_string()
+}
+
+/// Two generations, the second of them with `fill` 2.
+fn two_generations() -> MemStorage {
+    let storage = MemStorage::default();
+    commit(&storage, &image(1, 1));
+    commit(&storage, &image(1, 2));
+    storage
+}
+
+/// Replaces a manifest's checksum by one that fits.
+fn seal(bytes: &mut [u8]) {
+    let end = bytes.len() - HASH_BYTES;
+    let checksum = *blake3::hash(&bytes[..end]).as_bytes();
+    bytes[end..].copy_from_slice(&checksum);
+}
+
+const MANIFEST_1: &str = "app/k%2F1/manifest-0000000000000001-0000000000000001";
+const MANIFEST_2: &str = "app/k%2F1/manifest-0000000000000001-0000000000000002";
+const PACK_2_1: &str = "app/k%2F1/pack-0000000000000001-0000000000000002-0001";
+
+#[test]
+fn what_goes_out_comes_in() {
+    let storage = MemStorage::default();
+    assert!(load(&storage).unwrap().is_none());
+    let committed = commit(&storage, &image(1, 1));
+    assert_eq!((committed.generation, committed.chunks), (1, 10));
+    let names = storage.names();
+    let stored: u64 = names.iter().map(|name| storage.size(name).unwrap()).sum();
+    assert_eq!(committed.bytes, stored);
+    let loaded = loaded(&storage);
+    assert_eq!(loaded.image, image(1, 1));
+    assert_eq!((loaded.generation, loaded.rejected), (1, vec![]));
+}
+
+#[test]
+fn large_images_are_read_in_place_by_several_threads() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = DirStorage::new(directory.path()).unwrap();
+    let bytes: Vec<u8> = (0..11_u32 << 20).map(|at| (at >> 10) as u8).collect();
+    let mut image = image(1, 1);
+    image.state.push(object("large", 9, &bytes[1..]));
+    image.files.push(("large".into(), buf(&bytes[..3 << 20])));
+    image
+        .mailbox
+        .messages
+        .push(message("large", &bytes[..1 << 20]));
+    let config = SwapConfig {
+        pack_max_bytes: 10 << 20,
+        ..SwapConfig::default()
+    };
+    swap_out(&storage, &image, &config).unwrap();
+    // The pool has room for each part once, rounded up to its size classes, and little more.
+    let pool = BufPool::new((12 + 4 + 2 + 1) << 20);
+    let loaded = swap_in(&storage, &pool, "app", "k/1").unwrap().unwrap();
+    assert_eq!(loaded.image, image);
+    let error = swap_in(&storage, &BufPool::new(4 << 20), "app", "k/1").unwrap_err();
+    let SwapError::Pool { part, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(part, "object 'large'");
+}
+
+#[test]
+fn two_generations_stay_and_orphans_go() {
+    let storage = two_generations();
+    let orphan = |incarnation, generation| PackId {
+        commit: CommitId {
+            incarnation: Incarnation(incarnation),
+            generation,
+        },
+        number: 0,
+    };
+    storage.insert(format!("app/k%2F1/{}", orphan(0, 9).name()), vec![1]);
+    storage.insert(format!("app/k%2F1/{}", orphan(1, 3).name()), vec![1]);
+    storage.insert("app/k%2F1/notes.txt".into(), vec![1]);
+    // Generation 10: above all that left a trace.
+    assert_eq!(commit(&storage, &image(1, 3)).generation, 10);
+    let listing = Listing::read(&storage, "app/k%2F1/").unwrap();
+    let generations: Vec<_> = listing.manifests.iter().map(|id| id.generation).collect();
+    assert_eq!(generations, [2, 10]);
+    assert!(
+        listing
+            .packs
+            .iter()
+            .all(|pack| [2, 10].contains(&pack.commit.generation))
+    );
+    assert_eq!(listing.packs.len(), 6);
+    assert!(storage.names().contains(&"app/k%2F1/notes.txt".into()));
+    // A torn generation does not count as one of the two.
+    storage.edit(
+        "app/k%2F1/manifest-0000000000000001-000000000000000a",
+        |bytes| {
+            bytes.truncate(50);
+        },
+    );
+    assert_eq!(commit(&storage, &image(1, 4)).generation, 11);
+    let listing = Listing::read(&storage, "app/k%2F1/").unwrap();
+    let generations: Vec<_> = listing.manifests.iter().map(|id| id.generation).collect();
+    assert_eq!(generations, [2, 11]);
+}
+
+#[test]
+fn a_lower_incarnation_is_fenced() {
+    let storage = two_generations();
+    commit(&storage, &image(5, 3));
+    let before = storage.names();
+    let error = swap_out(&storage, &image(4, 9), &SMALL).unwrap_err();
+    let SwapError::Fenced { ours, newer, .. } = error else {
+        panic!("{error}")
+    };
+    assert_eq!((ours, newer), (Incarnation(4), Incarnation(5)));
+    assert_eq!(storage.names(), before);
+    assert_eq!(loaded(&storage).image, image(5, 3));
+}
+
+#[test]
+fn a_higher_incarnation_wins_at_every_step() {
+    let mut fenced = 0;
+    for step in 0.. {
+        let inner = Arc::new(two_generations());
+        let storage = Overtaken {
+            inner: Arc::clone(&inner),
+            left: Mutex::new(step),
+        };
+        let result = swap_out(&storage, &image(1, 3), &SMALL);
+        let overtaken = *storage.left.lock().unwrap() > usize::MAX / 2;
+        if !overtaken {
+            assert!(result.is_ok() && step > 6);
+            break;
+        }
+        fenced += usize::from(matches!(result, Err(SwapError::Fenced { .. })));
+        let loaded = loaded(&*inner);
+        assert_eq!(loaded.image, image(2, 9), "step {step}");
+        assert_eq!(loaded.rejected, []);
+        // The next commit leaves two generations and nothing else.
+        commit(&*inner, &image(2, 10));
+        let listing = Listing::read(&*inner, "app/k%2F1/").unwrap();
+        assert_eq!(listing.manifests.len(), 2, "step {step}");
+        assert!(listing.packs.iter().all(|pack| {
+            let commits = &listing.manifests;
+            commits.contains(&pack.commit)
+        }));
+    }
+    assert!(fenced > 3);
+}
+
+#[test]
+fn a_crash_at_any_step_leaves_a_whole_generation() {
+    for leaves in [Leaves::Nothing, Leaves::Half, Leaves::All] {
+        for for_good in [true, false] {
+            let mut outcomes = [0; 2];
+            for fails_at in 0.. {
+                let storage = Faulty {
+                    inner: two_generations(),
+                    operations: Mutex::new(0),
+                    fails_at,
+                    for_good,
+                    leaves,
+                };
+                let result = swap_out(&storage, &image(1, 3), &SMALL);
+                let steps = *storage.operations.lock().unwrap();
+                if steps <= fails_at {
+                    assert!(result.unwrap().untidy.is_none());
+                    break;
+                }
+                let inner = storage.inner;
+                let after = loaded(&inner);
+                let is_new = after.image == image(1, 3);
+                assert!(
+                    is_new || after.image == image(1, 2),
+                    "{leaves:?} {fails_at}"
+                );
+                assert!(is_new || result.is_err(), "{leaves:?} {fails_at}");
+                outcomes[usize::from(is_new)] += 1;
+                // Whatever is left behind does not disturb the next commit, which tidies up.
+                commit(&inner, &image(1, 4));
+                assert_eq!(loaded(&inner).image, image(1, 4));
+                let listing = Listing::read(&inner, "app/k%2F1/").unwrap();
+                assert_eq!((listing.manifests.len(), listing.packs.len()), (2, 6));
+            }
+            assert!(outcomes[0] > 3 && outcomes[1] > 3, "{outcomes:?}");
+        }
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_found() {
+    let whole = two_generations();
+    for name in whole.names() {
+        for at in 0..whole.size(&name).unwrap() as usize * 8 {
+            let storage = whole.clone();
+            storage.edit(&name, |bytes| bytes[at / 8] ^= 1 << (at % 8));
+            check_damaged(&storage, &name);
+        }
+    }
+}
+
+#[test]
+fn every_truncation_is_found() {
+    let whole = two_generations();
+    for name in whole.names() {
+        for length in 0..whole.size(&name).unwrap() as usize {
+            let storage = whole.clone();
+            storage.edit(&name, |bytes| bytes.truncate(length));
+            check_damaged(&storage, &name);
+        }
+        let storage = whole.clone();
+        storage.edit(&name, |bytes| bytes.push(0));
+        check_damaged(&storage, &name);
+        let storage = whole.clone();
+        storage.delete(&name).unwrap();
+        if !name.contains("manifest") {
+            check_damaged(&storage, &name);
+        }
+    }
+}
+
+/// One object of two generations is damaged: the other generation is loaded, and if the damage is
+/// in the newer, the rejection names the object.
+fn check_damaged(storage: &MemStorage, name: &str) {
+    let loaded = loaded(storage);
+    if name.contains("-0000000000000001-0000000000000001") {
+        assert_eq!(loaded.image, image(1, 2));
+        assert_eq!(loaded.rejected, []);
+    } else {
+        assert_eq!(loaded.image, image(1, 1));
+        let [rejected] = &loaded.rejected[..] else {
+            panic!("{:?}", loaded.rejected)
+        };
+        assert_eq!(rejected.name, MANIFEST_2);
+        let component = name.rsplit('/').next().unwrap();
+        assert!(rejected.to_string().contains(component), "{rejected}");
+    }
+}
+
+#[test]
+fn rejections_say_what_is_wrong() {
+    let damaged = |name: &str, edit: &dyn Fn(&mut Vec<u8>)| {
+        let storage = two_generations();
+        storage.edit(name, edit);
+        rejection(&storage).replace(MANIFEST_2, "M")
+    };
+    let pack = "pack-0000000000000001-0000000000000002-0001";
+    let at = |at: usize, value: u8| {
+        move |bytes: &mut Vec<u8>| {
+            bytes[at] = value;
+            seal(bytes);
+        }
+    };
+    assert_eq!(
+        damaged(PACK_2_1, &|bytes| bytes[0] ^= 1),
+        format!("M: chunk 0 of file 'log/out.txt' in {pack}: hash mismatch")
+    );
+    assert_eq!(
+        damaged(PACK_2_1, &|bytes| bytes.truncate(3)),
+        format!("M: {pack}: has 3 bytes, not 142")
+    );
+    assert_eq!(
+        damaged(MANIFEST_2, &|bytes| bytes[70] ^= 1),
+        "M: checksum mismatch"
+    );
+    assert_eq!(
+        damaged(MANIFEST_2, &|bytes| bytes[0] ^= 1),
+        "M: is no manifest"
+    );
+    assert_eq!(damaged(MANIFEST_2, &at(8, 2)), "M: unknown version 2");
+    assert_eq!(
+        damaged(MANIFEST_2, &at(10, 1)),
+        "M: malformed: reserved bytes of the header"
+    );
+    assert_eq!(damaged(MANIFEST_2, &at(12, 65)), "M: malformed: chunk size");
+    assert_eq!(damaged(MANIFEST_2, &at(47, 255)), "M: malformed: objects");
+    assert_eq!(
+        damaged(MANIFEST_2, &at(24, 1)),
+        "M: malformed: pack that is newer than the manifest"
+    );
+    assert_eq!(
+        damaged(MANIFEST_2, &at(24, 3)),
+        "M: wrong name: it is manifest-0000000000000001-0000000000000003"
+    );
+    assert_eq!(
+        damaged(MANIFEST_2, &at(66, b'z')),
+        "M: wrong process: it is of 'k/1' of application 'zpp'"
+    );
+    let truncated = damaged(MANIFEST_2, &|bytes| bytes.truncate(100));
+    assert!(
+        truncated.starts_with("M: truncated: 100 of at least "),
+        "{truncated}"
+    );
+    let storage = two_generations();
+    storage.delete(PACK_2_1).unwrap();
+    assert_eq!(
+        rejection(&storage),
+        format!("{MANIFEST_2}: missing pack {pack}")
+    );
+}
+
+#[test]
+fn if_none_verifies_all_are_named() {
+    let storage = two_generations();
+    storage.edit(MANIFEST_1, |bytes| bytes[20] ^= 1);
+    storage.edit(MANIFEST_2, Vec::clear);
+    let error = load(&storage).unwrap_err();
+    let SwapError::NoneVerifies { rejected, .. } = &error else {
+        panic!("{error}")
+    };
+    let names: Vec<_> = rejected.iter().map(|rejected| &rejected.name[..]).collect();
+    assert_eq!(names, [MANIFEST_2, MANIFEST_1]);
+    assert_eq!(rejected[1].reason, RejectReason::ChecksumMismatch);
+}
+
+#[test]
+fn storage_that_fails_is_no_reason_for_an_older_generation() {
+    for fails_at in 0.. {
+        let storage = Faulty {
+            inner: two_generations(),
+            operations: Mutex::new(0),
+            fails_at,
+            for_good: false,
+            leaves: Leaves::Nothing,
+        };
+        let result = load(&storage);
+        if *storage.operations.lock().unwrap() <= fails_at {
+            assert_eq!(result.unwrap().unwrap().image, image(1, 2));
+            break;
+        }
+        assert!(
+            matches!(result, Err(SwapError::Storage { .. })),
+            "{fails_at}"
+        );
+    }
+}
+
+#[test]
+fn images_above_the_limits_are_refused() {
+    let refuse = |edit: &dyn Fn(&mut ProcessImage, &mut SwapConfig)| {
+        let (mut image, mut config) = (image(1, 1), SMALL);
+        edit(&mut image, &mut config);
+        let storage = MemStorage::default();
+        let error = swap_out(&storage, &image, &config).unwrap_err();
+        assert!(storage.names().is_empty());
+        assert!(matches!(error, SwapError::BadImage { .. }), "{error}");
+    };
+    refuse(&|image, _| image.application = "x".repeat(256));
+    refuse(&|image, _| image.state[0].0 = "x".repeat(256));
+    refuse(&|image, _| image.files[0].0 = "x".repeat(4097));
+    refuse(&|_, config| config.chunk_bytes = 100);
+    refuse(&|_, config| config.pack_max_bytes = 63);
+}
+
+/// What an incremental swap would write: a manifest whose objects lie in older packs as well.
+#[test]
+fn chunks_may_lie_in_packs_of_older_generations() {
+    let storage = two_generations();
+    let mut bytes = [1, 2].map(|_| Vec::new());
+    for (name, bytes) in [MANIFEST_1, MANIFEST_2].into_iter().zip(&mut bytes) {
+        storage.edit(name, |stored| bytes.clone_from(stored));
+    }
+    let [old, mut new] = bytes.map(|bytes| Manifest::decode(&bytes).unwrap());
+    let shift = new.packs.len() as u32;
+    new.id.generation = 3;
+    new.packs.extend(old.packs.iter().copied());
+    let object: &ObjectEntry = &old.objects[0];
+    new.objects[0].stream.clone_from(&object.stream);
+    for chunk in &mut new.objects[0].stream.chunks {
+        chunk.pack += shift;
+    }
+    storage.insert(
+        format!("app/k%2F1/{}", new.id.manifest_name()),
+        new.encode(),
+    );
+    let mut mixed = image(1, 2);
+    mixed.state[0] = image(1, 1).state[0].clone();
+    assert_eq!(loaded(&storage).image, mixed);
+    // Generation 1 is no longer kept, but its packs are: generation 3 refers to them.
+    commit(&storage, &image(1, 4));
+    storage.delete(MANIFEST_1).unwrap_err();
+    let newest = "app/k%2F1/manifest-0000000000000001-0000000000000004";
+    storage.delete(newest).unwrap();
+    assert_eq!(loaded(&storage).image, mixed);
+}
+
+#[test]
+fn hostile_counts_and_lengths_allocate_nothing() {
+    let storage = two_generations();
+    let mut bytes = Vec::new();
+    storage.edit(MANIFEST_2, |stored| bytes.clone_from(stored));
+    // The counts of packs, objects, files and bodies, then every run of eight bytes after them.
+    for at in 40..bytes.len() - HASH_BYTES - 8 {
+        let mut hostile = bytes.clone();
+        hostile[at..at + 8].fill(0xff);
+        seal(&mut hostile);
+        let _ = Manifest::decode(&hostile);
+        fuzz_manifest(&hostile);
+    }
+}
+
+/// The bytes on storage are pinned: `PRAAS_BLESS=1` rewrites the files after a change of format.
+#[test]
+fn golden_files_are_what_is_written_and_read() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/swap");
+    let written = MemStorage::default();
+    commit(&written, &image(3, 7));
+    if std::env::var_os("PRAAS_BLESS").is_some() {
+        std::fs::create_dir_all(golden).unwrap();
+        for (name, bytes) in written.objects.lock().unwrap().iter() {
+            let component = name.rsplit('/').next().unwrap();
+            std::fs::write(format!("{golden}/{component}"), bytes).unwrap();
+        }
+    }
+    let stored = MemStorage::default();
+    for entry in std::fs::read_dir(golden).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("app/k%2F1/{}", entry.file_name().to_str().unwrap());
+        stored.insert(name, std::fs::read(entry.path()).unwrap());
+    }
+    assert_eq!(
+        *written.objects.lock().unwrap(),
+        *stored.objects.lock().unwrap()
+    );
+    assert_eq!(loaded(&stored).image, image(3, 7));
+}
+
+fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let small = || proptest::collection::vec(any::<u8>(), 0..300);
+    prop_oneof![
+        20 => small(),
+        // Above the size from which payloads are bodies.
+        1 => (small(), 60_000..80_000_usize).prop_map(|(mut bytes, length)| {
+            bytes.resize(length, 42);
+            bytes
+        }),
+    ]
+}
+
+fn any_result() -> impl Strategy<Value = Option<(Option<Status>, Vec<u8>)>> {
+    prop_oneof![
+        Just(None),
+        Just(Some((None, Vec::new()))),
+        (0..13_u16, any_bytes()).prop_map(|(code, output)| Some((Status::from_code(code), output))),
+    ]
+}
+
+fn any_image() -> impl Strategy<Value = ProcessImage> {
+    let name = "[a-zß/. ]{0,12}";
+    let object = (name, any::<u64>(), any_bytes());
+    let object = object.prop_map(|(key, version, bytes)| object_any(&key, version, bytes));
+    let message = (name, name, any_bytes()).prop_map(|(source, key, payload)| MailMessage {
+        source,
+        key,
+        payload: buf(payload),
+    });
+    let results = proptest::collection::vec(any_result(), 0..6);
+    let session = (any::<u128>(), any::<u64>(), results);
+    let session = session.prop_map(|(client, base, results)| SessionImage {
+        client,
+        base,
+        results,
+    });
+    let file = (name, any_bytes()).prop_map(|(name, bytes)| (name, buf(bytes)));
+    (
+        any::<u64>(),
+        proptest::collection::vec(object, 0..6),
+        proptest::collection::vec(message, 0..6),
+        any_bytes(),
+        proptest::collection::vec(session, 0..4),
+        proptest::collection::vec(file, 0..4),
+    )
+        .prop_map(
+            |(incarnation, state, messages, seen, sessions, files)| ProcessImage {
+                application: "app".into(),
+                process: "k/1".into(),
+                incarnation: Incarnation(incarnation),
+                state,
+                mailbox: MailboxImage { messages, seen },
+                sessions,
+                files,
+            },
+        )
+}
+
+fn object_any(key: &str, version: u64, bytes: Vec<u8>) -> (String, Buf, ObjectMeta) {
+    let mut entry = object(key, 0, bytes);
+    entry.2.version = version;
+    entry.2.written_unix_ms = !version;
+    entry
+}
+
+fn any_config() -> impl Strategy<Value = SwapConfig> {
+    (6..10_u32, 1..40_u64).prop_map(|(shift, chunks)| SwapConfig {
+        chunk_bytes: 1 << shift,
+        pack_max_bytes: chunks << shift,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_image_comes_back(image in any_image(), config in any_config()) {
+        let storage = MemStorage::default();
+        let committed = swap_out(&storage, &image, &config).unwrap();
+        let loaded = loaded(&storage);
+        prop_assert_eq!(loaded.image, image);
+        prop_assert_eq!(loaded.generation, committed.generation);
+        for (name, bytes) in storage.objects.lock().unwrap().iter() {
+            if name.contains("manifest") {
+                fuzz_manifest(bytes);
+            } else {
+                prop_assert!(bytes.len() as u64 <= config.pack_max_bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn damage_to_any_image_is_found(
+        old in any_image(),
+        mut new in any_image(),
+        config in any_config(),
+        picks: [prop::sample::Index; 2],
+        cut: bool,
+    ) {
+        let storage = MemStorage::default();
+        swap_out(&storage, &old, &config).unwrap();
+        new.incarnation = old.incarnation;
+        swap_out(&storage, &new, &config).unwrap();
+        let newer = |name: &&String| name.contains("-0000000000000002");
+        let names: Vec<_> = storage.names().iter().filter(newer).cloned().collect();
+        storage.edit(&names[picks[0].index(names.len())], |bytes| {
+            let at = picks[1].index(bytes.len() * 8);
+            match cut {
+                true => bytes.truncate(at / 8),
+                false => bytes[at / 8] ^= 1 << (at % 8),
+            }
+        });
+        let loaded = loaded(&storage);
+        prop_assert_eq!(loaded.image, old);
+        prop_assert_eq!(loaded.rejected.len(), 1);
+    }
+
+    #[test]
+    fn any_bytes_are_a_manifest_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fuzz_manifest(&bytes);
+    }
+
+    /// The checksum keeps nobody from writing nonsense on purpose.
+    #[test]
+    fn sealed_nonsense_is_a_manifest_or_not(
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let storage = two_generations();
+        storage.edit(MANIFEST_2, |bytes| {
+            for (at, value) in edits {
+                let at = at.index(bytes.len() - HASH_BYTES);
+                bytes[at] = value;
+            }
+            seal(bytes);
+            fuzz_manifest(bytes);
+        });
+        // It may even load: then it says what its own checksum vouches for.
+        let _ = load(&storage);
+    }
+}
+
+#[test]
+fn names_are_read_back_and_nothing_else() {
+    let commit = CommitId {
+        incarnation: Incarnation(0xab),
+        generation: u64::MAX,
+    };
+    let pack = PackId {
+        commit,
+        number: 0x12345,
+    };
+    assert_eq!(pack.name(), "pack-00000000000000ab-ffffffffffffffff-12345");
+    assert_eq!(PackId::from_name(&pack.name()), Some(pack));
+    assert_eq!(
+        CommitId::from_manifest_name(&commit.manifest_name()),
+        Some(commit)
+    );
+    for name in [
+        "manifest-1-2",
+        "manifest-00000000000000AB-0000000000000001",
+        "manifest-+0000000000000ab-0000000000000001",
+        "manifest-00000000000000ab-0000000000000001.tmp",
+        "manifest-00000000000000ab",
+    ] {
+        assert_eq!(CommitId::from_manifest_name(name), None, "{name}");
+    }
+    assert_eq!(
+        PackId::from_name("pack-00000000000000ab-ffffffffffffffff-00012"),
+        None
+    );
+}
