@@ -326,6 +326,8 @@ pub struct Session {
     started: bool,
     slots: VecDeque<Slot>,
     limit: usize,
+    /// Bytes of recorded outputs.
+    bytes: usize,
 }
 
 /// A session, as it is swapped out: results that the client has not acknowledged.
@@ -348,6 +350,7 @@ impl Session {
             started: false,
             slots: VecDeque::new(),
             limit,
+            bytes: 0,
         }
     }
 
@@ -398,6 +401,7 @@ impl Session {
         if let Some(at) = sequence.checked_sub(self.base)
             && let Some(slot) = self.slots.get_mut(at as usize)
         {
+            self.bytes += payload.len();
             *slot = Slot::Done { status, payload };
         }
     }
@@ -423,10 +427,19 @@ impl Session {
     /// Forgets recorded outputs above `keep` bytes each; their invocations count as expired.
     pub fn forget_large(&mut self, keep: usize) {
         for slot in &mut self.slots {
-            if matches!(slot, Slot::Done { payload, .. } if payload.len() > keep) {
+            if let Slot::Done { payload, .. } = slot
+                && payload.len() > keep
+            {
+                self.bytes -= payload.len();
                 *slot = Slot::Forgotten;
             }
         }
+    }
+
+    /// Bytes of recorded outputs.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// What is swapped out.
@@ -455,12 +468,18 @@ impl Session {
                 payload: Payload::Buf(Buf::from_vec(bytes)),
             },
         };
-        let slots = image.results.into_iter().take(limit).map(slot).collect();
+        let slots: VecDeque<Slot> = image.results.into_iter().take(limit).map(slot).collect();
+        let recorded = |slot: &Slot| match slot {
+            Slot::Done { payload, .. } => payload.len(),
+            _ => 0,
+        };
+        let bytes = slots.iter().map(recorded).sum();
         Self {
             base: image.base,
             started: true,
             slots,
             limit,
+            bytes,
         }
     }
 
@@ -470,7 +489,10 @@ impl Session {
             match self.slots.front() {
                 // A client cannot have the result of what still runs; it has given up on it.
                 Some(Slot::Running { .. }) => return,
-                Some(_) => {
+                Some(slot) => {
+                    if let Slot::Done { payload, .. } = slot {
+                        self.bytes -= payload.len();
+                    }
                     self.slots.pop_front();
                     self.base += 1;
                 }

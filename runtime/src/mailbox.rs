@@ -70,6 +70,11 @@ struct SeenPuts {
     above: std::collections::BTreeSet<u64>,
 }
 
+/// Sequence numbers of one sender that are remembered above the lowest gap.
+const SEEN_ABOVE_MAX: usize = 4096;
+/// Senders that are remembered; the one with the lowest incarnation is forgotten first.
+const SENDERS_MAX: usize = 1 << 16;
+
 /// A waiter: chosen by whoever registers it.
 pub type WaiterId = u64;
 
@@ -208,6 +213,12 @@ impl Mailbox {
             .push_front((arrival, message.payload));
     }
 
+    /// Whether a message whose key and payload have this many bytes fits now.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.messages < self.limits.messages_max
+            && self.bytes.saturating_add(bytes) <= self.limits.bytes_max
+    }
+
     /// Messages in it.
     pub fn len(&self) -> usize {
         self.messages
@@ -288,6 +299,12 @@ impl Mailbox {
     }
 
     fn seen_mark(&mut self, id: PutId) {
+        if self.seen.len() >= SENDERS_MAX && !self.seen.contains_key(&id.sender) {
+            let oldest = self.seen.iter().min_by_key(|(_, seen)| seen.incarnation);
+            if let Some(oldest) = oldest.map(|(sender, _)| sender.clone()) {
+                self.seen.remove(&oldest);
+            }
+        }
         let seen = self.seen.entry(id.sender).or_default();
         if id.incarnation > seen.incarnation {
             *seen = SeenPuts {
@@ -296,6 +313,12 @@ impl Mailbox {
             };
         }
         seen.above.insert(id.sequence);
+        // A sender leaves gaps where it gave up; it never has so many under way.
+        while seen.above.len() > SEEN_ABOVE_MAX
+            && let Some(lowest) = seen.above.pop_first()
+        {
+            seen.next = lowest + 1;
+        }
         while seen.above.remove(&seen.next) {
             seen.next += 1;
         }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use praas_transport::sync::atomic::{AtomicBool, Ordering};
+use praas_transport::sync::atomic::{AtomicU64, Ordering};
 use praas_transport::{BufPool, Identity};
 
 use crate::invocation::{InvokeError, Payload};
@@ -31,14 +31,15 @@ pub struct Job {
     pub sequence: u64,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
-    /// Set once the caller has cancelled, or the process wants it to end.
-    pub cancel: Arc<AtomicBool>,
+    /// Holds the id of the run that is to end early: its caller has cancelled it, or its process
+    /// wants it to end.
+    pub cancel: Arc<AtomicU64>,
 }
 
 impl Job {
     /// Whether the function should end early: cancelled, or its deadline has passed.
     pub fn cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Relaxed)
+        self.cancel.load(Ordering::Relaxed) == self.id
             || self
                 .deadline
                 .is_some_and(|deadline| Instant::now() >= deadline)

@@ -163,6 +163,13 @@ impl StateStore {
         Ok(length)
     }
 
+    /// Makes all versions from now on higher than `version`. A process begins each life above
+    /// `incarnation << 32`, so that no version is used twice across its lives.
+    pub fn versions_above(&self, version: u64) {
+        let mut objects = self.lock();
+        objects.version = objects.version.max(version);
+    }
+
     /// Bytes in use, keys and payloads.
     pub fn used_bytes(&self) -> u64 {
         self.read().bytes

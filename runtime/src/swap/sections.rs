@@ -6,8 +6,7 @@
 //!                  [ place 0: the payload;  place 1: it is the next of the manifest's bodies ] }
 //!   sessions   u64 sessions
 //!              x { u128 client   u64 base   u64 results
-//!                  x { u8 0: never came | 1: forgotten
-//!                         2: done { u16 status, u64 bytes, output } } }
+//!                  x { u8 0: never came | 1: forgotten | 2: done { u16 status, u64 bytes, output } } }
 //! ```
 //!
 //! Small payloads lie among the rest, since a chunk of its own would cost more than they are;

@@ -120,7 +120,7 @@ pub fn process_prefix(application: &str, process: &str) -> String {
     format!("{}/{}/", name_encode(application), name_encode(process))
 }
 
-/// A name of any length and any characters as one component of an object's name.
+/// A name of up to any length and of any characters as one component of an object's name.
 ///
 /// Plain characters stand for themselves, all other bytes as `%` and two upper-case hexadecimal
 /// digits. What comes out longer than 200 bytes is `~` and the name's BLAKE3 hash instead; `~`
@@ -157,24 +157,13 @@ pub struct DirStorage {
 }
 
 impl DirStorage {
-    /// Storage below `root`, which is created, durably, if it is absent.
+    /// Storage below `root`, which is created if it is absent.
     ///
     /// # Errors
     /// The directory cannot be created.
     pub fn new(root: impl Into<PathBuf>) -> Result<Self, StorageError> {
-        let mut root = root.into();
-        if root.as_os_str().is_empty() {
-            root.push(".");
-        }
-        let missing = root.ancestors().take_while(|path| !path.exists());
-        let missing: Vec<&Path> = missing.filter(|path| *path != Path::new("")).collect();
-        let created = fs::create_dir_all(&root).and_then(|()| {
-            missing.iter().try_for_each(|path| {
-                let parent = path.parent().filter(|parent| *parent != Path::new(""));
-                File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-            })
-        });
-        created.map_err(|source| {
+        let root = root.into();
+        fs::create_dir_all(&root).map_err(|source| {
             io_error("create the directory", &root.display().to_string(), source)
         })?;
         Ok(Self { root })
@@ -357,7 +346,7 @@ mod tests {
     #[test]
     fn objects_are_created_once_and_listed_by_prefix() {
         let directory = tempfile::tempdir().unwrap();
-        let storage = DirStorage::new(directory.path().join("swap/here")).unwrap();
+        let storage = DirStorage::new(directory.path().join("swap")).unwrap();
         assert_eq!(storage.list("a/p/").unwrap(), Vec::<String>::new());
         storage
             .put_new("a/p/x-1", &[b"", b"12", b"", b"3"])

@@ -256,8 +256,9 @@ impl Endpoint {
         };
         let mut rounds = 0_u32;
         loop {
+            let woken = self.ops.waker.shared.woken.load(Ordering::Relaxed);
             let happened = self.progress(handler);
-            if happened > 0 {
+            if happened > 0 || woken {
                 return happened;
             }
             rounds = rounds.wrapping_add(1);

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::Ops;
 use crate::address::TransportKind;
 use crate::buf::{Buf, BufMut};
@@ -19,6 +21,14 @@ use crate::wire::{Incarnation, PeerIdentity, WireError};
 pub struct ChannelId {
     pub(crate) slot: u32,
     pub(crate) generation: u32,
+}
+
+impl ChannelId {
+    /// The channel's place in its endpoint: small, and used again after the channel has ended.
+    #[inline]
+    pub fn index(self) -> usize {
+        self.slot as usize
+    }
 }
 
 /// A large message that was announced and not yet accepted or refused.
@@ -318,7 +328,8 @@ pub trait Handler {
 }
 
 /// How to wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WaitMode {
     /// Busy-poll, never block.
     Hot,

@@ -4,6 +4,11 @@
 //! loom's, which explores every interleaving. Nothing else in the workspace names
 //! `std::sync::atomic`.
 
+#[allow(unsafe_code)]
+mod token;
+
+pub use token::{Owned, OwnerToken};
+
 /// Atomic types and orderings: the standard library's, or loom's under `--cfg praas_loom`.
 pub mod atomic {
     #[cfg(praas_loom)]

@@ -1,0 +1,291 @@
+//! The asynchronous client: handles to one thread that owns the endpoint.
+//!
+//! Any number of tasks call through clones of one handle. A call whose future is dropped is
+//! cancelled. The thread ends with the last handle.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_queue::SegQueue;
+use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use praas_transport::{Buf, WaitMode, Waker};
+use tokio::sync::oneshot;
+
+use super::core::{CallId, CallOptions, Refusal};
+use super::shell::{ClientConfig, ClientError, Shell};
+use crate::invocation::{InvokeError, Payload};
+
+type Answer = oneshot::Sender<Result<Payload, InvokeError>>;
+
+enum Request {
+    Invoke { process: String, function: String },
+    Put { process: String, key: String },
+}
+
+enum Command {
+    Call {
+        ticket: u64,
+        request: Request,
+        payload: Buf,
+        options: CallOptions,
+        answer: Answer,
+    },
+    Cancel {
+        ticket: u64,
+    },
+}
+
+struct Shared {
+    commands: SegQueue<Command>,
+    waker: Waker,
+    next: AtomicU64,
+    ended: AtomicBool,
+}
+
+/// A client for tokio tasks. Clones share one connection to each process.
+#[derive(Clone)]
+pub struct AsyncClient {
+    shared: Arc<Shared>,
+    /// Ends the thread when the last clone is dropped.
+    _alive: Arc<Alive>,
+}
+
+impl std::fmt::Debug for AsyncClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AsyncClient")
+    }
+}
+
+struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+        self.0.waker.wake();
+    }
+}
+
+/// Cancels a call whose future is dropped before it ended.
+struct CancelGuard<'a> {
+    shared: &'a Shared,
+    ticket: u64,
+    done: bool,
+}
+
+impl Drop for CancelGuard<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.shared.commands.push(Command::Cancel {
+                ticket: self.ticket,
+            });
+            self.shared.waker.wake();
+        }
+    }
+}
+
+impl AsyncClient {
+    /// Starts the thread that all clones of this client share. It blocks when it is idle, whatever
+    /// the configuration says of waiting but [`WaitMode::Hot`].
+    ///
+    /// # Errors
+    /// As for [`super::Client::new`]; no thread to be had.
+    pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
+        let mut shell = Shell::new(config)?;
+        let shared = Arc::new(Shared {
+            commands: SegQueue::new(),
+            waker: shell.endpoint.waker(),
+            next: AtomicU64::new(1),
+            ended: AtomicBool::new(false),
+        });
+        let ours = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("praas-client".into())
+            .spawn(move || run(&mut shell, &ours))
+            .map_err(ClientError::Thread)?;
+        Ok(Self {
+            _alive: Arc::new(Alive(Arc::clone(&shared))),
+            shared,
+        })
+    }
+
+    /// Invokes a function.
+    ///
+    /// # Errors
+    /// See [`InvokeError`].
+    pub async fn invoke(
+        &self,
+        process: &str,
+        function: &str,
+        input: impl Into<Buf>,
+        options: CallOptions,
+    ) -> Result<Payload, InvokeError> {
+        let request = Request::Invoke {
+            process: process.into(),
+            function: function.into(),
+        };
+        self.call(request, input.into(), options).await
+    }
+
+    /// Puts a message into a process's mailbox.
+    ///
+    /// # Errors
+    /// See [`InvokeError`].
+    pub async fn message_put(
+        &self,
+        process: &str,
+        key: &str,
+        body: impl Into<Buf>,
+        options: CallOptions,
+    ) -> Result<(), InvokeError> {
+        let request = Request::Put {
+            process: process.into(),
+            key: key.into(),
+        };
+        self.call(request, body.into(), options).await.map(|_| ())
+    }
+
+    async fn call(
+        &self,
+        request: Request,
+        payload: Buf,
+        options: CallOptions,
+    ) -> Result<Payload, InvokeError> {
+        let ticket = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.shared.commands.push(Command::Call {
+            ticket,
+            request,
+            payload,
+            options,
+            answer,
+        });
+        self.shared.waker.wake();
+        let mut guard = CancelGuard {
+            shared: &self.shared,
+            ticket,
+            done: false,
+        };
+        let outcome = answered.await;
+        guard.done = true;
+        // The thread ends only after the last handle, and this is one.
+        outcome.unwrap_or(Err(InvokeError::Cancelled))
+    }
+}
+
+/// Calls of the thread, and commands that found no room yet.
+#[derive(Default)]
+struct Calls {
+    by_ticket: std::collections::HashMap<u64, (CallId, Answer)>,
+    waiting: std::collections::VecDeque<Command>,
+}
+
+fn run(shell: &mut Shell, shared: &Shared) {
+    let mut calls = Calls::default();
+    loop {
+        while let Some(command) = shared.commands.pop() {
+            calls.waiting.push_back(command);
+        }
+        for _ in 0..calls.waiting.len() {
+            let Some(command) = calls.waiting.pop_front() else {
+                break;
+            };
+            if let Some(command) = calls.begin(shell, command) {
+                calls.waiting.push_back(command);
+            }
+        }
+        shell.handler.collect();
+        while let Some(completed) = shell.handler.ended.pop_front() {
+            if let Some((_, answer)) = calls.by_ticket.remove(&completed.owner) {
+                // A caller that is gone has no use for it.
+                let _ = answer.send(completed.outcome);
+            }
+        }
+        if shared.ended.load(Ordering::Acquire) {
+            break;
+        }
+        shell.step(None);
+    }
+    shell.handler.peers.close_all(&mut shell.endpoint);
+    let until = std::time::Instant::now() + Duration::from_millis(10);
+    shell
+        .endpoint
+        .progress_wait(&mut shell.handler, Some(until), WaitMode::Warm);
+}
+
+impl Calls {
+    /// Begins a call; gives the command back if there is no room for it yet.
+    fn begin(&mut self, shell: &mut Shell, command: Command) -> Option<Command> {
+        let (ticket, request, payload, options, answer) = match command {
+            Command::Cancel { ticket } => {
+                if let Some((call, _)) = self.by_ticket.remove(&ticket) {
+                    shell.handler.peers.cancel(&mut shell.endpoint, call);
+                }
+                self.waiting.retain(|command| {
+                    !matches!(command, Command::Call { ticket: other, .. } if *other == ticket)
+                });
+                return None;
+            }
+            Command::Call {
+                ticket,
+                request,
+                payload,
+                options,
+                answer,
+            } => (ticket, request, payload, options, answer),
+        };
+        let (peers, ops) = (&mut shell.handler.peers, &mut *shell.endpoint);
+        let process = match &request {
+            Request::Invoke { process, .. } | Request::Put { process, .. } => process,
+        };
+        let submitted = peers
+            .target(process)
+            .map_err(Refusal::Never)
+            .and_then(|target| {
+                let room = match &request {
+                    Request::Invoke { .. } => peers.room(target),
+                    Request::Put { .. } => peers.room_put(target),
+                };
+                match &request {
+                    _ if !room => Err(Refusal::Full),
+                    Request::Invoke { function, .. } => {
+                        let function = peers.function(target, function).map_err(Refusal::Never)?;
+                        peers.invoke(
+                            ops,
+                            target,
+                            function,
+                            Payload::Buf(payload.clone()),
+                            options,
+                            ticket,
+                        )
+                    }
+                    Request::Put { key, .. } => peers.put(
+                        ops,
+                        target,
+                        key,
+                        Payload::Buf(payload.clone()),
+                        options,
+                        ticket,
+                    ),
+                }
+            });
+        match submitted {
+            Ok(call) => {
+                self.by_ticket.insert(ticket, (call, answer));
+                None
+            }
+            Err(Refusal::Full) => Some(Command::Call {
+                ticket,
+                request,
+                payload,
+                options,
+                answer,
+            }),
+            Err(Refusal::Never(error)) => {
+                // A caller that is gone has no use for it.
+                let _ = answer.send(Err(error));
+                None
+            }
+        }
+    }
+}

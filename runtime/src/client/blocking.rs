@@ -1,0 +1,248 @@
+//! The blocking client: the thread that calls owns the endpoint and waits on it itself.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::core::{CallId, CallOptions, Refusal, Target};
+use super::shell::{ClientConfig, ClientError, Shell};
+use crate::codec;
+use crate::invocation::{InvokeError, Payload};
+
+/// A function of a process, looked up once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FunctionRef {
+    target: Target,
+    function: u32,
+}
+
+/// A client that blocks.
+#[derive(Debug)]
+pub struct Client {
+    shell: Shell,
+    /// Results of submitted calls that were not waited for yet.
+    ended: HashMap<CallId, Result<Payload, InvokeError>>,
+}
+
+impl Client {
+    /// A client; it connects when it calls.
+    ///
+    /// # Errors
+    /// A damaged credential, settings that cannot be.
+    pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
+        Ok(Self {
+            shell: Shell::new(config)?,
+            ended: HashMap::new(),
+        })
+    }
+
+    /// Looks up a function of a process, for calls that follow.
+    ///
+    /// # Errors
+    /// Names that cannot be. Whether they exist is found out by a call.
+    pub fn function(&mut self, process: &str, function: &str) -> Result<FunctionRef, InvokeError> {
+        let target = self.shell.handler.peers.target(process)?;
+        let function = self.shell.handler.peers.function(target, function)?;
+        Ok(FunctionRef { target, function })
+    }
+
+    /// Invokes a function and waits for its output, as long as it takes.
+    ///
+    /// # Errors
+    /// See [`InvokeError`].
+    pub fn invoke(
+        &mut self,
+        process: &str,
+        function: &str,
+        input: &[u8],
+    ) -> Result<Vec<u8>, InvokeError> {
+        let function = self.function(process, function)?;
+        Ok(self.call(function, input, CallOptions::default())?.to_vec())
+    }
+
+    /// Invokes a function with typed input and output.
+    ///
+    /// # Errors
+    /// See [`InvokeError`]; [`InvokeError::Malformed`] if the output is no such value.
+    pub fn invoke_value<I: serde::Serialize + ?Sized, O: serde::de::DeserializeOwned>(
+        &mut self,
+        process: &str,
+        function: &str,
+        input: &I,
+    ) -> Result<O, InvokeError> {
+        let malformed = |error: codec::CodecError| InvokeError::Malformed(error.to_string());
+        let input = codec::encode(input).map_err(malformed)?;
+        codec::decode(&self.invoke(process, function, &input)?).map_err(malformed)
+    }
+
+    /// Invokes a function that was looked up, and waits for its output.
+    ///
+    /// # Errors
+    /// See [`InvokeError`].
+    #[inline]
+    pub fn call(
+        &mut self,
+        function: FunctionRef,
+        input: &[u8],
+        options: CallOptions,
+    ) -> Result<Payload, InvokeError> {
+        let call = self.submit(function, input, options)?;
+        self.wait(call)
+    }
+
+    /// Begins an invocation; many may be under way.
+    ///
+    /// # Errors
+    /// No memory for the input. With too many calls under way, it waits for one to end.
+    #[inline]
+    pub fn submit(
+        &mut self,
+        function: FunctionRef,
+        input: &[u8],
+        options: CallOptions,
+    ) -> Result<CallId, InvokeError> {
+        let payload = Payload::copy_from(input, self.shell.endpoint.pool())
+            .map_err(|error| InvokeError::Exhausted(error.to_string()))?;
+        self.submit_payload(function, payload, options)
+    }
+
+    /// Begins an invocation without copying its input.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    #[inline]
+    pub fn submit_payload(
+        &mut self,
+        function: FunctionRef,
+        payload: Payload,
+        options: CallOptions,
+    ) -> Result<CallId, InvokeError> {
+        let FunctionRef { target, function } = function;
+        self.room_wait(options.deadline, |shell| shell.handler.peers.room(target))?;
+        let ops = &mut self.shell.endpoint;
+        let call = self
+            .shell
+            .handler
+            .peers
+            .invoke(ops, target, function, payload, options, 0);
+        call.map_err(Refusal::into_error)
+    }
+
+    /// Puts a message into a process's mailbox and waits until it is there.
+    ///
+    /// # Errors
+    /// See [`InvokeError`].
+    pub fn message_put(
+        &mut self,
+        process: &str,
+        key: &str,
+        body: &[u8],
+        options: CallOptions,
+    ) -> Result<(), InvokeError> {
+        let target = self.shell.handler.peers.target(process)?;
+        let body = Payload::copy_from(body, self.shell.endpoint.pool())
+            .map_err(|error| InvokeError::Exhausted(error.to_string()))?;
+        self.room_wait(options.deadline, |shell| {
+            shell.handler.peers.room_put(target)
+        })?;
+        let ops = &mut self.shell.endpoint;
+        let call = self
+            .shell
+            .handler
+            .peers
+            .put(ops, target, key, body, options, 0);
+        let call = call.map_err(Refusal::into_error)?;
+        self.wait(call).map(|_| ())
+    }
+
+    /// Waits for a call to end.
+    ///
+    /// # Errors
+    /// See [`InvokeError`]; [`InvokeError::ResultExpired`] if it was waited for before.
+    #[inline]
+    pub fn wait(&mut self, call: CallId) -> Result<Payload, InvokeError> {
+        if !self.ended.is_empty()
+            && let Some(outcome) = self.ended.remove(&call)
+        {
+            return outcome;
+        }
+        loop {
+            self.shell.handler.collect();
+            while let Some(completed) = self.shell.handler.ended.pop_front() {
+                if completed.call == call {
+                    return completed.outcome;
+                }
+                self.ended.insert(completed.call, completed.outcome);
+            }
+            if !self.shell.handler.peers.pending(call) {
+                return Err(InvokeError::ResultExpired);
+            }
+            self.shell.step(None);
+        }
+    }
+
+    /// Waits for any call to end, at most until the deadline.
+    pub fn wait_any(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Option<(CallId, Result<Payload, InvokeError>)> {
+        if let Some(call) = self.ended.keys().next().copied() {
+            return self.ended.remove(&call).map(|outcome| (call, outcome));
+        }
+        loop {
+            self.shell.handler.collect();
+            if let Some(completed) = self.shell.handler.ended.pop_front() {
+                return Some((completed.call, completed.outcome));
+            }
+            let nothing = !self.shell.handler.peers.is_busy();
+            if nothing || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return None;
+            }
+            self.shell.step(deadline);
+        }
+    }
+
+    /// Makes progress without waiting.
+    pub fn progress(&mut self) {
+        self.shell.step(Some(Instant::now()));
+    }
+
+    /// Gives up on a call: its function is told, its result is dropped.
+    pub fn cancel(&mut self, call: CallId) {
+        self.shell
+            .handler
+            .peers
+            .cancel(&mut self.shell.endpoint, call);
+    }
+
+    /// Closes the connections in good order, for at most `patience`.
+    pub fn close(mut self, patience: Duration) {
+        self.shell.handler.peers.close_all(&mut self.shell.endpoint);
+        let until = Instant::now() + patience;
+        self.shell.endpoint.progress_wait(
+            &mut self.shell.handler,
+            Some(until.min(Instant::now() + Duration::from_millis(10))),
+            praas_transport::WaitMode::Warm,
+        );
+    }
+
+    /// Memory for inputs that are submitted without copying.
+    pub fn pool(&self) -> &praas_transport::BufPool {
+        self.shell.endpoint.pool()
+    }
+
+    /// Waits until there is room for another call.
+    #[inline]
+    fn room_wait(
+        &mut self,
+        deadline: Option<Instant>,
+        room: impl Fn(&Shell) -> bool,
+    ) -> Result<(), InvokeError> {
+        while !room(&self.shell) {
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(InvokeError::DeadlineExceeded);
+            }
+            self.shell.step(deadline);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,910 @@
+//! The client's protocol, without sockets, clocks or threads.
+//!
+//! ```text
+//!   submit --> target unknown: resolve --> connect --> open: intern names, send requests
+//!                                                        |
+//!   completed <-- reply, put acknowledged, deadline, refusal, death of the process
+//! ```
+//!
+//! One core speaks to many processes. Invocations of one process carry dense sequence numbers,
+//! and `acked_delta` tells the process below which number we have all results. A call that was
+//! in flight when a process ended in good order goes out again with the same number, to wherever
+//! the process is next; when a process died, whether the call ran is not known, and the caller
+//! hears so at once, unless the caller said that running it twice does no harm.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+use praas_transport::wire::Incarnation;
+use slab::Slab;
+
+use crate::directory::Resolved;
+use crate::invocation::{
+    AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, Payload, RequestHeader, Status, short_header,
+};
+
+/// What became of bytes that the core sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sent {
+    /// They are on their way.
+    Done,
+    /// They are on their way; [`ClientCore::on_send_refused`] tells if the receiver refuses them.
+    Pending,
+    /// There is no room just now; [`ClientCore::on_writable`] follows.
+    Busy,
+    /// The channel has ended; [`ClientCore::on_close`] follows.
+    Dead,
+    /// The message is above a limit of this side.
+    TooLarge(String),
+}
+
+/// What the core wants done: a few calls that a shell answers with an endpoint, a test with a
+/// record.
+pub trait Link {
+    /// Names a channel.
+    type Channel: Copy + Eq + Hash + Debug;
+
+    /// Connects; [`ClientCore::on_open`] or [`ClientCore::on_close`] follows.
+    ///
+    /// # Errors
+    /// Why it cannot even be tried.
+    fn connect(&mut self, to: &Resolved) -> Result<Self::Channel, String>;
+
+    /// Sends a message; `context` comes back if it is refused.
+    fn send(
+        &mut self,
+        to: Self::Channel,
+        am: u8,
+        tag: u64,
+        header: &[u8],
+        payload: &Payload,
+        context: u64,
+    ) -> Sent;
+
+    /// Asks the directory; [`ClientCore::on_resolved`] follows.
+    fn resolve(&mut self, target: Target, process: &str);
+
+    /// Closes a channel.
+    fn close(&mut self, channel: Self::Channel);
+
+    /// The time.
+    fn now(&self) -> Instant;
+}
+
+/// A process that calls go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Target(pub u32);
+
+/// A call that was submitted. Never used again for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallId {
+    index: u32,
+    stamp: u32,
+}
+
+impl CallId {
+    /// The id as one number.
+    pub fn to_u64(self) -> u64 {
+        u64::from(self.stamp) << 32 | u64::from(self.index)
+    }
+
+    /// The id that was made one number.
+    pub fn from_u64(value: u64) -> Self {
+        Self {
+            index: value as u32,
+            stamp: (value >> 32) as u32,
+        }
+    }
+}
+
+/// How a call is to be treated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CallOptions {
+    /// When the caller stops waiting; the function is told.
+    pub deadline: Option<Instant>,
+    /// Running it twice does no harm: it is sent again after its process died.
+    pub idempotent: bool,
+}
+
+/// How a call ended, and for whom.
+#[derive(Debug)]
+pub struct Completed {
+    /// Which call.
+    pub call: CallId,
+    /// What the submitter gave with it.
+    pub owner: u64,
+    /// The output.
+    pub outcome: Result<Payload, InvokeError>,
+}
+
+/// Limits of a client, with their units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoreLimits {
+    /// Invocations of one process between the oldest without a result and the newest.
+    pub inflight_max: usize,
+    /// How long a process that cannot be reached is tried again.
+    pub reconnect_for: Duration,
+}
+
+impl Default for CoreLimits {
+    fn default() -> Self {
+        Self {
+            inflight_max: 1024,
+            reconnect_for: Duration::from_secs(10),
+        }
+    }
+}
+
+const RETRY_FIRST: Duration = Duration::from_millis(5);
+const RETRY_MAX: Duration = Duration::from_millis(500);
+const PUTS_INFLIGHT_MAX: usize = 1024;
+
+#[derive(Debug)]
+enum Doing {
+    Invoke { function: u32 },
+    Put { key: Box<str> },
+}
+
+#[derive(Debug)]
+struct Call {
+    stamp: u32,
+    owner: u64,
+    target: Target,
+    doing: Doing,
+    sequence: u64,
+    payload: Payload,
+    options: CallOptions,
+    sent: bool,
+    /// The incarnation that may have run it, if that is not known.
+    doubt: Option<Incarnation>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bond<C> {
+    Idle,
+    Resolving,
+    Connecting(C),
+    Open(C),
+}
+
+#[derive(Debug)]
+struct Peer<C> {
+    name: Box<str>,
+    link: Bond<C>,
+    incarnation: Incarnation,
+    /// Invocations from `base` on; `None` has its result.
+    window: VecDeque<Option<u32>>,
+    base: u64,
+    puts: VecDeque<Option<u32>>,
+    puts_base: u64,
+    /// Not sent on this channel, in the order of submission.
+    unsent: VecDeque<CallId>,
+    functions: Vec<Box<str>>,
+    by_name: HashMap<Box<str>, u32>,
+    /// Functions whose names the channel knows.
+    interned: Vec<bool>,
+    /// When to try again, after how long, and since when it fails.
+    retry: Option<Instant>,
+    backoff: Duration,
+    failing_since: Option<Instant>,
+}
+
+/// The state of all calls of one client.
+#[derive(Debug)]
+pub struct ClientCore<C> {
+    peers: Vec<Peer<C>>,
+    by_name: HashMap<Box<str>, Target>,
+    by_channel: HashMap<C, Target>,
+    calls: Slab<Call>,
+    stamp: u32,
+    deadlines: BTreeSet<(Instant, CallId)>,
+    completed: VecDeque<Completed>,
+    limits: CoreLimits,
+}
+
+/// Why a call could not be submitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Too many under way: wait for one to end.
+    Full,
+    /// It can never be sent.
+    Never(InvokeError),
+}
+
+impl Refusal {
+    /// The error that a caller sees.
+    pub fn into_error(self) -> InvokeError {
+        match self {
+            Self::Full => InvokeError::Exhausted("too many calls are under way".into()),
+            Self::Never(error) => error,
+        }
+    }
+}
+
+impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
+    /// A core without calls.
+    pub fn new(limits: CoreLimits) -> Self {
+        Self {
+            peers: Vec::new(),
+            by_name: HashMap::new(),
+            by_channel: HashMap::new(),
+            calls: Slab::new(),
+            stamp: 0,
+            deadlines: BTreeSet::new(),
+            completed: VecDeque::new(),
+            limits,
+        }
+    }
+
+    /// The target that a process's name stands for.
+    ///
+    /// # Errors
+    /// A name that no process has.
+    pub fn target(&mut self, process: &str) -> Result<Target, InvokeError> {
+        if let Some(target) = self.by_name.get(process) {
+            return Ok(*target);
+        }
+        if process.is_empty() || process.len() > 255 {
+            let text = format!("a process's name has 1 to 255 bytes, not {}", process.len());
+            return Err(InvokeError::Malformed(text));
+        }
+        let target = Target(self.peers.len() as u32);
+        self.peers.push(Peer {
+            name: process.into(),
+            link: Bond::Idle,
+            incarnation: Incarnation(0),
+            window: VecDeque::new(),
+            base: 0,
+            puts: VecDeque::new(),
+            puts_base: 0,
+            unsent: VecDeque::new(),
+            functions: Vec::new(),
+            by_name: HashMap::new(),
+            interned: Vec::new(),
+            retry: None,
+            backoff: RETRY_FIRST,
+            failing_since: None,
+        });
+        self.by_name.insert(process.into(), target);
+        Ok(target)
+    }
+
+    /// The number that a function's name has with a target.
+    ///
+    /// # Errors
+    /// A name that no function has.
+    pub fn function(&mut self, target: Target, name: &str) -> Result<u32, InvokeError> {
+        let peer = &mut self.peers[target.0 as usize];
+        if let Some(number) = peer.by_name.get(name) {
+            return Ok(*number);
+        }
+        if name.is_empty() || name.len() > 255 {
+            let text = format!("a function's name has 1 to 255 bytes, not {}", name.len());
+            return Err(InvokeError::Malformed(text));
+        }
+        let number = peer.functions.len() as u32;
+        peer.functions.push(name.into());
+        peer.interned.push(false);
+        peer.by_name.insert(name.into(), number);
+        Ok(number)
+    }
+
+    /// Submits an invocation. `owner` comes back with the result.
+    ///
+    /// # Errors
+    /// Too many under way.
+    #[inline]
+    pub fn invoke<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        target: Target,
+        function: u32,
+        payload: Payload,
+        options: CallOptions,
+        owner: u64,
+    ) -> Result<CallId, Refusal> {
+        let peer = &mut self.peers[target.0 as usize];
+        if peer.window.len() >= self.limits.inflight_max {
+            return Err(Refusal::Full);
+        }
+        let sequence = peer.base + peer.window.len() as u64;
+        let id = self.call_add(Call {
+            stamp: 0,
+            owner,
+            target,
+            doing: Doing::Invoke { function },
+            sequence,
+            payload,
+            options,
+            sent: false,
+            doubt: None,
+        });
+        self.peers[target.0 as usize]
+            .window
+            .push_back(Some(id.index));
+        self.call_start(link, id);
+        Ok(id)
+    }
+
+    /// Submits a put of a message.
+    ///
+    /// # Errors
+    /// Too many under way, or a key that cannot be.
+    pub fn put<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        target: Target,
+        key: &str,
+        body: Payload,
+        options: CallOptions,
+        owner: u64,
+    ) -> Result<CallId, Refusal> {
+        if key.len() > 255 {
+            let text = format!("a message's key has at most 255 bytes, not {}", key.len());
+            return Err(Refusal::Never(InvokeError::Malformed(text)));
+        }
+        let peer = &mut self.peers[target.0 as usize];
+        if peer.puts.len() >= PUTS_INFLIGHT_MAX {
+            return Err(Refusal::Full);
+        }
+        let sequence = peer.puts_base + peer.puts.len() as u64;
+        let id = self.call_add(Call {
+            stamp: 0,
+            owner,
+            target,
+            doing: Doing::Put { key: key.into() },
+            sequence,
+            payload: body,
+            options,
+            sent: false,
+            doubt: None,
+        });
+        self.peers[target.0 as usize].puts.push_back(Some(id.index));
+        self.call_start(link, id);
+        Ok(id)
+    }
+
+    /// Gives up on a call: its process is told, and the caller hears [`InvokeError::Cancelled`].
+    pub fn cancel<L: Link<Channel = C>>(&mut self, link: &mut L, id: CallId) {
+        self.give_up(link, id, InvokeError::Cancelled);
+    }
+
+    /// The next call that has ended.
+    #[inline]
+    pub fn completed(&mut self) -> Option<Completed> {
+        self.completed.pop_front()
+    }
+
+    /// Whether calls are under way.
+    pub fn is_busy(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
+    /// Whether a call is under way.
+    pub fn pending(&self, id: CallId) -> bool {
+        self.call(id).is_some()
+    }
+
+    /// Whether another invocation of a target may begin.
+    #[inline]
+    pub fn room(&self, target: Target) -> bool {
+        self.peers[target.0 as usize].window.len() < self.limits.inflight_max
+    }
+
+    /// Whether another put to a target may begin.
+    pub fn room_put(&self, target: Target) -> bool {
+        self.peers[target.0 as usize].puts.len() < PUTS_INFLIGHT_MAX
+    }
+
+    /// When [`ClientCore::tick`] is needed next.
+    pub fn timer_next(&self) -> Option<Instant> {
+        let deadline = self.deadlines.first().map(|(at, _)| *at);
+        let retry = self.peers.iter().filter_map(|peer| peer.retry).min();
+        match (deadline, retry) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Lets time pass: deadlines and another try at what could not be reached.
+    pub fn tick<L: Link<Channel = C>>(&mut self, link: &mut L, now: Instant) {
+        while let Some((at, id)) = self.deadlines.first().copied()
+            && at <= now
+        {
+            self.deadlines.pop_first();
+            self.give_up(link, id, InvokeError::DeadlineExceeded);
+        }
+        for at in 0..self.peers.len() {
+            if self.peers[at].retry.is_some_and(|retry| retry <= now) {
+                self.peers[at].retry = None;
+                self.resolve(link, Target(at as u32));
+            }
+        }
+    }
+
+    /// The directory's answer.
+    pub fn on_resolved<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        target: Target,
+        answer: Result<Resolved, String>,
+    ) {
+        let Some(peer) = self.peers.get_mut(target.0 as usize) else {
+            return;
+        };
+        if peer.link != Bond::Resolving {
+            return;
+        }
+        peer.link = Bond::Idle;
+        match answer {
+            Ok(resolved) => match link.connect(&resolved) {
+                Ok(channel) => {
+                    peer.link = Bond::Connecting(channel);
+                    self.by_channel.insert(channel, target);
+                }
+                Err(reason) => self.retry_later(link.now(), target, &reason),
+            },
+            Err(reason) => self.unavailable(target, &reason),
+        }
+    }
+
+    /// A channel that [`Link::connect`] began is open.
+    pub fn on_open<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        channel: C,
+        incarnation: Incarnation,
+    ) {
+        let Some(target) = self.by_channel.get(&channel).copied() else {
+            return;
+        };
+        let peer = &mut self.peers[target.0 as usize];
+        peer.link = Bond::Open(channel);
+        peer.incarnation = incarnation;
+        peer.interned.fill(false);
+        peer.failing_since = None;
+        peer.backoff = RETRY_FIRST;
+        self.unsent_send(link, target);
+    }
+
+    /// A channel has ended; `graceful` if the process ended it in good order.
+    pub fn on_close<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        channel: C,
+        graceful: bool,
+        reason: &str,
+    ) {
+        let Some(target) = self.by_channel.remove(&channel) else {
+            return;
+        };
+        let peer = &mut self.peers[target.0 as usize];
+        let was_open = matches!(peer.link, Bond::Open(_));
+        peer.link = Bond::Idle;
+        if !was_open {
+            self.retry_later(link.now(), target, reason);
+            return;
+        }
+        let incarnation = peer.incarnation;
+        let mut again = Vec::new();
+        let mut lost = Vec::new();
+        for index in peer.window.iter().chain(&peer.puts).flatten() {
+            let call = &mut self.calls[*index as usize];
+            let id = CallId {
+                index: *index,
+                stamp: call.stamp,
+            };
+            if !call.sent {
+                again.push((call.sequence, id));
+                continue;
+            }
+            let put = matches!(call.doing, Doing::Put { .. });
+            let twice = call.doubt.is_some_and(|doubt| doubt != incarnation);
+            let repeat = call.options.idempotent || put && graceful || graceful && !twice;
+            if !repeat {
+                lost.push(id);
+                continue;
+            }
+            call.sent = false;
+            call.doubt.get_or_insert(incarnation);
+            again.push((call.sequence, id));
+        }
+        // Invocations and puts are ordered each; between the two no order is promised.
+        again.sort_unstable();
+        self.peers[target.0 as usize].unsent = again.into_iter().map(|(_, id)| id).collect();
+        for id in lost {
+            self.complete(id, Err(InvokeError::OutcomeUnknown));
+        }
+        if !self.peers[target.0 as usize].unsent.is_empty() {
+            self.resolve(link, target);
+        }
+    }
+
+    /// A reply to an invocation came.
+    #[inline]
+    pub fn on_reply<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        channel: C,
+        sequence: u64,
+        status: Status,
+        payload: Payload,
+    ) {
+        let Some(target) = self.by_channel.get(&channel).copied() else {
+            return;
+        };
+        let peer = &self.peers[target.0 as usize];
+        let slot = sequence
+            .checked_sub(peer.base)
+            .and_then(|at| peer.window.get(at as usize));
+        let Some(Some(index)) = slot.copied() else {
+            // Its caller has given up on it.
+            return;
+        };
+        self.answered(link, index, status, payload);
+    }
+
+    /// Whether the result of an invocation is still waited for.
+    pub fn wants(&self, channel: C, sequence: u64) -> bool {
+        let Some(peer) = self
+            .by_channel
+            .get(&channel)
+            .map(|target| &self.peers[target.0 as usize])
+        else {
+            return false;
+        };
+        let slot = sequence
+            .checked_sub(peer.base)
+            .and_then(|at| peer.window.get(at as usize));
+        matches!(slot, Some(Some(_)))
+    }
+
+    /// A put was answered.
+    pub fn on_put_answer<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        channel: C,
+        sequence: u64,
+        status: Status,
+    ) {
+        let Some(target) = self.by_channel.get(&channel).copied() else {
+            return;
+        };
+        let peer = &self.peers[target.0 as usize];
+        let slot = sequence
+            .checked_sub(peer.puts_base)
+            .and_then(|at| peer.puts.get(at as usize));
+        if let Some(Some(index)) = slot.copied() {
+            self.answered(link, index, status, Payload::default());
+        }
+    }
+
+    /// The receiver refused a large message; the reason is a [`Status`].
+    pub fn on_send_refused<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        context: u64,
+        reason: u32,
+    ) {
+        let id = CallId::from_u64(context);
+        if self.call(id).is_some() {
+            let status = u16::try_from(reason).ok().and_then(Status::from_code);
+            let status = status.unwrap_or(Status::TooLarge);
+            self.answered(link, id.index, status, Payload::default());
+        }
+    }
+
+    /// There is room on a channel again.
+    pub fn on_writable<L: Link<Channel = C>>(&mut self, link: &mut L, channel: C) {
+        if let Some(target) = self.by_channel.get(&channel).copied() {
+            self.unsent_send(link, target);
+        }
+    }
+
+    /// Whether a channel is one of this core's.
+    #[inline]
+    pub fn owns(&self, channel: C) -> bool {
+        self.by_channel.contains_key(&channel)
+    }
+
+    /// The open channel to a target and the incarnation behind it.
+    pub fn channel(&self, target: Target) -> Option<(C, Incarnation)> {
+        let peer = self.peers.get(target.0 as usize)?;
+        match peer.link {
+            Bond::Open(channel) => Some((channel, peer.incarnation)),
+            _ => None,
+        }
+    }
+
+    /// Closes every channel in good order.
+    pub fn close_all<L: Link<Channel = C>>(&mut self, link: &mut L) {
+        for peer in &mut self.peers {
+            if let Bond::Open(channel) = peer.link {
+                peer.link = Bond::Idle;
+                self.by_channel.remove(&channel);
+                link.close(channel);
+            }
+        }
+    }
+}
+
+impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
+    fn call(&self, id: CallId) -> Option<&Call> {
+        self.calls
+            .get(id.index as usize)
+            .filter(|call| call.stamp == id.stamp)
+    }
+
+    #[inline]
+    fn call_add(&mut self, mut call: Call) -> CallId {
+        self.stamp = self.stamp.wrapping_add(1);
+        call.stamp = self.stamp;
+        let deadline = call.options.deadline;
+        let index = self.calls.insert(call) as u32;
+        let id = CallId {
+            index,
+            stamp: self.stamp,
+        };
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, id));
+        }
+        id
+    }
+
+    /// Sends a call that is new, or sees to it that it can be sent.
+    #[inline]
+    fn call_start<L: Link<Channel = C>>(&mut self, link: &mut L, id: CallId) {
+        let target = self.calls[id.index as usize].target;
+        let peer = &mut self.peers[target.0 as usize];
+        match peer.link {
+            Bond::Open(channel) if peer.unsent.is_empty() => {
+                if !self.call_send(link, channel, id) {
+                    self.peers[target.0 as usize].unsent.push_back(id);
+                }
+            }
+            Bond::Idle if peer.retry.is_none() => {
+                peer.unsent.push_back(id);
+                self.resolve(link, target);
+            }
+            _ => peer.unsent.push_back(id),
+        }
+    }
+
+    /// Sends a call on an open channel; `false` if there is no room.
+    #[inline]
+    fn call_send<L: Link<Channel = C>>(&mut self, link: &mut L, channel: C, id: CallId) -> bool {
+        let call = &mut self.calls[id.index as usize];
+        let peer = &mut self.peers[call.target.0 as usize];
+        let sent = match &call.doing {
+            Doing::Invoke { function } => {
+                let function = *function;
+                if !peer.interned[function as usize] {
+                    let header = short_header(Kind::Intern, 0, 0);
+                    let name = peer.functions[function as usize].as_bytes();
+                    let name = Payload::Inline(smallvec::SmallVec::from_slice(name));
+                    match link.send(channel, AM_INVOCATION, function.into(), &header, &name, 0) {
+                        Sent::Done | Sent::Pending => peer.interned[function as usize] = true,
+                        Sent::Busy => return false,
+                        Sent::Dead | Sent::TooLarge(_) => return true,
+                    }
+                }
+                let deadline_us = call.options.deadline.map_or(0, |deadline| {
+                    let left = deadline.saturating_duration_since(link.now()).as_micros();
+                    u32::try_from(left).unwrap_or(0).max(1)
+                });
+                let acked_delta = u32::try_from(call.sequence - peer.base).unwrap_or(u32::MAX);
+                let header = RequestHeader {
+                    function,
+                    deadline_us,
+                    acked_delta,
+                    first: call.doubt,
+                };
+                let (header, len) = header.encode();
+                let (sequence, context) = (call.sequence, id.to_u64());
+                link.send(
+                    channel,
+                    AM_INVOCATION,
+                    sequence,
+                    &header[..len],
+                    &call.payload,
+                    context,
+                )
+            }
+            Doing::Put { key } => {
+                let header = short_header(Kind::Put, 0, key.len() as u32);
+                let mut bytes = Vec::with_capacity(key.len() + call.payload.len());
+                bytes.extend_from_slice(key.as_bytes());
+                bytes.extend_from_slice(&call.payload);
+                let payload = Payload::Buf(bytes.into());
+                link.send(
+                    channel,
+                    AM_MAILBOX,
+                    call.sequence,
+                    &header,
+                    &payload,
+                    id.to_u64(),
+                )
+            }
+        };
+        match sent {
+            Sent::Done | Sent::Pending => call.sent = true,
+            Sent::Busy => return false,
+            // The end of the channel is told next, and the call seen to then.
+            Sent::Dead => call.sent = true,
+            Sent::TooLarge(text) => self.complete(id, Err(InvokeError::TooLarge(text))),
+        }
+        true
+    }
+
+    fn unsent_send<L: Link<Channel = C>>(&mut self, link: &mut L, target: Target) {
+        while let Bond::Open(channel) = self.peers[target.0 as usize].link
+            && let Some(id) = self.peers[target.0 as usize].unsent.front().copied()
+        {
+            if self.call(id).is_some() && !self.call_send(link, channel, id) {
+                return;
+            }
+            self.peers[target.0 as usize].unsent.pop_front();
+        }
+    }
+
+    fn resolve<L: Link<Channel = C>>(&mut self, link: &mut L, target: Target) {
+        let peer = &mut self.peers[target.0 as usize];
+        if peer.link == Bond::Idle && !peer.unsent.is_empty() {
+            peer.link = Bond::Resolving;
+            peer.retry = None;
+            link.resolve(target, &peer.name);
+        }
+    }
+
+    fn retry_later(&mut self, now: Instant, target: Target, reason: &str) {
+        let peer = &mut self.peers[target.0 as usize];
+        let since = *peer.failing_since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= self.limits.reconnect_for {
+            peer.failing_since = None;
+            self.unavailable(target, reason);
+            return;
+        }
+        peer.retry = Some(now + peer.backoff);
+        peer.backoff = (peer.backoff * 2).min(RETRY_MAX);
+    }
+
+    /// Ends everything that waits for a process that is not to be had.
+    fn unavailable(&mut self, target: Target, reason: &str) {
+        let peer = &mut self.peers[target.0 as usize];
+        peer.retry = None;
+        peer.backoff = RETRY_FIRST;
+        let process = peer.name.to_string();
+        for id in std::mem::take(&mut peer.unsent) {
+            let Some(call) = self.call(id) else { continue };
+            let error = match call.doubt {
+                Some(_) => InvokeError::OutcomeUnknown,
+                None => InvokeError::Unavailable {
+                    process: process.clone(),
+                    reason: reason.to_string(),
+                },
+            };
+            self.complete(id, Err(error));
+        }
+    }
+
+    #[inline]
+    fn answered<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        index: u32,
+        status: Status,
+        payload: Payload,
+    ) {
+        let call = &mut self.calls[index as usize];
+        let id = CallId {
+            index,
+            stamp: call.stamp,
+        };
+        let text = |payload: &Payload| String::from_utf8_lossy(payload).into_owned();
+        let peer = &mut self.peers[call.target.0 as usize];
+        let error = match status {
+            Status::Ok => return self.complete(id, Ok(payload)),
+            Status::Quiescing => {
+                // Not run, and not going to be: it goes to wherever the process is next.
+                call.sent = false;
+                let target = call.target;
+                peer.unsent.push_back(id);
+                self.leave(link, target);
+                return;
+            }
+            Status::FunctionError => InvokeError::Function(text(&payload)),
+            Status::UnknownFunction => {
+                let name = match &call.doing {
+                    Doing::Invoke { function } => peer.functions[*function as usize].to_string(),
+                    Doing::Put { .. } => String::new(),
+                };
+                InvokeError::UnknownFunction(name)
+            }
+            Status::Panicked => InvokeError::Panicked(text(&payload)),
+            Status::DeadlineExceeded => InvokeError::DeadlineExceeded,
+            Status::Cancelled => InvokeError::Cancelled,
+            Status::Exhausted => InvokeError::Exhausted(match payload.is_empty() {
+                true => format!("process '{}' has no room for it", peer.name),
+                false => text(&payload),
+            }),
+            Status::ResultExpired => InvokeError::ResultExpired,
+            Status::OutcomeUnknown => InvokeError::OutcomeUnknown,
+            Status::TooLarge => InvokeError::TooLarge(match payload.is_empty() {
+                true => format!("process '{}' takes no message of this size", peer.name),
+                false => text(&payload),
+            }),
+            Status::Malformed => InvokeError::Malformed(text(&payload)),
+            Status::MailboxFull => InvokeError::MailboxFull(peer.name.to_string()),
+        };
+        self.complete(id, Err(error));
+    }
+
+    /// Leaves a process that is going away, once nothing of ours runs there any more.
+    fn leave<L: Link<Channel = C>>(&mut self, link: &mut L, target: Target) {
+        let peer = &mut self.peers[target.0 as usize];
+        let Bond::Open(channel) = peer.link else {
+            return;
+        };
+        let calls = &self.calls;
+        let waits = |index: &Option<u32>| index.is_some_and(|at| calls[at as usize].sent);
+        if peer.window.iter().any(waits) || peer.puts.iter().any(waits) {
+            return;
+        }
+        peer.link = Bond::Idle;
+        peer.retry = Some(link.now() + peer.backoff);
+        peer.backoff = (peer.backoff * 2).min(RETRY_MAX);
+        let mut unsent: Vec<CallId> = peer.unsent.drain(..).collect();
+        unsent.sort_unstable_by_key(|id| calls.get(id.index as usize).map(|call| call.sequence));
+        peer.unsent = unsent.into();
+        self.by_channel.remove(&channel);
+        link.close(channel);
+    }
+
+    fn give_up<L: Link<Channel = C>>(&mut self, link: &mut L, id: CallId, error: InvokeError) {
+        let Some(call) = self.call(id) else { return };
+        let peer = &self.peers[call.target.0 as usize];
+        if let (true, Doing::Invoke { .. }, Bond::Open(channel)) =
+            (call.sent, &call.doing, peer.link)
+        {
+            // If there is no room, the function runs on for nobody; its result is dropped.
+            let header = short_header(Kind::Cancel, 0, 0);
+            let payload = Payload::default();
+            let _ = link.send(channel, AM_INVOCATION, call.sequence, &header, &payload, 0);
+        }
+        self.complete(id, Err(error));
+    }
+
+    #[inline]
+    fn complete(&mut self, id: CallId, outcome: Result<Payload, InvokeError>) {
+        if self.call(id).is_none() {
+            return;
+        }
+        let call = self.calls.remove(id.index as usize);
+        if let Some(deadline) = call.options.deadline {
+            self.deadlines.remove(&(deadline, id));
+        }
+        let peer = &mut self.peers[call.target.0 as usize];
+        let (window, base) = match call.doing {
+            Doing::Invoke { .. } => (&mut peer.window, &mut peer.base),
+            Doing::Put { .. } => (&mut peer.puts, &mut peer.puts_base),
+        };
+        if let Some(slot) = window.get_mut((call.sequence - *base) as usize) {
+            *slot = None;
+        }
+        while let Some(None) = window.front() {
+            window.pop_front();
+            *base += 1;
+        }
+        self.completed.push_back(Completed {
+            call: id,
+            owner: call.owner,
+            outcome,
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

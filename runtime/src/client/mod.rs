@@ -1,0 +1,26 @@
+//! The client: one sans-IO core, and two shells around it.
+//!
+//! ```text
+//!   Client (blocking, owns its endpoint)     AsyncClient (tokio; a thread owns the endpoint)
+//!            \                                  /
+//!             Shell: handler, waiting, results
+//!                        |
+//!             Peers: the core wired to an endpoint ---- directory
+//!                        |
+//!             ClientCore: calls, sequence numbers, retries, deadlines; no socket, no clock
+//! ```
+
+mod asynchronous;
+mod blocking;
+mod core;
+mod peers;
+mod shell;
+
+pub use self::asynchronous::AsyncClient;
+pub use self::blocking::{Client, FunctionRef};
+pub use self::core::{
+    CallId, CallOptions, ClientCore, Completed, CoreLimits, Link, Refusal, Sent, Target,
+};
+pub use self::peers::{Directory, Peers};
+pub(crate) use self::shell::result_accept;
+pub use self::shell::{ClientConfig, ClientError};

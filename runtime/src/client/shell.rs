@@ -1,0 +1,258 @@
+//! What both clients are made of: an endpoint, its peers, and the handler between them.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use praas_transport::{
+    ChannelId, ChannelInfo, CloseReason, Credential, Disposition, Endpoint, Flow, Handler,
+    Identity, Incarnation, Incoming, LargeMessage, Message, Ops, SendFailure, Ticket,
+    TransportConfig, TransportError, TransportKind, WaitMode,
+};
+
+use super::core::{Completed, CoreLimits};
+use super::peers::{Directory, Peers};
+use crate::invocation::{
+    AM_DIRECTORY, AM_INVOCATION, AM_MAILBOX, Kind, Payload, Status, short_header_read,
+};
+
+/// What a client needs to know.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// Where processes are looked up.
+    pub directory: Directory,
+    /// What the client shows to them.
+    pub credential: Credential,
+    /// The one transport to use; else the best that fits.
+    pub force: Option<TransportKind>,
+    /// How to wait for results.
+    pub wait: WaitMode,
+    /// Settings of the endpoint.
+    pub transport: TransportConfig,
+    /// Limits on calls.
+    pub limits: CoreLimits,
+}
+
+impl ClientConfig {
+    /// Defaults around a directory and a credential.
+    pub fn new(directory: Directory, credential: Credential) -> Self {
+        Self {
+            directory,
+            credential,
+            force: None,
+            wait: WaitMode::Adaptive,
+            transport: TransportConfig::default(),
+            limits: CoreLimits::default(),
+        }
+    }
+}
+
+/// Why a client cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The credential holds no ticket.
+    #[error("the credential is damaged: {0}")]
+    Credential(#[from] praas_transport::ticket::TicketError),
+    /// The endpoint cannot be made.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// No random bytes for the client's id.
+    #[error("no random bytes from the system: {0}")]
+    Random(getrandom::Error),
+    /// The thread of an asynchronous client cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Endpoint and peers of a client.
+#[derive(Debug)]
+pub(super) struct Shell {
+    pub endpoint: Endpoint,
+    pub handler: ClientHandler,
+    wait: WaitMode,
+}
+
+#[derive(Debug)]
+pub(super) struct ClientHandler {
+    pub peers: Peers,
+    /// Ended calls that nobody has taken.
+    pub ended: VecDeque<Completed>,
+}
+
+impl Shell {
+    pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
+        let ticket = Ticket::decode(&config.credential.ticket)?;
+        let client_id = match ticket.client_id {
+            0 => {
+                let mut id = [0; 16];
+                getrandom::fill(&mut id).map_err(ClientError::Random)?;
+                u128::from_le_bytes(id)
+            }
+            id => id,
+        };
+        let identity = Identity {
+            application: ticket.application,
+            name: "".into(),
+            incarnation: Incarnation(0),
+            client_id,
+        };
+        let endpoint = Endpoint::new(config.transport, identity, None)?;
+        let ClientConfig {
+            directory,
+            credential,
+            force,
+            limits,
+            wait,
+            ..
+        } = config;
+        let peers = Peers::new(directory, credential, force, limits);
+        Ok(Self {
+            endpoint,
+            handler: ClientHandler {
+                peers,
+                ended: VecDeque::new(),
+            },
+            wait,
+        })
+    }
+
+    /// One round, waiting up to `deadline` for something to happen.
+    #[inline]
+    pub fn step(&mut self, deadline: Option<Instant>) {
+        let timer = self.handler.peers.timer_next();
+        let until = match (deadline, timer) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.endpoint
+            .progress_wait(&mut self.handler, until, self.wait);
+        if let Some(timer) = timer {
+            let now = Instant::now();
+            if timer <= now {
+                self.handler.peers.tick(&mut self.endpoint, now);
+            }
+        }
+        self.handler.collect();
+    }
+}
+
+impl ClientHandler {
+    #[inline]
+    pub fn collect(&mut self) {
+        while let Some(completed) = self.peers.completed() {
+            self.ended.push_back(completed);
+        }
+    }
+}
+
+impl Handler for ClientHandler {
+    fn on_open(&mut self, ops: &mut Ops, channel: ChannelId, info: &ChannelInfo) -> Flow {
+        self.peers.on_open(ops, channel, info.peer.incarnation);
+        Flow::Continue
+    }
+
+    #[inline]
+    fn on_message(&mut self, ops: &mut Ops, channel: ChannelId, message: Message<'_>) -> Flow {
+        match (message.am, reply_read(message.am, message.header)) {
+            (AM_DIRECTORY, _) => {
+                self.peers
+                    .on_directory(ops, channel, message.tag, message.payload);
+            }
+            (AM_INVOCATION, Some((Kind::Reply, status))) => {
+                match Payload::copy_from(message.payload, ops.pool()) {
+                    Ok(payload) => {
+                        self.peers
+                            .on_reply(ops, channel, message.tag, status, payload);
+                    }
+                    Err(error) => {
+                        let text = Payload::Inline(error.to_string().as_bytes().into());
+                        let status = Status::Exhausted;
+                        self.peers.on_reply(ops, channel, message.tag, status, text);
+                    }
+                }
+            }
+            (AM_MAILBOX, Some((Kind::PutAck, status))) => {
+                self.peers.on_put_answer(ops, channel, message.tag, status);
+            }
+            _ => tracing::warn!(am = message.am, "a process sent a message of unknown kind"),
+        }
+        Flow::Continue
+    }
+
+    fn on_incoming(
+        &mut self,
+        ops: &mut Ops,
+        channel: ChannelId,
+        incoming: Incoming<'_>,
+    ) -> Disposition {
+        result_accept(&self.peers, ops, channel, &incoming)
+    }
+
+    fn on_large(&mut self, ops: &mut Ops, channel: ChannelId, message: LargeMessage) -> Flow {
+        if let Some((Kind::Reply, status)) = reply_read(message.am, &message.header) {
+            let payload = Payload::Buf(message.payload);
+            self.peers
+                .on_reply(ops, channel, message.tag, status, payload);
+        } else if message.am == AM_DIRECTORY {
+            self.peers
+                .on_directory(ops, channel, message.tag, &message.payload);
+        }
+        Flow::Continue
+    }
+
+    fn on_sent(
+        &mut self,
+        ops: &mut Ops,
+        _: ChannelId,
+        context: u64,
+        _: praas_transport::Buf,
+        outcome: Result<(), SendFailure>,
+    ) -> Flow {
+        if let Err(SendFailure::Refused(reason)) = outcome {
+            self.peers.on_send_refused(ops, context, reason);
+        }
+        Flow::Continue
+    }
+
+    fn on_writable(&mut self, ops: &mut Ops, channel: ChannelId) -> Flow {
+        self.peers.on_writable(ops, channel);
+        Flow::Continue
+    }
+
+    fn on_close(&mut self, ops: &mut Ops, channel: ChannelId, reason: CloseReason) -> Flow {
+        self.peers.on_close(ops, channel, &reason);
+        Flow::Continue
+    }
+}
+
+/// Kind and status of a message that answers.
+#[inline]
+pub(crate) fn reply_read(am: u8, header: &[u8]) -> Option<(Kind, Status)> {
+    if am != AM_INVOCATION && am != AM_MAILBOX {
+        return None;
+    }
+    let kind = Kind::from_code(*header.first()?)?;
+    let (status, _) = short_header_read(header)?;
+    Some((kind, Status::from_code(status)?))
+}
+
+/// Whether to take a large result: one that is waited for, if there is memory for it.
+pub(crate) fn result_accept(
+    peers: &Peers,
+    ops: &mut Ops,
+    channel: ChannelId,
+    incoming: &Incoming<'_>,
+) -> Disposition {
+    let answer = reply_read(incoming.am, incoming.header);
+    let wanted = match incoming.am {
+        AM_DIRECTORY => incoming.len <= 1 << 20,
+        _ => matches!(answer, Some((Kind::Reply, _))) && peers.wants(channel, incoming.tag),
+    };
+    if !wanted {
+        return Disposition::Refuse(Status::Cancelled as u32);
+    }
+    match usize::try_from(incoming.len).map(|len| ops.pool().alloc(len)) {
+        Ok(Ok(buf)) => Disposition::Accept(buf),
+        // Parked for good would hang the caller: the call ends here.
+        _ => Disposition::Refuse(Status::Exhausted as u32),
+    }
+}

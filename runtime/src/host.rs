@@ -1,0 +1,262 @@
+//! Agent and host: what they say to one another over a Unix stream socket.
+//!
+//! ```text
+//!   agent                                        host
+//!     | -- spawn, one end of a socket pair ------> |
+//!     | -- Start{who, functions, secrets, ...} --> |
+//!     | <---------------- Ready{addresses} | Failed|
+//!     | -- World, Keys, SwapOut, Stop -----------> |
+//!     | <---------------- Swapped | SwapFailed     |
+//!     x  agent dies                                |
+//!     | <-- Hello{who, state} on agent.sock ------ |  redials, for agent_grace_s
+//!     | -- Adopted{directory} -------------------> |
+//! ```
+//!
+//! Messages are typed values of the codec behind a 32-bit little-endian length.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use praas_transport::{Address, Secret, TransportKind};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::process::{ProcessSettings, ProcessStats};
+use crate::swap::SwapConfig;
+use crate::world::World;
+
+/// Bytes that one message may have.
+pub const HOST_MESSAGE_MAX_BYTES: usize = 16 << 20;
+
+/// All that a host needs to become a process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostStart {
+    /// Application.
+    pub application: String,
+    /// Process.
+    pub process: String,
+    /// Incarnation.
+    pub incarnation: u64,
+    /// Paths of the modules to load.
+    pub modules: Vec<String>,
+    /// Settings.
+    pub settings: ProcessSettings,
+    /// Number of the secret.
+    pub key_id: u32,
+    /// The application's secret.
+    pub secret: Secret,
+    /// Where the agent serves the directory.
+    pub directory: Vec<Address>,
+    /// The one transport to reach others by.
+    pub force: Option<TransportKind>,
+    /// Where swap images are kept.
+    pub swap_dir: String,
+    /// How they are written.
+    pub swap: SwapConfig,
+    /// Whether to begin with the newest image there.
+    pub restore: bool,
+    /// The agent's socket, to redial.
+    pub agent_socket: String,
+    /// Seconds that the host goes without an agent before it swaps out and ends.
+    pub agent_grace_s: u64,
+    /// Processors to run on; empty leaves it to the kernel.
+    pub cpus: Vec<u32>,
+}
+
+/// What an agent says to a host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToHost {
+    /// Become this process.
+    Start(Box<HostStart>),
+    /// An agent that was restarted has the host again.
+    Adopted {
+        /// Where it serves the directory now.
+        directory: Vec<Address>,
+    },
+    /// A newer view of the application.
+    World(World),
+    /// Another secret of the application; those with lower numbers are void.
+    Keys {
+        /// Its number.
+        key_id: u32,
+        /// The secret.
+        secret: Secret,
+    },
+    /// Finish what runs, write the image, end.
+    SwapOut,
+    /// Finish what runs, end.
+    Stop,
+    /// Say what you count.
+    Stats,
+}
+
+/// Who a host is, when it redials.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostHello {
+    /// Its process id.
+    pub pid: u32,
+    /// Application.
+    pub application: String,
+    /// Process.
+    pub process: String,
+    /// Incarnation.
+    pub incarnation: u64,
+    /// Where it listens.
+    pub addresses: Vec<Address>,
+}
+
+/// What a host says to an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromHost {
+    /// The first word after redialling.
+    Hello(HostHello),
+    /// The process serves.
+    Ready {
+        /// Where it listens.
+        addresses: Vec<Address>,
+        /// The generation that it began with; zero is none.
+        swap_generation: u64,
+        /// Newer generations that do not verify, and why.
+        rejected: Vec<String>,
+    },
+    /// The process cannot start; the host ends.
+    Failed {
+        /// Why.
+        error: String,
+    },
+    /// The image is whole; the host ends.
+    Swapped {
+        /// Its generation.
+        generation: u64,
+        /// Bytes written.
+        bytes: u64,
+    },
+    /// No image was written; the process serves on.
+    SwapFailed {
+        /// Why.
+        error: String,
+    },
+    /// What the process counts.
+    Stats(ProcessStats),
+}
+
+/// Writes a message.
+///
+/// # Errors
+/// The socket's; a message above [`HOST_MESSAGE_MAX_BYTES`].
+pub fn host_send<T: Serialize>(mut to: &UnixStream, message: &T) -> io::Result<()> {
+    let bytes = crate::codec::encode(message).map_err(io::Error::other)?;
+    let length = u32::try_from(bytes.len()).ok();
+    let length = length.filter(|length| *length as usize <= HOST_MESSAGE_MAX_BYTES);
+    let length = length.ok_or_else(|| {
+        io::Error::other(format!(
+            "a message of {} bytes to or from a host",
+            bytes.len()
+        ))
+    })?;
+    let mut framed = Vec::with_capacity(4 + bytes.len());
+    framed.extend_from_slice(&length.to_le_bytes());
+    framed.extend_from_slice(&bytes);
+    to.write_all(&framed)
+}
+
+/// Puts messages together from what is read.
+#[derive(Debug, Default)]
+pub struct HostReader {
+    bytes: Vec<u8>,
+}
+
+impl HostReader {
+    /// Reads the next message, blocking as the socket does; `None` at its end. After a timeout of
+    /// the socket nothing is lost: call it again.
+    ///
+    /// # Errors
+    /// The socket's, and bytes that are no message.
+    pub fn next<T: DeserializeOwned>(&mut self, mut from: &UnixStream) -> io::Result<Option<T>> {
+        let mut chunk = [0; 4096];
+        loop {
+            if let Some(message) = self.whole()? {
+                return Ok(Some(message));
+            }
+            match from.read(&mut chunk)? {
+                0 if self.bytes.is_empty() => return Ok(None),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => self.bytes.extend_from_slice(&chunk[..read]),
+            }
+        }
+    }
+
+    fn whole<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+        let Some(length) = self.bytes.first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > HOST_MESSAGE_MAX_BYTES {
+            return Err(invalid(format!("a message of {length} bytes is announced")));
+        }
+        let Some(message) = self.bytes.get(4..4 + length) else {
+            return Ok(None);
+        };
+        let message = crate::codec::decode(message).map_err(|error| invalid(error.to_string()))?;
+        self.bytes.drain(..4 + length);
+        Ok(Some(message))
+    }
+}
+
+/// Reads arbitrary bytes as messages of either side.
+#[doc(hidden)]
+pub fn fuzz_host(bytes: &[u8]) {
+    // What is wrong with them is of no interest here.
+    drop(
+        HostReader {
+            bytes: bytes.to_vec(),
+        }
+        .whole::<ToHost>(),
+    );
+    drop(
+        HostReader {
+            bytes: bytes.to_vec(),
+        }
+        .whole::<FromHost>(),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_cross_a_socket_whole() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let ready = FromHost::Ready {
+            addresses: vec!["tcp:127.0.0.1:1".parse().unwrap()],
+            swap_generation: 3,
+            rejected: vec!["x".repeat(10_000)],
+        };
+        host_send(&a, &ready).unwrap();
+        host_send(&a, &FromHost::SwapFailed { error: "no".into() }).unwrap();
+        drop(a);
+        let mut reader = HostReader::default();
+        assert_eq!(reader.next::<FromHost>(&b).unwrap(), Some(ready));
+        let failed = Some(FromHost::SwapFailed { error: "no".into() });
+        assert_eq!(reader.next::<FromHost>(&b).unwrap(), failed);
+        assert_eq!(reader.next::<FromHost>(&b).unwrap(), None);
+    }
+
+    #[test]
+    fn an_announced_length_is_not_believed() {
+        let (a, b) = UnixStream::pair().unwrap();
+        (&a).write_all(&u32::MAX.to_le_bytes()).unwrap();
+        let error = HostReader::default().next::<ToHost>(&b).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_messages_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            fuzz_host(&bytes);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Functions that every process has: its state and its mailbox, for clients and the command line.
+//!
+//! Their inputs and outputs are typed values of the codec.
+
+use serde::{Deserialize, Serialize};
+
+use super::engine::Shared;
+use crate::codec;
+use crate::invocation::{Payload, Status};
+use crate::mailbox::{MailMessage, Put, Source};
+use crate::state::ObjectMeta;
+
+/// A function that every process has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Builtin {
+    StateGet,
+    StatePut,
+    StateDelete,
+    StateList,
+    MessageTake,
+    Functions,
+}
+
+/// Reads a state object: input is its key, output the bytes; an error if there is none.
+pub const STATE_GET: &str = "praas.state.get";
+/// Writes a state object: input is [`StatePutInput`].
+pub const STATE_PUT: &str = "praas.state.put";
+/// Deletes a state object: input is its key, output whether it was there (`bool`).
+pub const STATE_DELETE: &str = "praas.state.delete";
+/// Lists state objects: input is [`StateListInput`], output `Vec<(String, ObjectMeta)>`.
+pub const STATE_LIST: &str = "praas.state.list";
+/// Takes a message if one is there: input is [`MessageTakeInput`], output
+/// `Option<(String, Vec<u8>)>`, source and body.
+pub const MESSAGE_TAKE: &str = "praas.message.take";
+/// Names the functions of the process: no input, output `Vec<String>`.
+pub const FUNCTIONS: &str = "praas.functions";
+
+/// Input of [`STATE_PUT`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StatePutInput {
+    /// The key.
+    pub key: String,
+    /// The bytes.
+    pub value: Vec<u8>,
+}
+
+/// Input of [`STATE_LIST`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StateListInput {
+    /// Keys that start with this.
+    pub prefix: String,
+    /// Keys after this.
+    pub after: Option<String>,
+    /// At most this many.
+    pub limit: u32,
+}
+
+/// Input of [`MESSAGE_TAKE`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MessageTakeInput {
+    /// Whose messages.
+    pub source: Source,
+    /// Under which key.
+    pub key: String,
+}
+
+impl Builtin {
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            STATE_GET => Self::StateGet,
+            STATE_PUT => Self::StatePut,
+            STATE_DELETE => Self::StateDelete,
+            STATE_LIST => Self::StateList,
+            MESSAGE_TAKE => Self::MessageTake,
+            FUNCTIONS => Self::Functions,
+            _ => return None,
+        })
+    }
+
+    /// Whether running it twice does no harm.
+    pub fn is_idempotent(self) -> bool {
+        matches!(self, Self::StateGet | Self::StateList | Self::Functions)
+    }
+
+    /// Runs it.
+    pub fn call(self, shared: &Shared, input: &[u8]) -> (Status, Payload) {
+        match self.run(shared, input) {
+            Ok(payload) => (Status::Ok, payload),
+            Err(text) => (
+                Status::FunctionError,
+                Payload::Buf(text.into_bytes().into()),
+            ),
+        }
+    }
+
+    fn run(self, shared: &Shared, input: &[u8]) -> Result<Payload, String> {
+        fn value<T: Serialize>(value: &T) -> Result<Payload, String> {
+            let bytes = codec::encode(value).map_err(|error| error.to_string())?;
+            Ok(Payload::Buf(bytes.into()))
+        }
+        fn read<T: serde::de::DeserializeOwned>(input: &[u8]) -> Result<T, String> {
+            codec::decode(input).map_err(|error| format!("the input: {error}"))
+        }
+        let key = || std::str::from_utf8(input).map_err(|_| "a key is UTF-8".to_string());
+        match self {
+            Self::StateGet => {
+                let key = key()?;
+                let object = shared.state.object(key);
+                let (buf, _) = object.ok_or_else(|| format!("no state object '{key}'"))?;
+                Ok(Payload::Buf(buf))
+            }
+            Self::StatePut => {
+                let StatePutInput { key, value: bytes } = read(input)?;
+                let version = shared
+                    .state
+                    .put(&key, &bytes)
+                    .map_err(|error| error.to_string())?;
+                value(&version)
+            }
+            Self::StateDelete => value(&shared.state.delete(key()?)),
+            Self::StateList => {
+                let StateListInput {
+                    prefix,
+                    after,
+                    limit,
+                } = read(input)?;
+                let list: Vec<(String, ObjectMeta)> =
+                    shared.state.list(&prefix, after.as_deref(), limit as usize);
+                value(&list)
+            }
+            Self::MessageTake => {
+                let MessageTakeInput { source, key } = read(input)?;
+                let taken = shared.mailbox().take(&source, &key);
+                value(&taken.map(
+                    |MailMessage {
+                         source, payload, ..
+                     }| (source, payload.to_vec()),
+                ))
+            }
+            Self::Functions => value(&shared.registry.names()),
+        }
+    }
+}
+
+/// Puts a message of the process itself into its own mailbox.
+pub(super) fn own_put(shared: &Shared, key: &str, payload: &[u8]) -> Result<Put, String> {
+    let payload = shared
+        .pool
+        .copy_from(payload)
+        .map_err(|error| error.to_string())?;
+    let source = shared.identity.name.to_string();
+    Ok(shared.mail_put(
+        None,
+        MailMessage {
+            source,
+            key: key.into(),
+            payload,
+        },
+    ))
+}

@@ -1,0 +1,320 @@
+//! The workers of a process: who runs, who waits, who stands in.
+//!
+//! ```text
+//!   leader     owns the endpoint, polls, takes one request, lets go, runs it
+//!   monitor    one follower in a timed wait: takes over if nobody has led for takeover_us
+//!   parked     the other followers, until there is a job in the queue or the monitor has left
+//!   blocked    in an invoke, a get or a put of its function: not counted as running; a spare
+//!              is started in its place
+//! ```
+//!
+//! At most `workers` functions run at once and there is one thread more, so that some thread can
+//! always lead. Whenever a job is queued, all workers run (and one of them takes the job when it
+//! is done), or a follower has been woken for it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
+
+use crossbeam_utils::CachePadded;
+use praas_transport::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use super::serve::ReadyJob;
+use crate::client::CallId;
+use crate::invocation::{InvokeError, Payload};
+use crate::mailbox::MailMessage;
+
+/// What a blocked worker was waiting for.
+#[derive(Debug)]
+pub(super) enum Delivery {
+    /// A call of its function has ended.
+    Ended(Result<Payload, InvokeError>),
+    /// A message for its function.
+    Message(MailMessage),
+}
+
+/// What is handed to a blocked worker; a delivery with an old stamp is for a wait that is over.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    pub stamp: u32,
+    pub call: Option<CallId>,
+    pub delivery: Option<Delivery>,
+}
+
+/// A worker, as others see it.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub thread: Thread,
+    /// The job that it runs; zero is none.
+    pub job: CachePadded<AtomicU64>,
+    /// The job that is to end early.
+    pub cancel: Arc<AtomicU64>,
+    pub inbox: Mutex<Inbox>,
+    /// Set to wake it as a follower.
+    pub called: AtomicBool,
+}
+
+impl Worker {
+    pub fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands over what the worker waits for; gives it back if it waits no more.
+    pub fn deliver(&self, stamp: u32, delivery: Delivery) -> Option<Delivery> {
+        let mut inbox = self.inbox();
+        if inbox.stamp != stamp || inbox.delivery.is_some() {
+            return Some(delivery);
+        }
+        inbox.delivery = Some(delivery);
+        drop(inbox);
+        self.thread.unpark();
+        None
+    }
+}
+
+#[derive(Debug, Default)]
+struct Followers {
+    workers: Vec<Arc<Worker>>,
+    parked: Vec<usize>,
+    monitor: Option<usize>,
+    queue: VecDeque<ReadyJob>,
+    blocked: usize,
+}
+
+/// The workers of a process.
+#[derive(Debug)]
+pub(super) struct Crew {
+    followers: Mutex<Followers>,
+    running: CachePadded<AtomicUsize>,
+    queued: AtomicUsize,
+    workers: usize,
+    blocked_max: usize,
+    queue_max: usize,
+}
+
+impl Crew {
+    pub fn new(workers: usize, blocked_max: usize, queue_max: usize) -> Self {
+        Self {
+            followers: Mutex::new(Followers::default()),
+            running: CachePadded::new(AtomicUsize::new(0)),
+            queued: AtomicUsize::new(0),
+            workers,
+            blocked_max,
+            queue_max,
+        }
+    }
+
+    /// Threads to begin with.
+    pub fn threads_first(&self) -> usize {
+        self.workers + 1
+    }
+
+    /// Adds the calling thread as a worker: its number and itself.
+    pub fn join(&self) -> (usize, Arc<Worker>) {
+        let worker = Arc::new(Worker {
+            thread: std::thread::current(),
+            job: CachePadded::new(AtomicU64::new(0)),
+            cancel: Arc::new(AtomicU64::new(0)),
+            inbox: Mutex::new(Inbox::default()),
+            called: AtomicBool::new(false),
+        });
+        let mut followers = self.lock();
+        followers.workers.push(Arc::clone(&worker));
+        (followers.workers.len() - 1, worker)
+    }
+
+    pub fn worker(&self, number: usize) -> Option<Arc<Worker>> {
+        self.lock().workers.get(number).cloned()
+    }
+
+    pub fn workers(&self) -> Vec<Arc<Worker>> {
+        self.lock().workers.clone()
+    }
+
+    /// Counts a function as running, if one more may.
+    #[inline]
+    pub fn run_try(&self) -> bool {
+        let mut running = self.running.load(Ordering::Relaxed);
+        while running < self.workers {
+            let next = running + 1;
+            match self.running.compare_exchange_weak(
+                running,
+                next,
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(now) => running = now,
+            }
+        }
+        false
+    }
+
+    /// A function that ran is done.
+    #[inline]
+    pub fn run_end(&self) {
+        self.running.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Functions that run now.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// Functions that wait in a call of theirs now.
+    pub fn blocked(&self) -> usize {
+        self.lock().blocked
+    }
+
+    /// Jobs that wait for a worker.
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::SeqCst)
+    }
+
+    /// Queues a job for whoever is free; gives it back if the queue is full.
+    pub fn queue_push(&self, job: ReadyJob) -> Option<ReadyJob> {
+        let mut followers = self.lock();
+        if followers.queue.len() >= self.queue_max {
+            return Some(job);
+        }
+        followers.queue.push_back(job);
+        self.queued.fetch_add(1, Ordering::SeqCst);
+        drop(followers);
+        if self.running.load(Ordering::SeqCst) < self.workers {
+            self.call_one();
+        }
+        None
+    }
+
+    /// A queued job, counted as running, if there is one and one more may run.
+    #[inline]
+    pub fn queue_pop(&self) -> Option<ReadyJob> {
+        if self.queued.load(Ordering::SeqCst) == 0 || !self.run_try() {
+            return None;
+        }
+        let job = self.lock().queue.pop_front();
+        match job {
+            Some(job) => {
+                self.queued.fetch_sub(1, Ordering::SeqCst);
+                Some(job)
+            }
+            None => {
+                self.run_end();
+                None
+            }
+        }
+    }
+
+    /// Whether a job waits that somebody could run.
+    pub fn queue_waits(&self) -> bool {
+        self.queued() > 0 && self.running() < self.workers
+    }
+
+    /// Takes jobs out of the queue: all, or the one named.
+    pub fn queue_take(&self, job: Option<u64>) -> Vec<ReadyJob> {
+        let mut followers = self.lock();
+        let (taken, kept) = std::mem::take(&mut followers.queue)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|queued| job.is_none_or(|job| queued.job == job));
+        followers.queue = kept;
+        self.queued.fetch_sub(taken.len(), Ordering::SeqCst);
+        taken.into()
+    }
+
+    /// Wakes a follower, to lead or to run a queued job.
+    pub fn call_one(&self) {
+        let mut followers = self.lock();
+        let number = followers.parked.pop().or_else(|| followers.monitor.take());
+        if let Some(worker) = number.and_then(|number| followers.workers.get(number)) {
+            worker.called.store(true, Ordering::Release);
+            worker.thread.unpark();
+        }
+    }
+
+    /// Wakes everybody.
+    pub fn call_all(&self) {
+        let mut followers = self.lock();
+        followers.parked.clear();
+        followers.monitor = None;
+        for worker in &followers.workers {
+            worker.called.store(true, Ordering::Release);
+            worker.thread.unpark();
+        }
+    }
+
+    /// Becomes a follower: the monitor if there is none (`true`), else parked.
+    pub fn follow(&self, number: usize) -> bool {
+        let mut followers = self.lock();
+        if let Some(worker) = followers.workers.get(number) {
+            worker.called.store(false, Ordering::Release);
+        }
+        if followers.monitor.is_none() {
+            followers.monitor = Some(number);
+            return true;
+        }
+        followers.parked.push(number);
+        false
+    }
+
+    /// The monitor takes over, and a parked follower becomes the monitor.
+    pub fn monitor_leave(&self, number: usize) {
+        let mut followers = self.lock();
+        if followers.monitor == Some(number) {
+            followers.monitor = None;
+        } else {
+            followers.parked.retain(|parked| *parked != number);
+        }
+        if followers.monitor.is_none()
+            && let Some(next) = followers.parked.pop()
+            && let Some(worker) = followers.workers.get(next)
+        {
+            worker.called.store(true, Ordering::Release);
+            worker.thread.unpark();
+        }
+    }
+
+    /// Wakes the monitor to look at the leader again.
+    pub fn monitor_wake(&self) {
+        let followers = self.lock();
+        if let Some(worker) = followers
+            .monitor
+            .and_then(|number| followers.workers.get(number))
+        {
+            worker.thread.unpark();
+        }
+    }
+
+    /// Counts a running function as blocked. `Ok(true)` asks for another thread in its place.
+    ///
+    /// # Errors
+    /// As many are blocked as may be.
+    pub fn block(&self) -> Result<bool, InvokeError> {
+        let mut followers = self.lock();
+        if followers.blocked >= self.blocked_max {
+            return Err(InvokeError::Exhausted(format!(
+                "{} functions of this process are waiting already (workers_blocked_max)",
+                followers.blocked
+            )));
+        }
+        followers.blocked += 1;
+        let more = followers.workers.len() < self.workers + 1 + followers.blocked;
+        drop(followers);
+        self.run_end();
+        if self.queued.load(Ordering::SeqCst) > 0 {
+            self.call_one();
+        }
+        Ok(more)
+    }
+
+    /// A blocked function goes on. For a moment more than `workers` may run.
+    pub fn unblock(&self) {
+        self.lock().blocked -= 1;
+        self.running.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Followers> {
+        self.followers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

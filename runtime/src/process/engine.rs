@@ -1,0 +1,434 @@
+//! The engine of a process: what its workers share, and how the endpoint's owner works.
+//!
+//! ```text
+//!   Engine
+//!    |-- token: OwnerToken<Core { endpoint, serve }>     one owner at a time
+//!    |-- outbox: what the others want done with it       drained by the owner
+//!    +-- shared: state, mailbox, world, registry, crew   anybody's
+//! ```
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::SegQueue;
+use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use praas_transport::sync::{Owned, OwnerToken};
+use praas_transport::{BufPool, Endpoint, Identity, Incarnation, WaitMode, Waker};
+
+use super::builtin::Builtin;
+use super::crew::{Crew, Delivery, Worker};
+use super::serve::{Callee, ReadyJob, Serve};
+use super::settings::ProcessSettings;
+use crate::client::{CallId, CallOptions};
+use crate::function::Registry;
+use crate::invocation::{InvokeError, Payload, Status};
+use crate::mailbox::{MailMessage, Mailbox, Put, PutId};
+use crate::state::StateStore;
+use crate::world::WorldView;
+
+/// What all workers use at any time.
+pub(super) struct Shared {
+    pub identity: Identity,
+    pub settings: ProcessSettings,
+    pub registry: Registry,
+    pub state: StateStore,
+    pub world: WorldView,
+    pub crew: Crew,
+    pub pool: BufPool,
+    pub waker: Waker,
+    pub mailbox: Mutex<Mailbox>,
+    pub outbox: SegQueue<Post>,
+    /// The incarnation whose image this process began with.
+    pub restored_from: Option<Incarnation>,
+    /// The process has ended: threads leave.
+    pub ended: AtomicBool,
+    /// The leader blocks in the kernel; nobody needs to watch it.
+    pub leader_asleep: AtomicBool,
+    /// The monitor sleeps until the leader wakes it.
+    pub monitor_asleep: AtomicBool,
+    /// Invocations answered since the start.
+    pub invocations: AtomicU64,
+    /// Somebody waits for functions to finish.
+    pub quiet_wanted: AtomicBool,
+    pub quiet: (Mutex<()>, Condvar),
+    /// The engine itself, for starting spares.
+    pub engine: OnceLock<Weak<Engine>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a worker without the endpoint wants done with it.
+pub(super) enum Post {
+    /// Answer an invocation.
+    Reply {
+        session: usize,
+        client: u128,
+        sequence: u64,
+        status: Status,
+        payload: Payload,
+    },
+    /// Call another process for a function.
+    Call {
+        worker: usize,
+        stamp: u32,
+        call: Outgoing,
+        payload: Payload,
+        options: CallOptions,
+    },
+    /// Give up on a call.
+    Cancel(CallId),
+    /// Anything else.
+    Control(Control),
+}
+
+/// Work for the endpoint's owner.
+type Control = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// A call to another process.
+#[derive(Debug)]
+pub(super) enum Outgoing {
+    Invoke { process: String, function: String },
+    Put { process: String, key: String },
+}
+
+/// What the token owns.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub endpoint: Endpoint,
+    pub serve: Serve,
+}
+
+/// A running process.
+pub(super) struct Engine {
+    pub shared: Arc<Shared>,
+    pub token: OwnerToken<Core>,
+}
+
+impl Shared {
+    /// What a function's name stands for.
+    pub fn callee(&self, name: &str) -> Callee {
+        if let Some(builtin) = Builtin::from_name(name) {
+            return Callee::Builtin(builtin);
+        }
+        self.registry
+            .find(name)
+            .map_or(Callee::Unknown, Callee::User)
+    }
+
+    /// Whether running it twice does no harm.
+    pub fn idempotent(&self, callee: Callee) -> bool {
+        match callee {
+            Callee::User(index) => self.registry.function(index).flags().idempotent(),
+            Callee::Builtin(builtin) => builtin.is_idempotent(),
+            Callee::Unknown => true,
+        }
+    }
+
+    /// Tells a running function that it should end.
+    pub fn job_cancel(&self, job: u64) {
+        for worker in self.crew.workers() {
+            if worker.job.load(Ordering::Acquire) == job {
+                worker.cancel.store(job, Ordering::Release);
+                worker.thread.unpark();
+            }
+        }
+    }
+
+    pub fn engine(&self) -> Option<Arc<Engine>> {
+        self.engine.get().and_then(Weak::upgrade)
+    }
+
+    pub fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a message into the mailbox, or hands it to the worker that waits for it.
+    pub fn mail_put(&self, id: Option<PutId>, message: MailMessage) -> Put {
+        let mut mailbox = self.mailbox();
+        let (put, handed) = mailbox.put(id, message);
+        if let Some((waiter, message)) = handed {
+            let worker = self.crew.worker((waiter >> 32) as usize);
+            let left = match worker {
+                Some(worker) => worker.deliver(waiter as u32, Delivery::Message(message)),
+                None => Some(Delivery::Message(message)),
+            };
+            if let Some(Delivery::Message(message)) = left {
+                mailbox.give_back(message);
+            }
+        }
+        put
+    }
+
+    /// Whether the mailbox may take a message of this size.
+    pub fn mail_room(&self, bytes: u64) -> bool {
+        self.mailbox().has_room(bytes)
+    }
+
+    /// Leaves work for the endpoint's owner.
+    pub fn post(&self, post: Post) {
+        self.outbox.push(post);
+        self.waker.wake();
+    }
+
+    /// A function is done, or waits: whoever waits for quiet looks again.
+    #[inline]
+    pub fn quiet_notify(&self) {
+        if self.quiet_wanted.load(Ordering::Relaxed) {
+            let _guard = self.quiet.0.lock().unwrap_or_else(PoisonError::into_inner);
+            self.quiet.1.notify_all();
+        }
+    }
+}
+
+impl Engine {
+    /// Does what others left to do, and tells them what has ended.
+    #[inline]
+    pub fn outbox_drain(&self, core: &mut Core) {
+        while let Some(post) = self.shared.outbox.pop() {
+            match post {
+                Post::Reply {
+                    session,
+                    client,
+                    sequence,
+                    status,
+                    payload,
+                } => {
+                    let Core { endpoint, serve } = core;
+                    serve.reply(endpoint, session, client, sequence, status, payload);
+                    self.replied();
+                }
+                Post::Call {
+                    worker,
+                    stamp,
+                    call,
+                    payload,
+                    options,
+                } => {
+                    let begun = self.call_begin(core, worker, stamp, call, payload, options);
+                    let Some(worker) = self.shared.crew.worker(worker) else {
+                        continue;
+                    };
+                    match begun {
+                        Ok(call) => {
+                            let mut inbox = worker.inbox();
+                            if inbox.stamp == stamp {
+                                inbox.call = Some(call);
+                            } else {
+                                drop(inbox);
+                                core.serve.peers.cancel(&mut core.endpoint, call);
+                            }
+                        }
+                        // Nobody waits any more if it cannot be delivered.
+                        Err(error) => drop(worker.deliver(stamp, Delivery::Ended(Err(error)))),
+                    }
+                }
+                Post::Cancel(call) => core.serve.peers.cancel(&mut core.endpoint, call),
+                Post::Control(control) => control(core),
+            }
+        }
+        while let Some(completed) = core.serve.peers.completed() {
+            let (worker, stamp) = ((completed.owner >> 32) as usize, completed.owner as u32);
+            if let Some(worker) = self.shared.crew.worker(worker) {
+                // A wait that is over has no use for it.
+                drop(worker.deliver(stamp, Delivery::Ended(completed.outcome)));
+            }
+        }
+    }
+
+    /// Begins a call to another process on behalf of a worker's function.
+    pub fn call_begin(
+        &self,
+        core: &mut Core,
+        worker: usize,
+        stamp: u32,
+        call: Outgoing,
+        payload: Payload,
+        options: CallOptions,
+    ) -> Result<CallId, InvokeError> {
+        let owner = (worker as u64) << 32 | u64::from(stamp);
+        let Core { endpoint, serve } = core;
+        let peers = &mut serve.peers;
+        let begun = match call {
+            Outgoing::Invoke { process, function } => {
+                let target = peers.target(&process)?;
+                let function = peers.function(target, &function)?;
+                peers.invoke(endpoint, target, function, payload, options, owner)
+            }
+            Outgoing::Put { process, key } => {
+                let target = peers.target(&process)?;
+                peers.put(endpoint, target, &key, payload, options, owner)
+            }
+        };
+        begun.map_err(crate::client::Refusal::into_error)
+    }
+
+    /// Leads: drains the outbox and makes progress until there is a job to run (only if `runs`),
+    /// `stop` says so, the time has come, or the process has ended.
+    pub fn lead(
+        &self,
+        core: &mut Core,
+        runs: bool,
+        until: Option<Instant>,
+        mut stop: impl FnMut() -> bool,
+    ) -> Option<ReadyJob> {
+        let crew = &self.shared.crew;
+        loop {
+            self.outbox_drain(core);
+            if stop() {
+                return None;
+            }
+            while let Some(job) = core.serve.ready.pop_front() {
+                // Jobs in the queue came first.
+                if runs && crew.queued() == 0 && crew.run_try() {
+                    return Some(job);
+                }
+                if let Some(job) = crew.queue_push(job) {
+                    let text = Payload::Inline((&b"the queue is full (queue_max)"[..]).into());
+                    let Core { endpoint, serve } = &mut *core;
+                    let (client, sequence) = (job.client, job.sequence);
+                    let status = Status::Exhausted;
+                    serve.reply(endpoint, job.session, client, sequence, status, text);
+                }
+            }
+            if runs && let Some(job) = crew.queue_pop() {
+                return Some(job);
+            }
+            if self.shared.ended.load(Ordering::Relaxed) {
+                return None;
+            }
+            if until.is_some_and(|until| until <= Instant::now()) {
+                return None;
+            }
+            self.core_wait(core, until);
+        }
+    }
+
+    /// One wait for something to happen on the endpoint.
+    #[inline]
+    fn core_wait(&self, core: &mut Core, until: Option<Instant>) {
+        let Core { endpoint, serve } = core;
+        let timer = serve.peers.timer_next();
+        let until = match (until, timer) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        match self.shared.settings.wait {
+            WaitMode::Hot => {
+                endpoint.progress_wait(serve, until, WaitMode::Hot);
+            }
+            WaitMode::Warm => self.core_block(endpoint, serve, until),
+            WaitMode::Adaptive => {
+                if endpoint.progress(serve) == 0 {
+                    let spin = Duration::from_micros(endpoint.config().spin_us.into());
+                    let spin = Instant::now() + spin;
+                    let spin = until.map_or(spin, |until| until.min(spin));
+                    let happened = endpoint.progress_wait(serve, Some(spin), WaitMode::Hot);
+                    if happened == 0 && self.shared.outbox.is_empty() {
+                        self.core_block(endpoint, serve, until);
+                    }
+                }
+            }
+        }
+        if let Some(timer) = timer {
+            let now = Instant::now();
+            if timer <= now {
+                serve.peers.tick(endpoint, now);
+            }
+        }
+    }
+
+    fn core_block(&self, endpoint: &mut Endpoint, serve: &mut Serve, until: Option<Instant>) {
+        self.shared.leader_asleep.store(true, Ordering::SeqCst);
+        endpoint.progress_wait(serve, until, WaitMode::Warm);
+        self.shared.leader_asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// The leader is about to run a function: somebody must watch over the endpoint.
+    #[inline]
+    pub fn watch(&self) {
+        if self.shared.monitor_asleep.load(Ordering::SeqCst) {
+            self.shared.crew.monitor_wake();
+        }
+    }
+
+    /// Answers an invocation: at once if the endpoint is free, which is then owned.
+    #[inline]
+    pub fn finish(
+        &self,
+        session: usize,
+        client: u128,
+        sequence: u64,
+        status: Status,
+        payload: Payload,
+    ) -> Option<Owned<'_, Core>> {
+        match self.token.try_take() {
+            Some(mut owned) => {
+                let Core { endpoint, serve } = &mut *owned;
+                serve.reply(endpoint, session, client, sequence, status, payload);
+                self.replied();
+                Some(owned)
+            }
+            None => {
+                self.shared.post(Post::Reply {
+                    session,
+                    client,
+                    sequence,
+                    status,
+                    payload,
+                });
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn replied(&self) {
+        // Only the endpoint's owner counts, so that this need not be a read-modify-write.
+        let answered = self.shared.invocations.load(Ordering::Relaxed) + 1;
+        self.shared.invocations.store(answered, Ordering::Relaxed);
+    }
+
+    /// Does something with the endpoint and what belongs to it, from any thread but a worker's.
+    pub fn with_core<R: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Core) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        self.shared.post(Post::Control(Box::new(move |core| {
+            // The other side waits for it below.
+            let _ = sender.send(act(core));
+        })));
+        // The sender is dropped with the outbox if the process ends first.
+        loop {
+            match receiver.recv_timeout(Duration::from_millis(20)) {
+                Ok(result) => return Some(result),
+                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return None,
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
+                    if let Some(mut owned) = self.token.try_take() {
+                        self.outbox_drain(&mut owned);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends a worker's wait for a call that is not worth waiting for any more.
+    pub fn call_abandon(&self, worker: &Worker) {
+        let call = {
+            let mut inbox = worker.inbox();
+            inbox.stamp = inbox.stamp.wrapping_add(1);
+            inbox.delivery = None;
+            inbox.call.take()
+        };
+        if let Some(call) = call {
+            self.shared.post(Post::Cancel(call));
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The engine as functions use it: calls to other processes, messages, waits.
+//!
+//! A function that waits is counted as blocked and a spare stands in for it. Its thread leads if
+//! nobody else does, so that an answer that comes soon is taken by the thread that waits for it.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use praas_transport::sync::Owned;
+use praas_transport::sync::atomic::Ordering;
+use praas_transport::{BufPool, Identity};
+
+use super::builtin::own_put;
+use super::crew::{Delivery, Worker};
+use super::engine::{Core, Engine, Outgoing, Post};
+use super::serve::Callee;
+use super::worker::worker_start;
+use crate::client::CallOptions;
+use crate::invocation::{InvokeError, Payload, Status};
+use crate::mailbox::{MailMessage, Put, Source};
+use crate::services::{Job, Services};
+use crate::state::StateStore;
+use crate::world::{World, WorldView};
+
+/// How often a wait that nothing wakes looks whether it is cancelled.
+const CANCEL_LOOK: Duration = Duration::from_millis(20);
+
+impl Engine {
+    fn worker_of(&self, job: &Job) -> Result<Arc<Worker>, InvokeError> {
+        let worker = self.shared.crew.worker(job.worker);
+        worker.ok_or_else(|| InvokeError::Malformed("the job belongs to no worker".into()))
+    }
+
+    /// Begins a wait: what is delivered with this stamp is for it.
+    fn wait_begin(&self, worker: &Worker) -> Result<u32, InvokeError> {
+        let spare = self.shared.crew.block()?;
+        self.shared.quiet_notify();
+        if spare
+            && let Some(engine) = self.shared.engine()
+            && let Err(error) = worker_start(&engine)
+        {
+            // The wait goes on: there is one thread less to stand in.
+            tracing::warn!(%error, "cannot start a spare worker");
+        }
+        let mut inbox = worker.inbox();
+        inbox.stamp = inbox.stamp.wrapping_add(1);
+        inbox.call = None;
+        inbox.delivery = None;
+        Ok(inbox.stamp)
+    }
+
+    /// Waits for a delivery, leading if nobody else does.
+    fn wait(
+        &self,
+        worker: &Worker,
+        job: &Job,
+        deadline: Option<Instant>,
+        mut owned: Option<Owned<'_, Core>>,
+    ) -> Result<Delivery, InvokeError> {
+        let cancelled = || worker.cancel.load(Ordering::Acquire) == job.id;
+        loop {
+            if let Some(delivery) = worker.inbox().delivery.take() {
+                return Ok(delivery);
+            }
+            if cancelled() {
+                return Err(InvokeError::Cancelled);
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(InvokeError::DeadlineExceeded);
+            }
+            if self.shared.ended.load(Ordering::Relaxed) {
+                return Err(InvokeError::Cancelled);
+            }
+            if let Some(mut core) = owned.take().or_else(|| self.token.try_take()) {
+                let stop = || cancelled() || worker.inbox().delivery.is_some();
+                self.lead(&mut core, false, deadline, stop);
+                continue;
+            }
+            match deadline {
+                None => thread::park(),
+                Some(deadline) => {
+                    thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+                }
+            }
+        }
+    }
+
+    fn wait_end(&self) {
+        self.shared.crew.unblock();
+    }
+
+    /// Calls another process and waits for the answer.
+    fn call(
+        &self,
+        job: &Job,
+        call: Outgoing,
+        payload: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<Payload, InvokeError> {
+        let worker = self.worker_of(job)?;
+        let deadline = deadline.or(job.deadline);
+        let options = CallOptions {
+            deadline,
+            idempotent: false,
+        };
+        let payload = Payload::copy_from(payload, &self.shared.pool)
+            .map_err(|error| InvokeError::Exhausted(error.to_string()))?;
+        let stamp = self.wait_begin(&worker)?;
+        let owned = match self.token.try_take() {
+            Some(mut core) => {
+                let begun = self.call_begin(&mut core, job.worker, stamp, call, payload, options);
+                match begun {
+                    Ok(call) => worker.inbox().call = Some(call),
+                    Err(error) => {
+                        self.wait_end();
+                        return Err(error);
+                    }
+                }
+                Some(core)
+            }
+            None => {
+                let worker = job.worker;
+                self.shared.post(Post::Call {
+                    worker,
+                    stamp,
+                    call,
+                    payload,
+                    options,
+                });
+                None
+            }
+        };
+        let waited = self.wait(&worker, job, deadline, owned);
+        if waited.is_err() {
+            self.call_abandon(&worker);
+        }
+        self.wait_end();
+        match waited? {
+            Delivery::Ended(outcome) => outcome,
+            Delivery::Message(_) => Err(InvokeError::Malformed("a message for a call".into())),
+        }
+    }
+
+    fn local_invoke(
+        &self,
+        job: &Job,
+        function: &str,
+        input: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<Payload, InvokeError> {
+        if job.depth + 1 > self.shared.settings.local_depth_max {
+            return Err(InvokeError::Exhausted(format!(
+                "local invocations nest {} deep already (local_depth_max)",
+                job.depth
+            )));
+        }
+        let text = |payload: &Payload| String::from_utf8_lossy(payload).into_owned();
+        let (status, payload) = match self.shared.callee(function) {
+            Callee::Unknown => return Err(InvokeError::UnknownFunction(function.into())),
+            Callee::Builtin(builtin) => builtin.call(&self.shared, input),
+            Callee::User(index) => {
+                let deadline = match (deadline, job.deadline) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                };
+                let nested = Job {
+                    depth: job.depth + 1,
+                    deadline,
+                    ..job.clone()
+                };
+                self.shared
+                    .registry
+                    .function(index)
+                    .call(self, &nested, input)
+            }
+        };
+        match status {
+            Status::Ok => Ok(payload),
+            Status::Panicked => Err(InvokeError::Panicked(text(&payload))),
+            Status::TooLarge => Err(InvokeError::TooLarge(text(&payload))),
+            Status::Exhausted => Err(InvokeError::Exhausted(text(&payload))),
+            _ => Err(InvokeError::Function(text(&payload))),
+        }
+    }
+}
+
+impl Services for Engine {
+    fn identity(&self) -> &Identity {
+        &self.shared.identity
+    }
+
+    fn pool(&self) -> &BufPool {
+        &self.shared.pool
+    }
+
+    fn state(&self) -> &StateStore {
+        &self.shared.state
+    }
+
+    fn world(&self) -> &WorldView {
+        &self.shared.world
+    }
+
+    fn message_put(
+        &self,
+        job: &Job,
+        to: &str,
+        key: &str,
+        payload: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<(), InvokeError> {
+        if key.len() > 255 {
+            let text = format!("a message's key has at most 255 bytes, not {}", key.len());
+            return Err(InvokeError::Malformed(text));
+        }
+        if to == &*self.shared.identity.name {
+            return match own_put(&self.shared, key, payload) {
+                Ok(Put::Stored | Put::Duplicate) => Ok(()),
+                Ok(Put::Full) => Err(InvokeError::MailboxFull(to.into())),
+                Err(text) => Err(InvokeError::Exhausted(text)),
+            };
+        }
+        let call = Outgoing::Put {
+            process: to.into(),
+            key: key.into(),
+        };
+        self.call(job, call, payload, deadline).map(|_| ())
+    }
+
+    fn message_get(
+        &self,
+        job: &Job,
+        from: &Source,
+        key: &str,
+        deadline: Option<Instant>,
+    ) -> Result<MailMessage, InvokeError> {
+        if let Some(message) = self.message_try(from, key) {
+            return Ok(message);
+        }
+        let worker = self.worker_of(job)?;
+        let deadline = deadline.or(job.deadline);
+        let stamp = self.wait_begin(&worker)?;
+        let waiter = (job.worker as u64) << 32 | u64::from(stamp);
+        {
+            let mut mailbox = self.shared.mailbox();
+            if let Some(message) = mailbox.take(from, key) {
+                drop(mailbox);
+                self.wait_end();
+                return Ok(message);
+            }
+            mailbox.wait(waiter, from.clone(), key.into());
+        }
+        let mut waited = self.wait(&worker, job, deadline, None);
+        if waited.is_err() && !self.shared.mailbox().cancel(waiter) {
+            // It was handed over in this moment.
+            if let Some(delivery) = worker.inbox().delivery.take() {
+                waited = Ok(delivery);
+            }
+        }
+        self.wait_end();
+        match waited? {
+            Delivery::Message(message) => Ok(message),
+            Delivery::Ended(_) => Err(InvokeError::Malformed("a result for a get".into())),
+        }
+    }
+
+    fn message_try(&self, from: &Source, key: &str) -> Option<MailMessage> {
+        self.shared.mailbox().take(from, key)
+    }
+
+    fn message_peek(&self, from: &Source, key: &str) -> Option<MailMessage> {
+        self.shared.mailbox().peek(from, key)
+    }
+
+    fn invoke(
+        &self,
+        job: &Job,
+        process: &str,
+        function: &str,
+        input: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<Payload, InvokeError> {
+        if process.is_empty() || process == &*self.shared.identity.name {
+            return self.local_invoke(job, function, input, deadline);
+        }
+        let call = Outgoing::Invoke {
+            process: process.into(),
+            function: function.into(),
+        };
+        self.call(job, call, input, deadline)
+    }
+
+    fn world_wait(
+        &self,
+        job: &Job,
+        after: u64,
+        deadline: Option<Instant>,
+    ) -> Result<World, InvokeError> {
+        let worker = self.worker_of(job)?;
+        let deadline = deadline.or(job.deadline);
+        self.wait_begin(&worker)?;
+        let outcome = loop {
+            let now = Instant::now();
+            let look = now + CANCEL_LOOK;
+            let until = deadline.map_or(look, |deadline| deadline.min(look));
+            let world = self.shared.world.wait(after, Some(until));
+            if world.generation > after {
+                break Ok(world);
+            }
+            if job.cancelled() || self.shared.ended.load(Ordering::Relaxed) {
+                break Err(match deadline {
+                    Some(deadline) if deadline <= Instant::now() => InvokeError::DeadlineExceeded,
+                    _ => InvokeError::Cancelled,
+                });
+            }
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                break Err(InvokeError::DeadlineExceeded);
+            }
+        };
+        self.wait_end();
+        outcome
+    }
+}

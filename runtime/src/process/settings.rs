@@ -1,0 +1,129 @@
+//! The settings of a process: every limit has a name with its unit and a default.
+
+use praas_transport::{TransportConfig, WaitMode};
+use serde::{Deserialize, Serialize};
+
+/// Settings of a process. An application sets them for all of its processes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProcessSettings {
+    /// Functions that run at once; zero is one for each CPU the process may use.
+    pub workers: usize,
+    /// Functions that may wait in an invoke, a get or a put at once, each with a spare worker in
+    /// its place; one more gets `Exhausted`.
+    pub workers_blocked_max: usize,
+    /// Invocations that wait for a worker; one more gets `Exhausted`.
+    pub queue_max: usize,
+    /// How deep local invocations nest; one deeper gets `Exhausted`.
+    pub local_depth_max: u32,
+    /// Microseconds that a function runs before another worker takes over the transport.
+    pub takeover_us: u64,
+    /// How the process waits for requests.
+    pub wait: WaitMode,
+    /// Bytes of state objects, keys included.
+    pub state_max_bytes: u64,
+    /// Messages in the mailbox.
+    pub mailbox_messages_max: usize,
+    /// Bytes of messages in the mailbox, keys included.
+    pub mailbox_max_bytes: u64,
+    /// Clients and processes whose invocations are remembered; the longest gone is forgotten.
+    pub sessions_max: usize,
+    /// Invocations of one client between the oldest unacknowledged and the newest.
+    pub session_inflight_max: usize,
+    /// Bytes of results that are kept until their callers acknowledge them.
+    pub results_max_bytes: usize,
+    /// Milliseconds that running functions have to finish before a swap or a stop cancels them,
+    /// and again as long after that before the swap is given up.
+    pub quiesce_timeout_ms: u64,
+    /// Settings of the endpoint.
+    pub transport: TransportConfig,
+}
+
+impl Default for ProcessSettings {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            workers_blocked_max: 64,
+            queue_max: 4096,
+            local_depth_max: 64,
+            takeover_us: 50,
+            wait: WaitMode::Adaptive,
+            state_max_bytes: 8 << 30,
+            mailbox_messages_max: 65_536,
+            mailbox_max_bytes: 1 << 30,
+            sessions_max: 4096,
+            session_inflight_max: 4096,
+            results_max_bytes: 256 << 20,
+            quiesce_timeout_ms: 10_000,
+            transport: TransportConfig::default(),
+        }
+    }
+}
+
+/// A setting that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("setting {name} is {value}: it must be {rule}")]
+pub struct SettingsError {
+    /// The setting.
+    pub name: &'static str,
+    /// What it is.
+    pub value: u64,
+    /// What it must be.
+    pub rule: &'static str,
+}
+
+impl ProcessSettings {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// The first that cannot be.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let rules = [
+            ("workers", self.workers as u64, 0, 1024),
+            (
+                "workers_blocked_max",
+                self.workers_blocked_max as u64,
+                1,
+                4096,
+            ),
+            ("queue_max", self.queue_max as u64, 1, 1 << 20),
+            ("local_depth_max", self.local_depth_max.into(), 1, 256),
+            ("takeover_us", self.takeover_us, 1, 1_000_000),
+            ("sessions_max", self.sessions_max as u64, 1, 1 << 20),
+            (
+                "session_inflight_max",
+                self.session_inflight_max as u64,
+                1,
+                1 << 20,
+            ),
+            (
+                "mailbox_messages_max",
+                self.mailbox_messages_max as u64,
+                1,
+                1 << 32,
+            ),
+        ];
+        for (name, value, least, most) in rules {
+            if !(least..=most).contains(&value) {
+                let rule = match name {
+                    "workers" => "at most 1024",
+                    "workers_blocked_max" => "from 1 to 4096",
+                    "local_depth_max" => "from 1 to 256",
+                    "takeover_us" => "from 1 microsecond to a second",
+                    "mailbox_messages_max" => "from 1 to 2^32",
+                    _ => "from 1 to 2^20",
+                };
+                return Err(SettingsError { name, value, rule });
+            }
+        }
+        Ok(())
+    }
+
+    /// Functions that run at once on this machine.
+    pub fn workers_here(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        }
+    }
+}
