@@ -1,3 +1,5 @@
+//! Invocations of a process in this OS process, over every transport.
+
 use praas_runtime::client::*;
 use praas_runtime::directory::*;
 use praas_runtime::function::*;
@@ -5,8 +7,6 @@ use praas_runtime::invocation::*;
 use praas_runtime::process::*;
 use praas_transport::*;
 use std::collections::BTreeMap;
-//! Invocations of a process in the same OS process, over every transport.
-
 use std::sync::Arc;
 use std::time::*;
 
