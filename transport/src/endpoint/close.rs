@@ -1,0 +1,204 @@
+//! How channels end: closed by either side, faulty, timed out; and what lingers after.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Interest, Token};
+
+use super::stream::Stream;
+use super::types::{ChannelId, CloseReason};
+use super::{Event, LINGER, Ops, State, TOKEN_CHANNEL};
+use crate::backend::{AnyWire, Wire, WireFault};
+use crate::wire::{FrameHeader, FrameKind};
+
+/// How long a closing channel may take to get rid of what was posted.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Ops {
+    /// Closes in good order: what was posted still goes, then the peer sees the end. There is no
+    /// [`Handler::on_close`] for it here; what was in flight from the peer is dropped.
+    pub fn close(&mut self, channel: ChannelId) {
+        if self.channel(channel).is_some() {
+            if let Some(channel) = self.channel(channel) {
+                channel
+                    .closing
+                    .get_or_insert(Instant::now() + CLOSE_DEADLINE);
+            }
+            self.sessions.retain(|_, of| *of != channel);
+            self.timed.push(channel.slot);
+            self.activate(channel.slot);
+            self.close_step(channel);
+        } else if let Some(slot) = self.slots.get(channel.slot as usize)
+            && slot.generation == channel.generation
+        {
+            self.slot_free(channel.slot);
+        }
+    }
+
+    pub(super) fn control_frame(&mut self, id: ChannelId, kind: FrameKind, header: &FrameHeader) {
+        let Some(channel) = self.channel(id) else {
+            return;
+        };
+        match channel.control_frame(kind, header) {
+            Ok(Some(done)) => self.pending.push_back(Event::Sent(id, done, true)),
+            Ok(None) if channel.peer_closed => {
+                self.channel_end(id.slot, Some(CloseReason::Closed));
+            }
+            Ok(None) => {}
+            Err(error) => self.channel_fault(id.slot, error.into()),
+        }
+    }
+
+    pub(super) fn channel_fault(&mut self, slot: u32, fault: WireFault) {
+        let reason = match fault {
+            WireFault::Dead => CloseReason::PeerDied,
+            WireFault::Protocol(error) => {
+                tracing::warn!(%error, "closing a channel: protocol violation");
+                CloseReason::Protocol(error)
+            }
+            WireFault::Io(error) => CloseReason::Io(Arc::new(error)),
+        };
+        self.channel_end(slot, Some(reason));
+    }
+
+    /// Ends a channel: what is in flight completes with an error, then the end is told.
+    pub(super) fn channel_end(&mut self, slot: u32, reason: Option<CloseReason>) {
+        let id = ChannelId {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        };
+        let State::Open(channel) = &mut self.slots[slot as usize].state else {
+            return;
+        };
+        let closing = channel.closing.is_some();
+        for done in channel.out_drain() {
+            self.pending.push_back(Event::Sent(id, done, false));
+        }
+        self.sessions.retain(|_, of| *of != id);
+        let state = self.slot_free(slot);
+        if let (State::Open(mut channel), Some(CloseReason::Closed)) = (state, &reason) {
+            channel.wire.shutdown();
+        }
+        if let Some(reason) = reason
+            && !closing
+        {
+            self.pending.push_back(Event::Closed(id, reason));
+        }
+    }
+
+    /// Takes a closing channel as far as it goes.
+    pub(super) fn close_step(&mut self, id: ChannelId) {
+        let Some(channel) = self.channel(id) else {
+            return;
+        };
+        if channel.closing.is_none() {
+            return;
+        }
+        match channel.close_advance() {
+            Ok(false) => {}
+            Err(_) => self.channel_end(id.slot, None),
+            Ok(true) => {
+                let State::Open(channel) = self.slot_free(id.slot) else {
+                    return;
+                };
+                let mut wire = channel.wire;
+                wire.shutdown();
+                if let AnyWire::Fault(fault) = wire {
+                    wire = fault.into_inner();
+                }
+                if let AnyWire::Tcp(tcp) = wire {
+                    self.linger(tcp.into_stream());
+                }
+            }
+        }
+    }
+
+    /// Keeps a socket until the peer hangs up, so that unread bytes do not reset it.
+    fn linger(&mut self, mut stream: TcpStream) {
+        let until = Instant::now() + LINGER;
+        let Ok(slot) = self.slot_take(State::Free) else {
+            return;
+        };
+        let token = Token((slot as usize) << 2 | TOKEN_CHANNEL);
+        if self
+            .poll
+            .registry()
+            .reregister(&mut stream, token, Interest::READABLE)
+            .is_err()
+        {
+            self.slot_free(slot);
+            return;
+        }
+        self.slots[slot as usize].state = State::Linger(Stream::Tcp(stream), until);
+        self.timed.push(slot);
+        self.linger_step(slot, Instant::now());
+    }
+
+    pub(super) fn linger_step(&mut self, slot: u32, now: Instant) {
+        let State::Linger(stream, until) = &mut self.slots[slot as usize].state else {
+            return;
+        };
+        let mut bytes = [0; 4096];
+        let mut descriptors = Vec::new();
+        let over = now >= *until
+            || loop {
+                match stream.read(&mut bytes, &mut descriptors) {
+                    Ok(0) => break true,
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break false,
+                    Err(_) => break true,
+                }
+            };
+        if over {
+            self.slot_free(slot);
+        }
+    }
+
+    pub(super) fn timed_next(&self) -> Option<Instant> {
+        let deadline = |slot: &u32| match &self.slots[*slot as usize].state {
+            State::Boot(boot) => Some(boot.deadline),
+            State::Linger(_, until) => Some(*until),
+            State::Open(channel) => channel.closing,
+            State::Free => None,
+        };
+        self.timed.iter().filter_map(deadline).min()
+    }
+
+    /// Handshakes, lingering and closing channels: goes on with them, ends those out of time.
+    pub(super) fn timed_step(&mut self) {
+        if self.timed.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for slot in self.timed.clone() {
+            let id = ChannelId {
+                slot,
+                generation: self.slots[slot as usize].generation,
+            };
+            match &self.slots[slot as usize].state {
+                State::Boot(boot) if now >= boot.deadline => {
+                    self.boot_fail(slot, CloseReason::Timeout);
+                }
+                State::Boot(_) => self.boot_step(slot),
+                State::Linger(..) => self.linger_step(slot, now),
+                State::Open(channel) => match channel.closing {
+                    Some(deadline) if now >= deadline => self.channel_end(slot, None),
+                    Some(_) => self.close_step(id),
+                    None => {}
+                },
+                State::Free => {}
+            }
+        }
+        let slots = &self.slots;
+        self.timed
+            .retain(|slot| match &slots[*slot as usize].state {
+                State::Boot(_) | State::Linger(..) => true,
+                State::Open(channel) => channel.closing.is_some(),
+                State::Free => false,
+            });
+        self.timed.sort_unstable();
+        self.timed.dedup();
+    }
+}

@@ -1,0 +1,277 @@
+//! From a handshake to an open channel, and the second socket of a TCP channel.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Interest, Token};
+
+use super::boot::{BootError, Booted, Machine};
+use super::channel::Channel;
+use super::stream::Stream;
+use super::types::{ChannelId, ChannelInfo, CloseReason};
+use super::{Event, LINGER, Ops, State, TOKEN_BULK};
+use crate::address::TransportKind;
+use crate::backend::{AnyWire, RX_BYTES, WireFault};
+use crate::fault::FaultWire;
+use crate::mem::MemWire;
+use crate::shm::{self, ShmMemory, ShmWire};
+use crate::tcp::{TcpWire, socket_prepare};
+use crate::ticket::{RefuseReason, Role};
+use crate::wire::{Agreed, Capabilities, HandshakeError, bulk_hello};
+
+/// The largest eager payload that a receiver takes, whatever the sender's setting is.
+const EAGER_WIRE_MAX: usize = RX_BYTES - 1024;
+
+impl Ops {
+    pub(super) fn boot_step(&mut self, slot: u32) {
+        let State::Boot(boot) = &mut self.slots[slot as usize].state else {
+            return;
+        };
+        match boot.step(self.auth.as_deref()) {
+            Booted::Waiting => {}
+            Booted::Open(agreed) => {
+                if let Err(reason) = self.channel_open(slot, agreed) {
+                    self.boot_fail(slot, reason);
+                }
+            }
+            Booted::Bulk(token) => self.lane_attach(slot, token),
+            Booted::Refused => self.boot_linger(slot),
+            Booted::Failed(error) => {
+                let reason = match error {
+                    BootError::Handshake(HandshakeError::Refused { reason, text }) => {
+                        CloseReason::Refused { reason, text }
+                    }
+                    BootError::Handshake(HandshakeError::Wire(error)) => {
+                        CloseReason::Protocol(error)
+                    }
+                    BootError::Io(error) => CloseReason::Io(Arc::new(error)),
+                };
+                self.boot_fail(slot, reason);
+            }
+        }
+    }
+
+    /// Only whoever asked to connect hears that it failed; a stranger's failure is logged.
+    pub(super) fn boot_fail(&mut self, slot: u32, reason: CloseReason) {
+        let id = ChannelId {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        };
+        match self.slot_free(slot) {
+            State::Boot(boot) if matches!(boot.machine, Machine::Listener(_)) => {
+                tracing::debug!(%reason, "a peer's handshake failed");
+            }
+            _ => self.pending.push_back(Event::Closed(id, reason)),
+        }
+    }
+
+    fn boot_linger(&mut self, slot: u32) {
+        let place = &mut self.slots[slot as usize];
+        if let State::Boot(boot) = std::mem::replace(&mut place.state, State::Free) {
+            if let Stream::Tcp(stream) = &boot.stream {
+                // The refusal is sent; what is already gone need not be shut down.
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+            }
+            place.state = State::Linger(boot.stream, Instant::now() + LINGER);
+        }
+    }
+
+    fn channel_open(&mut self, slot: u32, agreed: Agreed) -> Result<(), CloseReason> {
+        let id = ChannelId {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        };
+        let place = &mut self.slots[slot as usize];
+        let State::Boot(boot) = std::mem::replace(&mut place.state, State::Free) else {
+            return Ok(());
+        };
+        let dialled = matches!(boot.machine, Machine::Dialler(_));
+        let boot = *boot;
+        let (kind, eager_max, wire) = match boot.stream {
+            Stream::Mem(link) => {
+                let eager_max = self.config.shm_eager_max_bytes;
+                (
+                    TransportKind::Mem,
+                    eager_max,
+                    AnyWire::Mem(MemWire::new(link, eager_max)),
+                )
+            }
+            Stream::Tcp(stream) => {
+                let eager_max = self.config.tcp_eager_max_bytes;
+                let wire = TcpWire::new(stream, EAGER_WIRE_MAX, &boot.received, &mut self.rx);
+                (TransportKind::Tcp, eager_max, AnyWire::Tcp(wire))
+            }
+            Stream::Unix(stream) => {
+                let io = |error| CloseReason::Io(Arc::new(error));
+                let mut descriptors = boot.descriptors.into_iter();
+                let missing = || io(io::Error::other("the peer sent no descriptors"));
+                let (memory, layout) = match boot.memory {
+                    Some(memory) => (memory, self.layout()),
+                    None => {
+                        let layout =
+                            shm::layout_decode(&agreed.params).map_err(CloseReason::Protocol)?;
+                        let segment = descriptors.next().ok_or_else(missing)?;
+                        (ShmMemory::open(segment, layout).map_err(io)?, layout)
+                    }
+                };
+                let life = descriptors.next().ok_or_else(missing)?;
+                let barrier = agreed.caps.contains(Capabilities::MEMBARRIER);
+                let wire = ShmWire::new(stream, life, memory, dialled, barrier).map_err(io)?;
+                let eager_max = self
+                    .config
+                    .shm_eager_max_bytes
+                    .min(layout.ring_bytes / 2 - 256);
+                (TransportKind::Shm, eager_max, AnyWire::Shm(wire))
+            }
+        };
+        let wire = match &self.config.fault {
+            Some(plan) => AnyWire::Fault(Box::new(FaultWire::new(wire, plan.clone(), slot.into()))),
+            None => wire,
+        };
+        let info = ChannelInfo {
+            peer: agreed.peer,
+            kind,
+            dialled,
+            eager_max,
+        };
+        self.incarnations_check(id, &info)?;
+        let max = self.config.transfers_inflight_max;
+        let channel = Channel::new(wire, info, agreed.session, boot.lane_to, max);
+        self.slots[slot as usize].state = State::Open(Box::new(channel));
+        if kind == TransportKind::Tcp && !dialled {
+            self.sessions.insert(agreed.session, id);
+        }
+        self.activate(slot);
+        self.pending.push_back(Event::Open(id));
+        Ok(())
+    }
+
+    /// A newer incarnation of a process closes the channels of the older; an older is refused.
+    fn incarnations_check(
+        &mut self,
+        new: ChannelId,
+        info: &ChannelInfo,
+    ) -> Result<(), CloseReason> {
+        let peer = &info.peer;
+        if peer.incarnation.0 == 0 || peer.name.is_empty() {
+            return Ok(());
+        }
+        let mut older = Vec::new();
+        for (at, slot) in self.slots.iter().enumerate() {
+            let State::Open(other) = &slot.state else {
+                continue;
+            };
+            let other = &other.info.peer;
+            if at as u32 == new.slot
+                || other.name != peer.name
+                || other.application != peer.application
+                || other.role == Some(Role::Client)
+            {
+                continue;
+            }
+            if other.incarnation > peer.incarnation {
+                return Err(CloseReason::Refused {
+                    reason: RefuseReason::Superseded,
+                    text: format!(
+                        "{} is connected as incarnation {}",
+                        peer.name, other.incarnation
+                    ),
+                });
+            }
+            if other.incarnation < peer.incarnation {
+                older.push(at as u32);
+            }
+        }
+        for slot in older {
+            self.channel_end(slot, Some(CloseReason::Superseded));
+        }
+        Ok(())
+    }
+
+    /// Opens the bulk lane of a TCP channel that we dialled, once large messages are wanted.
+    pub(super) fn lane_open(&mut self, slot: u32) {
+        let State::Open(channel) = &mut self.slots[slot as usize].state else {
+            return;
+        };
+        if !channel.lane_wanted() {
+            return;
+        }
+        let Some(to) = channel.lane_to.take() else {
+            return;
+        };
+        let token = Token((slot as usize) << 2 | TOKEN_BULK);
+        let opened = lane_connect(to, &channel.session, self.config.tcp_dead_after_ms);
+        let opened = opened.and_then(|mut stream| {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            self.poll
+                .registry()
+                .register(&mut stream, token, interest)?;
+            Ok(stream)
+        });
+        match opened {
+            Ok(stream) => {
+                if let Some(tcp) = tcp_wire(&mut channel.wire) {
+                    tcp.bulk_attach(stream, Vec::new());
+                }
+            }
+            Err(error) => self.channel_fault(slot, WireFault::Io(error)),
+        }
+    }
+
+    /// A second socket shows the session of a channel: it becomes its bulk lane.
+    fn lane_attach(&mut self, slot: u32, session: [u8; 16]) {
+        let State::Boot(boot) = self.slot_free(slot) else {
+            return;
+        };
+        let Stream::Tcp(mut stream) = boot.stream else {
+            return;
+        };
+        let Some(channel) = self.sessions.remove(&session) else {
+            tracing::debug!("a bulk lane names no channel");
+            return;
+        };
+        let token = Token((channel.slot as usize) << 2 | TOKEN_BULK);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self
+            .poll
+            .registry()
+            .reregister(&mut stream, token, interest)
+        {
+            return self.channel_fault(channel.slot, WireFault::Io(error));
+        }
+        if let Some(open) = self.channel(channel)
+            && let Some(tcp) = tcp_wire(&mut open.wire)
+        {
+            tcp.bulk_attach(stream, boot.received);
+        }
+        self.activate(channel.slot);
+    }
+}
+
+fn tcp_wire(wire: &mut AnyWire) -> Option<&mut TcpWire> {
+    match wire {
+        AnyWire::Tcp(tcp) => Some(tcp),
+        AnyWire::Fault(fault) => match fault.inner() {
+            AnyWire::Tcp(tcp) => Some(tcp),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn lane_connect(
+    to: std::net::SocketAddr,
+    session: &[u8; 16],
+    dead_after_ms: u32,
+) -> io::Result<TcpStream> {
+    // The greeting must be the first bytes, so this connects before it goes on. Peers of a large
+    // message are near; a host that is gone has ended the channel's first socket, too.
+    let stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+    io::Write::write_all(&mut &stream, &bulk_hello(session))?;
+    stream.set_nonblocking(true)?;
+    let stream = TcpStream::from_std(stream);
+    socket_prepare(&stream, dead_after_ms)?;
+    Ok(stream)
+}

@@ -1,0 +1,366 @@
+//! A round of progress: descriptors, then each active channel's frames and bulk.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+use super::types::{
+    ChannelId, Disposition, Flow, Handler, Incoming, IncomingId, Message, SendError, SendFailure,
+    WaitMode,
+};
+use super::{Endpoint, Event, Listening, Slot, State};
+use crate::address::TransportKind;
+use crate::backend::{Received, Wire};
+use crate::sync::atomic::Ordering;
+use crate::wire::FrameKind;
+
+/// Active channels up to this number are polled for ever; above it idle ones sleep.
+const ACTIVE_ALWAYS: usize = 8;
+/// Frames of one channel handled before the others get their turn.
+const FRAMES_PER_TURN: usize = 64;
+/// A round over TCP costs a system call, so it counts for as many.
+const TCP_ROUND_WEIGHT: u32 = 16;
+
+impl Endpoint {
+    /// One round: never blocks. Returns the number of things that happened.
+    pub fn progress<H: Handler>(&mut self, handler: &mut H) -> usize {
+        let mut happened = 0;
+        if !self.ops.pending.is_empty() {
+            match self.deliver(handler) {
+                (count, Flow::Continue) => happened += count,
+                (count, Flow::Stop) => return count,
+            }
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        let woken = &self.ops.waker.shared.woken;
+        if self.rounds >= self.ops.config.poll_interval_rounds || woken.load(Ordering::Relaxed) {
+            self.poll_descriptors(Some(Duration::ZERO));
+        }
+        let mut left = self.ops.active.len();
+        while left > 0 {
+            left -= 1;
+            if self.turn >= self.ops.active.len() {
+                self.turn = 0;
+            }
+            let Some(&slot) = self.ops.active.get(self.turn) else {
+                break;
+            };
+            let (count, flow) = self.channel_round(slot, handler);
+            happened += count;
+            if flow == Flow::Stop {
+                return happened;
+            }
+            // A channel that was closed or put to sleep has left its place to another.
+            if self.ops.active.get(self.turn) == Some(&slot) {
+                self.turn += 1;
+            }
+        }
+        happened
+    }
+
+    /// Makes progress until something happens, the endpoint is woken, or the deadline passes;
+    /// zero in the latter two cases.
+    pub fn progress_wait<H: Handler>(
+        &mut self,
+        handler: &mut H,
+        deadline: Option<Instant>,
+        mode: WaitMode,
+    ) -> usize {
+        let spin_until = match mode {
+            WaitMode::Warm => None,
+            WaitMode::Hot => Some(deadline),
+            WaitMode::Adaptive => {
+                let spin = Instant::now() + Duration::from_micros(self.ops.config.spin_us.into());
+                Some(Some(deadline.map_or(spin, |deadline| deadline.min(spin))))
+            }
+        };
+        let mut rounds = 0_u32;
+        loop {
+            let woken = self.ops.waker.shared.woken.load(Ordering::Relaxed);
+            let happened = self.progress(handler);
+            if happened > 0 || woken {
+                return happened;
+            }
+            rounds = rounds.wrapping_add(1);
+            match spin_until {
+                None => break,
+                Some(Some(until)) if rounds.is_multiple_of(64) && Instant::now() >= until => break,
+                Some(_) => crate::sync::spin_hint(),
+            }
+        }
+        if mode == WaitMode::Hot || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return 0;
+        }
+        self.wait(deadline);
+        self.progress(handler)
+    }
+
+    /// Prepares to sleep on [`Endpoint::raw_fd`]; `false` if there is work already.
+    pub fn arm(&mut self) -> bool {
+        self.ops.waker.shared.asleep.store(true, Ordering::SeqCst);
+        let idle = self.ops.pending.is_empty()
+            && !self.ops.waker.shared.woken.load(Ordering::SeqCst)
+            && !self.ops.listeners.iter().any(|listener| match listener {
+                Listening::Mem(listener) => listener.pending(),
+                _ => false,
+            })
+            && self.ops.channels_arm();
+        if !idle {
+            self.ops.waker.shared.asleep.store(false, Ordering::SeqCst);
+        }
+        idle
+    }
+
+    /// Blocks until there may be work, the endpoint is woken, or the deadline passes.
+    pub fn wait(&mut self, deadline: Option<Instant>) {
+        if !self.arm() {
+            self.poll_descriptors(Some(Duration::ZERO));
+            return;
+        }
+        let timed = self.ops.timed_next();
+        let until = match (deadline, timed) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        self.poll_descriptors(timeout);
+    }
+
+    fn poll_descriptors(&mut self, timeout: Option<Duration>) {
+        self.rounds = 0;
+        if let Err(error) = self.ops.poll.poll(&mut self.events, timeout)
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            // epoll itself fails only when its arguments are wrong; spinning on would hide it.
+            tracing::error!(%error, "cannot poll descriptors");
+        }
+        self.ops.waker.shared.asleep.store(false, Ordering::SeqCst);
+        let woken = self.ops.waker.shared.woken.swap(false, Ordering::SeqCst);
+        for event in &self.events {
+            self.ops.descriptor_ready(event.token());
+        }
+        if woken {
+            self.ops.mem_ready();
+        }
+        self.ops.timed_step();
+    }
+
+    fn deliver<H: Handler>(&mut self, handler: &mut H) -> (usize, Flow) {
+        let mut count = 0;
+        while let Some(event) = self.ops.pending.pop_front() {
+            count += 1;
+            let ops = &mut self.ops;
+            let flow = match event {
+                Event::Open(channel) => match ops.info(channel).cloned() {
+                    Some(info) => handler.on_open(ops, channel, &info),
+                    None => Flow::Continue,
+                },
+                Event::Sent(channel, done, alive) => {
+                    let outcome = match (done.refused, alive) {
+                        (Some(reason), _) => Err(SendFailure::Refused(reason)),
+                        (None, true) => Ok(()),
+                        (None, false) => Err(SendFailure::Closed),
+                    };
+                    handler.on_sent(ops, channel, done.context, done.buf, outcome)
+                }
+                Event::OneSided(channel, done) => handler.on_one_sided(ops, channel, done),
+                Event::Closed(channel, reason) => handler.on_close(ops, channel, reason),
+            };
+            if flow == Flow::Stop {
+                return (count, Flow::Stop);
+            }
+        }
+        (count, Flow::Continue)
+    }
+
+    /// Frames, bulk and room of one channel.
+    #[inline]
+    fn channel_round<H: Handler>(&mut self, slot: u32, handler: &mut H) -> (usize, Flow) {
+        let mut count = 0;
+        for _ in 0..FRAMES_PER_TURN {
+            let State::Open(channel) = &mut self.ops.slots[slot as usize].state else {
+                return (count, Flow::Continue);
+            };
+            let received = match channel.wire.recv_frame(&mut self.ops.rx) {
+                Ok(Some(received)) => received,
+                Ok(None) => break,
+                Err(fault) => {
+                    self.ops.channel_fault(slot, fault);
+                    break;
+                }
+            };
+            count += 1;
+            if self.frame(slot, received, handler) == Flow::Stop {
+                return (count, Flow::Stop);
+            }
+        }
+        let (more, flow) = self.channel_upkeep(slot, handler, count);
+        (count + more, flow)
+    }
+
+    fn frame<H: Handler>(&mut self, slot: u32, received: Received, handler: &mut H) -> Flow {
+        let id = ChannelId {
+            slot,
+            generation: self.ops.slots[slot as usize].generation,
+        };
+        let header = received.header;
+        let kind = match header.kind() {
+            Ok(kind) => kind,
+            Err(error) => {
+                self.ops.channel_fault(slot, error.into());
+                return Flow::Continue;
+            }
+        };
+        let flow = match kind {
+            FrameKind::Eager => {
+                let message = Message {
+                    am: header.am_id,
+                    tag: header.id(),
+                    header: received.user_header(),
+                    payload: received.payload(),
+                };
+                handler.on_message(&mut self.ops, id, message)
+            }
+            FrameKind::Rts => self.announced(id, &received, handler),
+            FrameKind::Immediate => {
+                handler.on_immediate(&mut self.ops, id, header.id(), header.aux())
+            }
+            _ => {
+                self.ops.control_frame(id, kind, &header);
+                Flow::Continue
+            }
+        };
+        match &mut self.ops.slots[slot as usize] {
+            Slot {
+                generation,
+                state: State::Open(channel),
+            } if *generation == id.generation => {
+                channel.wire.recycle(received.buf, &mut self.ops.rx);
+            }
+            _ => self.ops.rx.give(received.buf),
+        }
+        flow
+    }
+
+    fn announced<H: Handler>(
+        &mut self,
+        id: ChannelId,
+        received: &Received,
+        handler: &mut H,
+    ) -> Flow {
+        let limit = self.ops.config.message_max_bytes;
+        let Some(channel) = self.ops.channel(id) else {
+            return Flow::Continue;
+        };
+        let header = received.user_header();
+        let transfer = match channel.announced(&received.header, header, limit) {
+            Ok(transfer) => transfer,
+            Err(error) => {
+                self.ops.channel_fault(id.slot, error.into());
+                return Flow::Continue;
+            }
+        };
+        self.ops.lane_open(id.slot);
+        let incoming = Incoming {
+            id: IncomingId {
+                channel: id,
+                transfer,
+            },
+            am: received.header.am_id,
+            tag: received.header.id(),
+            header,
+            len: received.header.len(),
+        };
+        let incoming_id = incoming.id;
+        let outcome = match handler.on_incoming(&mut self.ops, id, incoming) {
+            Disposition::Accept(into) => self.ops.accept(incoming_id, into),
+            Disposition::Refuse(reason) => self.ops.refuse(incoming_id, reason),
+            Disposition::Park => Ok(()),
+        };
+        if let Err(error) = outcome
+            && error != SendError::NotOpen
+        {
+            // The handler's buffer does not fit: the sender must not wait for ever.
+            tracing::error!(%error, "a large message cannot be received");
+            let _ = self.ops.refuse(incoming_id, u32::MAX);
+        }
+        Flow::Continue
+    }
+
+    /// What is not frames: bulk, control frames that wait, room, idleness, closing.
+    #[inline]
+    fn channel_upkeep<H: Handler>(
+        &mut self,
+        slot: u32,
+        handler: &mut H,
+        frames: usize,
+    ) -> (usize, Flow) {
+        let State::Open(channel) = &mut self.ops.slots[slot as usize].state else {
+            return (0, Flow::Continue);
+        };
+        if channel.info.kind == TransportKind::Tcp {
+            self.rounds = self.rounds.saturating_add(TCP_ROUND_WEIGHT);
+        }
+        if channel.quiet() {
+            channel.idle = if frames > 0 {
+                0
+            } else {
+                channel.idle.saturating_add(1)
+            };
+            if self.ops.active.len() > ACTIVE_ALWAYS
+                && self.ops.slot_idle(slot) > self.ops.config.idle_polls
+            {
+                self.ops.channel_rest(slot);
+            }
+            return (0, Flow::Continue);
+        }
+        self.channel_work(slot, handler)
+    }
+
+    fn channel_work<H: Handler>(&mut self, slot: u32, handler: &mut H) -> (usize, Flow) {
+        let id = ChannelId {
+            slot,
+            generation: self.ops.slots[slot as usize].generation,
+        };
+        let Some(channel) = self.ops.channel(id) else {
+            return (0, Flow::Continue);
+        };
+        channel.idle = 0;
+        let mut done = SmallVec::new();
+        let pulled = channel.pull(&mut done);
+        let pushed = channel.push();
+        let moved = match (pulled, pushed) {
+            (Ok(pulled), Ok(pushed)) => usize::from(pulled + pushed > 0),
+            (Err(fault), _) | (_, Err(fault)) => {
+                self.ops.channel_fault(slot, fault);
+                return (1, Flow::Continue);
+            }
+        };
+        let mut count = moved + done.len();
+        let mut flow = Flow::Continue;
+        for message in done {
+            if handler.on_large(&mut self.ops, id, message) == Flow::Stop {
+                flow = Flow::Stop;
+            }
+        }
+        let Some(channel) = self.ops.channel(id) else {
+            return (count, flow);
+        };
+        if channel.want_writable {
+            match channel.wire.flush() {
+                Ok(true) => {
+                    channel.want_writable = false;
+                    count += 1;
+                    if handler.on_writable(&mut self.ops, id) == Flow::Stop {
+                        flow = Flow::Stop;
+                    }
+                }
+                Ok(false) => {}
+                Err(fault) => self.ops.channel_fault(slot, fault),
+            }
+        }
+        self.ops.close_step(id);
+        (count, flow)
+    }
+}

@@ -1,0 +1,132 @@
+//! Sending, accepting, refusing: what a user does with an open channel.
+
+use super::Ops;
+use super::channel::Channel;
+use super::types::{ChannelId, IncomingId, PostedBuf, SendError};
+use crate::backend::Posted;
+use crate::buf::{Buf, BufMut};
+use crate::wire::USER_HEADER_MAX_BYTES;
+
+impl Ops {
+    /// Sends a message eagerly: the payload is copied, and may be reused at once.
+    ///
+    /// # Errors
+    /// The channel is not open, or the message is above the limit.
+    #[inline]
+    pub fn send(
+        &mut self,
+        to: ChannelId,
+        am: u8,
+        tag: u64,
+        header: &[u8],
+        payload: &[&[u8]],
+    ) -> Result<Posted, SendError> {
+        let len: usize = payload.iter().map(|part| part.len()).sum();
+        let channel = self.sendable(to, header)?;
+        if len > channel.info.eager_max {
+            let limit = channel.info.eager_max as u64;
+            return Err(SendError::TooLarge {
+                len: len as u64,
+                limit,
+            });
+        }
+        match channel.send_eager(am, tag, header, payload, len) {
+            Ok(posted) => Ok(posted),
+            Err(fault) => {
+                self.channel_fault(to.slot, fault);
+                Err(SendError::NotOpen)
+            }
+        }
+    }
+
+    /// The largest payload in bytes that [`Ops::send`] takes; zero if the channel is not open.
+    pub fn eager_max(&self, channel: ChannelId) -> usize {
+        self.info(channel).map_or(0, |info| info.eager_max)
+    }
+
+    /// Sends a buffer of any size, eagerly or by rendezvous.
+    ///
+    /// # Errors
+    /// The channel is not open, or the message is above the limit.
+    pub fn send_buf(
+        &mut self,
+        to: ChannelId,
+        am: u8,
+        tag: u64,
+        header: &[u8],
+        payload: Buf,
+        context: u64,
+    ) -> Result<PostedBuf, SendError> {
+        let limit = self.config.message_max_bytes;
+        let channel = self.sendable(to, header)?;
+        let len = payload.len();
+        if len as u64 > limit {
+            return Err(SendError::TooLarge {
+                len: len as u64,
+                limit,
+            });
+        }
+        let posted = match len <= channel.info.eager_max {
+            true => {
+                channel
+                    .send_eager(am, tag, header, &[&payload], len)
+                    .map(|posted| match posted {
+                        Posted::Done => PostedBuf::Done(payload),
+                        Posted::Busy => PostedBuf::Busy(payload),
+                    })
+            }
+            false => channel
+                .send_large(am, tag, header, payload, context)
+                .map(|sent| match sent {
+                    Ok(()) => PostedBuf::Pending,
+                    Err(payload) => PostedBuf::Busy(payload),
+                }),
+        };
+        match posted {
+            Ok(posted) => {
+                if let PostedBuf::Pending = posted {
+                    self.lane_open(to.slot);
+                    self.activate(to.slot);
+                }
+                Ok(posted)
+            }
+            Err(fault) => {
+                self.channel_fault(to.slot, fault);
+                Err(SendError::NotOpen)
+            }
+        }
+    }
+
+    /// Accepts a large message that was parked.
+    ///
+    /// # Errors
+    /// It is gone, or the buffer has another length.
+    pub fn accept(&mut self, incoming: IncomingId, into: BufMut) -> Result<(), SendError> {
+        let channel = self.channel(incoming.channel).ok_or(SendError::NotOpen)?;
+        channel.accept(incoming.transfer, into)?;
+        self.activate(incoming.channel.slot);
+        Ok(())
+    }
+
+    /// Refuses a large message that was parked.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn refuse(&mut self, incoming: IncomingId, reason: u32) -> Result<(), SendError> {
+        let channel = self.channel(incoming.channel).ok_or(SendError::NotOpen)?;
+        channel.refuse(incoming.transfer, reason)?;
+        self.activate(incoming.channel.slot);
+        Ok(())
+    }
+
+    #[inline]
+    fn sendable(&mut self, to: ChannelId, header: &[u8]) -> Result<&mut Channel, SendError> {
+        if header.len() > USER_HEADER_MAX_BYTES {
+            return Err(SendError::HeaderTooLong(header.len()));
+        }
+        match self.channel(to) {
+            Some(channel) if channel.closing.is_none() && !channel.peer_closed => Ok(channel),
+            _ => Err(SendError::NotOpen),
+        }
+    }
+}

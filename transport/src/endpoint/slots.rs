@@ -1,0 +1,136 @@
+//! Where channels live: slots with generations, and which of them are polled.
+
+use std::time::Instant;
+
+use mio::Token;
+
+use super::channel::Channel;
+use super::types::{ChannelId, ChannelInfo, TransportError};
+use super::{Ops, Slot, State, TOKEN_BULK, TOKEN_LISTENER, TOKEN_WAKER};
+use crate::address::TransportKind;
+use crate::backend::Wire;
+
+impl Ops {
+    /// What is known of a channel; `None` once it is closed.
+    pub fn info(&self, channel: ChannelId) -> Option<&ChannelInfo> {
+        match self.slots.get(channel.slot as usize) {
+            Some(Slot {
+                generation,
+                state: State::Open(open),
+            }) if *generation == channel.generation => Some(&open.info),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    pub(super) fn channel(&mut self, id: ChannelId) -> Option<&mut Channel> {
+        match self.slots.get_mut(id.slot as usize) {
+            Some(Slot {
+                generation,
+                state: State::Open(channel),
+            }) if *generation == id.generation => Some(channel),
+            _ => None,
+        }
+    }
+
+    pub(super) fn slot_take(&mut self, state: State) -> Result<u32, TransportError> {
+        if self.open >= self.config.channels_max {
+            return Err(TransportError::TooManyChannels(self.config.channels_max));
+        }
+        self.open += 1;
+        if let Some(slot) = self.free.pop() {
+            self.slots[slot as usize].state = state;
+            return Ok(slot);
+        }
+        self.slots.push(Slot {
+            generation: 0,
+            state,
+        });
+        Ok(self.slots.len() as u32 - 1)
+    }
+
+    pub(super) fn slot_free(&mut self, slot: u32) -> State {
+        self.active.retain(|active| *active != slot);
+        let place = &mut self.slots[slot as usize];
+        place.generation = place.generation.wrapping_add(1);
+        self.open -= 1;
+        self.free.push(slot);
+        std::mem::replace(&mut place.state, State::Free)
+    }
+
+    pub(super) fn slot_idle(&self, slot: u32) -> u32 {
+        match &self.slots[slot as usize].state {
+            State::Open(channel) => channel.idle,
+            _ => 0,
+        }
+    }
+
+    pub(super) fn activate(&mut self, slot: u32) {
+        if let State::Open(channel) = &mut self.slots[slot as usize].state {
+            channel.idle = 0;
+            if !std::mem::replace(&mut channel.active, true) {
+                self.active.push(slot);
+            }
+        }
+    }
+
+    /// An idle channel leaves the active ones, unless there is something after all.
+    pub(super) fn channel_rest(&mut self, slot: u32) {
+        let State::Open(channel) = &mut self.slots[slot as usize].state else {
+            return;
+        };
+        channel.idle = 0;
+        match channel.wire.arm(channel.want()) {
+            // In-process peers have no descriptor to come back by.
+            Ok(true) if channel.info.kind != TransportKind::Mem => {
+                channel.active = false;
+                self.active.retain(|active| *active != slot);
+            }
+            Ok(_) => {}
+            Err(fault) => self.channel_fault(slot, fault),
+        }
+    }
+
+    /// Arms every active channel; false if one has something to do.
+    pub(super) fn channels_arm(&mut self) -> bool {
+        let mut idle = true;
+        for at in (0..self.active.len()).rev() {
+            let Some(&slot) = self.active.get(at) else {
+                continue;
+            };
+            let State::Open(channel) = &mut self.slots[slot as usize].state else {
+                continue;
+            };
+            match channel.wire.arm(channel.want()) {
+                Ok(armed) => idle &= armed,
+                Err(fault) => {
+                    self.channel_fault(slot, fault);
+                    idle = false;
+                }
+            }
+        }
+        idle
+    }
+
+    pub(super) fn descriptor_ready(&mut self, token: Token) {
+        if token == TOKEN_WAKER {
+            return;
+        }
+        let (at, what) = (token.0 >> 2, token.0 & 3);
+        if what == TOKEN_LISTENER {
+            return self.accept_all(at);
+        }
+        let slot = at as u32;
+        match self.slots.get_mut(at).map(|slot| &mut slot.state) {
+            Some(State::Boot(_)) => self.boot_step(slot),
+            Some(State::Open(channel)) => {
+                if let Err(fault) = channel.wire.ready(what == TOKEN_BULK) {
+                    return self.channel_fault(slot, fault);
+                }
+                self.activate(slot);
+            }
+            Some(State::Linger(..)) => self.linger_step(slot, Instant::now()),
+            Some(State::Free) | None => {}
+        }
+    }
+}
