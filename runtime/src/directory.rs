@@ -43,3 +43,16 @@ pub fn fuzz_directory(bytes: &[u8]) {
     let _ = crate::codec::decode::<DirectoryRequest>(bytes);
     let _ = crate::codec::decode::<DirectoryAnswer>(bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_messages_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            fuzz_directory(&bytes);
+        }
+    }
+}

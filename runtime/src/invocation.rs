@@ -296,6 +296,24 @@ impl Payload {
     }
 }
 
+/// Bytes that a message's key may have.
+pub const KEY_MAX_BYTES: usize = 255;
+
+/// Key and body of a put, whose payload is both; the header's word is the key's length.
+pub fn put_split(header: &[u8], payload: Payload) -> Option<(String, Buf)> {
+    let (_, key_len) = short_header_read(header)?;
+    let key_len = usize::try_from(key_len).ok()?;
+    let (key, body) = payload
+        .split_at_checked(key_len)
+        .filter(|_| key_len <= KEY_MAX_BYTES)?;
+    let key = std::str::from_utf8(key).ok()?.to_owned();
+    let body = match &payload {
+        Payload::Inline(_) => Buf::from_vec(body.to_vec()),
+        Payload::Buf(buf) => buf.slice(key_len..buf.len())?,
+    };
+    Some((key, body))
+}
+
 /// What to do with a request.
 #[derive(Debug)]
 pub enum Admit {
@@ -515,6 +533,24 @@ pub fn fuzz_headers(bytes: &[u8]) {
     }
 }
 
+/// Reads arbitrary bytes as a put: key and body together are the payload.
+#[doc(hidden)]
+pub fn fuzz_put(bytes: &[u8]) {
+    let Some((header, payload)) = bytes.split_at_checked(REPLY_HEADER_BYTES) else {
+        return;
+    };
+    let inline = Payload::Inline(payload.into());
+    let split = put_split(header, inline);
+    assert_eq!(
+        split,
+        put_split(header, Payload::Buf(Buf::from_vec(payload.to_vec()))),
+        "small and large puts are read alike"
+    );
+    if let Some((key, body)) = split {
+        assert_eq!([key.as_bytes(), &body].concat(), payload);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -576,6 +612,15 @@ mod tests {
         #[test]
         fn any_bytes_are_a_header_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             fuzz_headers(&bytes);
+        }
+
+        #[test]
+        fn any_bytes_are_a_put_or_none(
+            len in 0..300_u32,
+            payload in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let header = short_header(Kind::Put, 0, len);
+            fuzz_put(&[&header[..], &payload].concat());
         }
 
         /// Every sequence runs at most once, whatever is resent in whatever order.

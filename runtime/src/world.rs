@@ -90,3 +90,25 @@ impl WorldView {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Reads arbitrary bytes as a world view: what is accepted reads the same once encoded.
+#[doc(hidden)]
+pub fn fuzz_world(bytes: &[u8]) {
+    if let Ok(world) = crate::codec::decode::<World>(bytes) {
+        let again = crate::codec::encode(&world).expect("a world view has an encoding");
+        assert_eq!(crate::codec::decode::<World>(&again), Ok(world));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_view_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            fuzz_world(&bytes);
+        }
+    }
+}

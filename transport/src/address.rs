@@ -240,9 +240,29 @@ pub fn address_choose(
     })
 }
 
+/// Reads arbitrary bytes as an address: what is accepted prints to an address that is the same.
+#[doc(hidden)]
+pub fn fuzz_address(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(address) = text.parse::<Address>()
+    {
+        assert_eq!(address.to_string().parse(), Ok(address));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_address_or_not(
+            text in "((mem|shm|tcp):)?[0-9a-f./:\\[\\]]{0,60}|.{0,40}",
+        ) {
+            fuzz_address(text.as_bytes());
+        }
+    }
 
     #[test]
     fn addresses_print_and_parse() {

@@ -23,11 +23,15 @@ pub use address::{Address, HostId, TransportKind, address_choose};
 pub use backend::Posted;
 pub use buf::{Buf, BufMut, BufPool, PoolExhausted};
 pub use config::TransportConfig;
+#[doc(hidden)]
+pub use endpoint::fuzz_channel;
 pub use endpoint::{
     ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Endpoint, Flow, Handler, Incoming,
     IncomingId, LargeMessage, Listen, Message, OneSidedDone, Ops, PostedBuf, SendError,
     SendFailure, TransportError, WaitMode, Waker,
 };
 pub use one_sided::{Access, OneSidedError, RemoteKey};
+#[doc(hidden)]
+pub use shm::fuzz_shm;
 pub use ticket::{Authenticator, Credential, Keyring, RefuseReason, Role, Secret, Ticket};
 pub use wire::{Identity, Incarnation, PeerIdentity};

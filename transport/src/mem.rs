@@ -119,6 +119,20 @@ impl MemLink {
         Ok(Self { shared, side: 0 })
     }
 
+    /// Two ends with nobody to wake: for driving a wire by hand.
+    pub(crate) fn pair() -> (Self, Self) {
+        let shared = Arc::new(Shared {
+            lanes: Default::default(),
+            wakers: Default::default(),
+            regions: Default::default(),
+        });
+        let end = |side| Self {
+            shared: Arc::clone(&shared),
+            side,
+        };
+        (end(0), end(1))
+    }
+
     pub(crate) fn adopt(&self, regions: Arc<RegionTable>) {
         *lock(&self.shared.regions[self.side]) = Some(regions);
     }

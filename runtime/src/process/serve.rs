@@ -19,7 +19,7 @@ use crate::client::Peers;
 use crate::function::FunctionIndex;
 use crate::invocation::{
     AM_DIRECTORY, AM_INVOCATION, AM_MAILBOX, Admit, Kind, Payload, RequestHeader, Session,
-    SessionImage, Status, short_header, short_header_read,
+    SessionImage, Status, put_split, short_header, short_header_read,
 };
 use crate::mailbox::{MailMessage, Put, PutId};
 
@@ -452,19 +452,8 @@ impl Serve {
         let Some(served) = served_mut(&mut self.channels, channel) else {
             return Status::Malformed;
         };
-        let key_len = short_header_read(header).map_or(usize::MAX, |(_, len)| len as usize);
-        let Some((key, _)) = payload.split_at_checked(key_len).filter(|_| key_len <= 255) else {
+        let Some((key, payload)) = put_split(header, payload) else {
             return Status::Malformed;
-        };
-        let Ok(key) = String::from_utf8(key.to_vec()) else {
-            return Status::Malformed;
-        };
-        let payload = match payload {
-            Payload::Inline(bytes) => Buf::from_vec(bytes[key_len..].to_vec()),
-            Payload::Buf(buf) => match buf.slice(key_len..buf.len()) {
-                Some(body) => body,
-                None => return Status::Malformed,
-            },
         };
         let sender = served.source.clone();
         let id = PutId {

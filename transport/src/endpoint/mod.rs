@@ -22,6 +22,7 @@
 mod boot;
 mod channel;
 mod close;
+mod fuzz;
 mod listen;
 mod open;
 mod progress;
@@ -41,6 +42,7 @@ use mio::{Events, Poll, Token};
 
 use self::boot::Boot;
 use self::channel::{Channel, OutDone};
+pub use self::fuzz::fuzz_channel;
 use self::stream::Stream;
 use self::types::WakerShared;
 pub use self::types::{

@@ -17,6 +17,7 @@
 //! membarriers the sleeper pays for both; else both run a full fence.
 #![allow(unsafe_code)]
 
+mod fuzz;
 pub(crate) mod life;
 mod ring;
 mod segment;
@@ -27,6 +28,7 @@ use std::sync::{Arc, OnceLock};
 
 use mio::net::UnixStream;
 
+pub use self::fuzz::fuzz_shm;
 use self::life::LifeWatch;
 use self::ring::{RingReader, RingWriter, lines_for};
 pub(crate) use self::segment::Layout;

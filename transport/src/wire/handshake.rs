@@ -655,7 +655,6 @@ impl<'a> Reader<'a> {
 mod tests {
     use super::*;
     use crate::ticket::{Keyring, Secret};
-    use proptest::prelude::*;
 
     fn local(name: &str, incarnation: u64) -> Local {
         let identity = Identity {
@@ -767,12 +766,5 @@ mod tests {
             told.to_string().contains("speaks 1, the dialler 9 to 9"),
             "{told}"
         );
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_an_error_or_wait(bytes in proptest::collection::vec(any::<u8>(), 0..1200)) {
-            super::super::fuzz_handshake(&bytes);
-        }
     }
 }

@@ -9,9 +9,11 @@
 //! accept is bounded before anything is allocated. `docs/wire.md` is the full description.
 
 mod frame;
+mod fuzz;
 mod handshake;
 
 pub use frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, USER_HEADER_MAX_BYTES};
+pub use fuzz::{fuzz_frame, fuzz_handshake};
 pub use handshake::{
     Agreed, Capabilities, Dialler, HANDSHAKE_MESSAGE_MAX_BYTES, HandshakeError, Identity,
     Incarnation, Listener, Local, PeerIdentity, Step, WIRE_VERSION, bulk_hello, refusal,
@@ -68,54 +70,4 @@ pub enum WireError {
         /// What is wrong.
         what: &'static str,
     },
-}
-
-/// Feeds arbitrary bytes to both sides of the handshake: they may refuse, never panic.
-#[doc(hidden)]
-pub fn fuzz_handshake(bytes: &[u8]) {
-    use crate::address::HostId;
-    use crate::ticket::{Credential, Keyring, Role, Secret, Ticket};
-    let secret = Secret::from_bytes([7; 32]);
-    let keyring = Keyring::new();
-    keyring.insert("a", 0, secret.clone());
-    let local = || Local {
-        identity: Identity {
-            application: "a".into(),
-            name: "".into(),
-            incarnation: Incarnation(0),
-            client_id: 0,
-        },
-        caps: Capabilities::default(),
-        nonce: [0; 16],
-    };
-    let ticket = Ticket {
-        application: "a".into(),
-        role: Role::Client,
-        client_id: 0,
-        expires_unix_ms: 1,
-        key_id: 0,
-    };
-    let credential = Credential::issue(&secret, &ticket);
-    let (_, mut dialler) = Dialler::start(local(), &credential, Incarnation(0), HostId(0));
-    let mut listener = Listener::start(local(), HostId(0), Vec::new());
-    let mut framed = (bytes.len().min(usize::from(u16::MAX)) as u16)
-        .to_le_bytes()
-        .to_vec();
-    framed.extend_from_slice(bytes);
-    for input in [bytes, &framed] {
-        let _ = dialler.feed(input);
-        let _ = listener.feed(input, Some(&keyring), 0);
-        listener = Listener::start(local(), HostId(0), Vec::new());
-    }
-}
-
-/// Reads arbitrary bytes as a frame header: what is accepted encodes to the same bytes.
-#[doc(hidden)]
-pub fn fuzz_frame(bytes: &[u8]) {
-    use zerocopy::IntoBytes;
-    if let Some(chunk) = bytes.first_chunk::<FRAME_HEADER_BYTES>()
-        && let Ok((_, header)) = FrameHeader::decode(chunk)
-    {
-        assert_eq!(header.as_bytes(), chunk);
-    }
 }
