@@ -12,15 +12,14 @@
 //! of it, the writer posts a marker there and goes on in the large ring; nothing is lost or
 //! reordered, and a channel that stays small stays cheap.
 //!
-//! Sleeping is Dekker's problem: the sleeper raises its flag and looks at the ring once more, the
-//! writer publishes and looks at the flag. Where both processes are registered for expedited
-//! membarriers the sleeper pays for both; else both run a full fence.
+//! Who sleeps says so by a flag in the segment, and is woken by a byte on the socket: `sleep.rs`.
 #![allow(unsafe_code)]
 
 mod fuzz;
 pub(crate) mod life;
 mod ring;
 mod segment;
+mod sleep;
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -33,8 +32,9 @@ use self::life::LifeWatch;
 use self::ring::{RingReader, RingWriter, lines_for};
 pub(crate) use self::segment::Layout;
 use self::segment::{Mapping, SMALL_RING_BYTES, SegmentLines, Word, segment_create, segment_open};
+use self::sleep::{flag_lower, flag_raise, sleep_fence, sleeper_take};
 use crate::backend::{Posted, RX_BYTES, Received, RxBuf, RxPool, Want, Wire, WireFault};
-use crate::sync::atomic::{Ordering, compiler_fence, fence};
+use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::wire::{FrameHeader, FrameKind, WireError};
 
 /// In place of a frame's kind: the next frame is at the start of the large ring.
@@ -178,16 +178,11 @@ impl ShmWire {
     /// Rings the peer's doorbell if it sleeps for `word`, which is what we just satisfied.
     #[inline]
     fn wake(&mut self, direction: usize, word: Word) -> Result<(), WireFault> {
-        match self.barrier {
-            true => compiler_fence(Ordering::SeqCst),
-            false => fence(Ordering::SeqCst),
+        let flag = self.sleep_flag(direction, word);
+        match sleeper_take(flag, self.barrier) {
+            true => self.ring_doorbell(),
+            false => Ok(()),
         }
-        let flag = self.segment.word32(self.word(direction, word));
-        if flag.load(Ordering::Relaxed) != 0 {
-            flag.store(0, Ordering::Relaxed);
-            return self.ring_doorbell();
-        }
-        Ok(())
     }
 
     #[cold]
@@ -331,15 +326,13 @@ impl ShmWire {
         Ok(())
     }
 
-    fn flags_store(&mut self, reader: u32, writer: u32) {
-        let reader_at = self.word(1 - self.direction, Word::ReaderSleeps);
-        let writer_at = self.word(self.direction, Word::WriterSleeps);
-        self.segment
-            .word32(reader_at)
-            .store(reader, Ordering::SeqCst);
-        self.segment
-            .word32(writer_at)
-            .store(writer, Ordering::SeqCst);
+    fn sleep_flag(&self, direction: usize, word: Word) -> &AtomicU32 {
+        self.segment.word32(self.word(direction, word))
+    }
+
+    fn flags_lower(&self) {
+        flag_lower(self.sleep_flag(1 - self.direction, Word::ReaderSleeps));
+        flag_lower(self.sleep_flag(self.direction, Word::WriterSleeps));
     }
 }
 
@@ -439,14 +432,11 @@ impl Wire for ShmWire {
         }
         self.rx.publish();
         self.wake(1 - self.direction, Word::WriterSleeps)?;
-        let writer = u32::from(want.room || want.bulk_room);
-        self.flags_store(1, writer);
-        fence(Ordering::SeqCst);
-        if self.barrier {
-            // Every processor that runs a registered process has now seen the flags, or had
-            // published before and is seen below. Registered and supported, it cannot fail.
-            membarrier(libc::MEMBARRIER_CMD_GLOBAL_EXPEDITED);
+        flag_raise(self.sleep_flag(1 - self.direction, Word::ReaderSleeps));
+        if want.room || want.bulk_room {
+            flag_raise(self.sleep_flag(self.direction, Word::WriterSleeps));
         }
+        sleep_fence(self.barrier);
         // A frame needs room for the largest body, so that what was refused surely fits.
         let largest = match self.tx_large {
             true => lines_for((self.layout.ring_bytes / 2).min(RX_BYTES)),
@@ -458,7 +448,7 @@ impl Wire for ShmWire {
             || (want.room && self.tx.room(largest)?)
             || (want.bulk_room && self.bulk_room()? > 0);
         if there {
-            self.flags_store(0, 0);
+            self.flags_lower();
         }
         self.armed = !there;
         Ok(!there)
@@ -467,7 +457,7 @@ impl Wire for ShmWire {
     fn ready(&mut self, _bulk: bool) -> Result<(), WireFault> {
         if self.armed {
             self.armed = false;
-            self.flags_store(0, 0);
+            self.flags_lower();
         }
         let mut bytes = [0; 64];
         loop {

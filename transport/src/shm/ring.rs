@@ -211,30 +211,73 @@ pub(crate) mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// Lines in private memory, word by word, so that loom sees every access.
+    #[cfg(praas_loom)]
+    use loom::cell::UnsafeCell;
+    #[cfg(not(praas_loom))]
+    use std::cell::UnsafeCell;
+
+    struct PlainWord(UnsafeCell<u64>);
+
+    // SAFETY: a plain word has one side at a time, which is what these tests are to show: under
+    // loom every access is checked, and elsewhere one thread has both sides.
+    unsafe impl Sync for PlainWord {}
+
+    /// Lines in private memory. First words are atomic; the others are plain, and loom reports
+    /// whoever touches one while the other side may.
     #[derive(Clone)]
     pub(crate) struct WordLines {
-        words: Arc<Vec<AtomicU64>>,
+        firsts: Arc<Vec<AtomicU64>>,
+        plain: Arc<Vec<PlainWord>>,
         consumed: Arc<AtomicU64>,
     }
 
     impl WordLines {
         pub(crate) fn new(count: u64) -> Self {
-            let words = (0..count * 8).map(|_| AtomicU64::new(0)).collect();
             Self {
-                words: Arc::new(words),
+                firsts: Arc::new((0..count).map(|_| AtomicU64::new(0)).collect()),
+                plain: Arc::new(
+                    (0..count * 8)
+                        .map(|_| PlainWord(UnsafeCell::new(0)))
+                        .collect(),
+                ),
                 consumed: Arc::new(AtomicU64::new(0)),
+            }
+        }
+
+        fn load(&self, word: usize) -> u64 {
+            if word.is_multiple_of(8) {
+                return self.firsts[word / 8].load(Ordering::Relaxed);
+            }
+            #[cfg(praas_loom)]
+            // SAFETY: loom has checked that nobody writes the word now.
+            return self.plain[word].0.with(|at| unsafe { *at });
+            #[cfg(not(praas_loom))]
+            // SAFETY: one thread has both sides.
+            return unsafe { *self.plain[word].0.get() };
+        }
+
+        fn store(&self, word: usize, value: u64) {
+            if word.is_multiple_of(8) {
+                return self.firsts[word / 8].store(value, Ordering::Relaxed);
+            }
+            #[cfg(praas_loom)]
+            // SAFETY: loom has checked that nobody else has the word now.
+            self.plain[word].0.with_mut(|at| unsafe { *at = value });
+            #[cfg(not(praas_loom))]
+            // SAFETY: one thread has both sides.
+            unsafe {
+                *self.plain[word].0.get() = value;
             }
         }
     }
 
     impl Lines for WordLines {
         fn count(&self) -> u64 {
-            self.words.len() as u64 / 8
+            self.firsts.len() as u64
         }
 
         fn seq(&self, line: u64) -> &AtomicU64 {
-            &self.words[line as usize * 8]
+            &self.firsts[line as usize]
         }
 
         fn consumed(&self) -> &AtomicU64 {
@@ -242,29 +285,39 @@ pub(crate) mod tests {
         }
 
         fn write(&self, at: usize, bytes: &[u8]) {
-            for (i, byte) in bytes.iter().enumerate() {
-                let (word, shift) = ((at + i) / 8, (at + i) % 8 * 8);
-                let old = self.words[word].load(Ordering::Relaxed);
-                let new = old & !(0xff << shift) | u64::from(*byte) << shift;
-                self.words[word].store(new, Ordering::Relaxed);
+            let (mut at, mut rest) = (at, bytes);
+            while !rest.is_empty() {
+                let (word, skip) = (at / 8, at % 8);
+                let (now, later) = rest.split_at(rest.len().min(8 - skip));
+                let mut whole = match now.len() {
+                    8 => [0; 8],
+                    _ => self.load(word).to_le_bytes(),
+                };
+                whole[skip..skip + now.len()].copy_from_slice(now);
+                self.store(word, u64::from_le_bytes(whole));
+                (at, rest) = (at + now.len(), later);
             }
         }
 
         fn read(&self, at: usize, into: &mut [u8]) {
-            for (i, byte) in into.iter_mut().enumerate() {
-                let (word, shift) = ((at + i) / 8, (at + i) % 8 * 8);
-                *byte = (self.words[word].load(Ordering::Relaxed) >> shift) as u8;
+            let (mut at, mut rest) = (at, into);
+            while !rest.is_empty() {
+                let (word, skip) = (at / 8, at % 8);
+                let count = rest.len().min(8 - skip);
+                let (now, later) = rest.split_at_mut(count);
+                now.copy_from_slice(&self.load(word).to_le_bytes()[skip..skip + count]);
+                (at, rest) = (at + count, later);
             }
         }
     }
 
-    fn frame(len: usize) -> [u8; 32] {
+    pub(crate) fn frame(len: usize) -> [u8; 32] {
         let mut header = [0; 32];
         header[16..24].copy_from_slice(&(len as u64).to_le_bytes());
         header
     }
 
-    fn receive(reader: &mut RingReader<WordLines>) -> Option<Vec<u8>> {
+    pub(crate) fn receive(reader: &mut RingReader<WordLines>) -> Option<Vec<u8>> {
         if !reader.ready() {
             return None;
         }
@@ -314,23 +367,27 @@ pub(crate) mod tests {
         assert!(writer.room(1).is_err());
     }
 
-    /// Two threads, a ring of four lines, frames of one and two lines, more than a lap.
+    /// Two threads, a ring of four lines, more than a lap. The second line of the first frame holds
+    /// just the sequence number that it would have as a first line one lap later.
     #[cfg(praas_loom)]
     #[test]
     fn loom_ring_passes_frames_whole_and_in_order() {
         let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(2);
+        model.preemption_bound = Some(3);
         model.check(|| {
-            let lines = WordLines::new(8);
+            let lines = WordLines::new(4);
             let mut writer = RingWriter::new(lines.clone());
             let mut reader = RingReader::new(lines);
-            let bodies: [&[u8]; 4] = [&[2; 8], &[3; 25], &[4; 1], &[5; 30]];
+            let mut tainting = [2; 32];
+            tainting[24..].copy_from_slice(&6_u64.to_le_bytes());
+            let bodies: [Vec<u8>; 5] = [tainting.into(), vec![3], vec![4], vec![5; 2], vec![6; 9]];
+            let sent = bodies.clone();
             let thread = loom::thread::spawn(move || {
-                for body in bodies {
+                for body in sent {
                     while !writer.room(lines_for(body.len())).unwrap() {
                         loom::thread::yield_now();
                     }
-                    writer.publish(&frame(body.len()), &[], &[body]);
+                    writer.publish(&frame(body.len()), &[], &[&body]);
                 }
             });
             for body in bodies {
