@@ -99,6 +99,8 @@ pub struct Endpoint {
     ops: Ops,
     events: Events,
     rounds: u32,
+    /// Somebody woke the endpoint, and no wait has ended for it yet.
+    roused: bool,
     turn: usize,
 }
 
@@ -191,6 +193,7 @@ impl Endpoint {
             ops,
             events: Events::with_capacity(EVENTS_PER_POLL),
             rounds: 0,
+            roused: false,
             turn: 0,
         })
     }

@@ -77,9 +77,8 @@ impl Endpoint {
         };
         let mut rounds = 0_u32;
         loop {
-            let woken = self.ops.waker.shared.woken.load(Ordering::Relaxed);
             let happened = self.progress(handler);
-            if happened > 0 || woken {
+            if happened > 0 || std::mem::take(&mut self.roused) {
                 return happened;
             }
             rounds = rounds.wrapping_add(1);
@@ -93,6 +92,7 @@ impl Endpoint {
             return 0;
         }
         self.wait(deadline);
+        self.roused = false;
         self.progress(handler)
     }
 
@@ -141,6 +141,7 @@ impl Endpoint {
             self.ops.descriptor_ready(event.token());
         }
         if woken {
+            self.roused = true;
             self.ops.mem_ready();
         }
         self.ops.timed_step();
