@@ -10,9 +10,10 @@
 //! The header of a request is 16 bytes, so that with up to 8 bytes of input it is one cache line
 //! of a ring. An invocation is named by (client id, process, sequence); sequences of one client
 //! to one process are dense. `acked_delta` is the sequence less the number below which the client
-//! has all its results: what is below is forgotten, and never run again.
+//! has all its results: what is below is forgotten, and never run again. Few that take long are
+//! named one by one, so that the watermark passes them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use praas_transport::Buf;
 use praas_transport::wire::Incarnation;
@@ -48,6 +49,9 @@ pub enum Kind {
     Put = 5,
     /// What became of a put.
     PutAck = 6,
+    /// The client has all results below the tag, but for the sequences (u64 each) that the payload
+    /// lists: what runs long does not hold up the watermark.
+    Passed = 7,
 }
 
 impl Kind {
@@ -60,6 +64,7 @@ impl Kind {
             4 => Self::Cancel,
             5 => Self::Put,
             6 => Self::PutAck,
+            7 => Self::Passed,
             _ => return None,
         })
     }
@@ -337,12 +342,18 @@ enum Slot {
     Forgotten,
 }
 
+/// Sequences below the watermark that may be without a result.
+pub const PASSED_MAX: usize = 256;
+
 /// What a process remembers of one client's invocations.
 #[derive(Debug)]
 pub struct Session {
     base: u64,
     started: bool,
+    /// From `base` on.
     slots: VecDeque<Slot>,
+    /// Below `base`, but not acknowledged.
+    passed: BTreeMap<u64, Slot>,
     limit: usize,
     /// Bytes of recorded outputs.
     bytes: usize,
@@ -355,9 +366,56 @@ pub struct SessionImage {
     pub client: u128,
     /// Everything below is acknowledged.
     pub base: u64,
-    /// From `base` on: `None` never came, else the status (`None`: forgotten) and the output.
-    #[allow(clippy::type_complexity)]
-    pub results: Vec<Option<(Option<Status>, Vec<u8>)>>,
+    /// From `base` on.
+    pub results: Vec<ResultImage>,
+    /// Below `base`, by sequence.
+    pub passed: Vec<(u64, ResultImage)>,
+}
+
+/// What is known of one invocation: `None` is that it never came, else the status (`None`:
+/// forgotten) and the output.
+pub type ResultImage = Option<(Option<Status>, Vec<u8>)>;
+
+impl Slot {
+    fn len(&self) -> usize {
+        match self {
+            Self::Done { payload, .. } => payload.len(),
+            _ => 0,
+        }
+    }
+
+    /// Begins a run, if there was none.
+    fn admit(&mut self, job: u64) -> Admit {
+        match self {
+            Self::Empty => {
+                *self = Self::Running { job };
+                Admit::Run
+            }
+            Self::Running { .. } => Admit::Running,
+            Self::Done { status, payload } => Admit::Recorded(*status, payload.clone()),
+            Self::Forgotten => Admit::Expired,
+        }
+    }
+
+    fn image(&self) -> ResultImage {
+        match self {
+            Self::Empty => None,
+            // What still runs when the process is swapped out was cut off by force.
+            Self::Running { .. } => Some((Some(Status::OutcomeUnknown), Vec::new())),
+            Self::Done { status, payload } => Some((Some(*status), payload.to_vec())),
+            Self::Forgotten => Some((None, Vec::new())),
+        }
+    }
+
+    fn restore(image: ResultImage) -> Self {
+        match image {
+            None => Self::Empty,
+            Some((None, _)) => Self::Forgotten,
+            Some((Some(status), bytes)) => {
+                Self::Done { status, payload: Payload::Buf(Buf::from_vec(bytes)) }
+            }
+        }
+    }
 }
 
 impl Session {
@@ -367,6 +425,7 @@ impl Session {
             base: 0,
             started: false,
             slots: VecDeque::new(),
+            passed: BTreeMap::new(),
             limit,
             bytes: 0,
         }
@@ -383,7 +442,7 @@ impl Session {
         }
         self.acknowledge(acked_below);
         if sequence < self.base {
-            return Admit::Expired;
+            return self.passed.get_mut(&sequence).map_or(Admit::Expired, |slot| slot.admit(job));
         }
         let at = (sequence - self.base) as usize;
         if at >= self.limit {
@@ -392,51 +451,83 @@ impl Session {
         while self.slots.len() <= at {
             self.slots.push_back(Slot::Empty);
         }
-        match &self.slots[at] {
-            Slot::Empty => {
-                self.slots[at] = Slot::Running { job };
-                Admit::Run
-            }
-            Slot::Running { .. } => Admit::Running,
-            Slot::Done { status, payload } => Admit::Recorded(*status, payload.clone()),
-            Slot::Forgotten => Admit::Expired,
+        self.slots[at].admit(job)
+    }
+
+    /// The client has all results below `base` but those listed; `false` if that cannot be.
+    #[must_use]
+    pub fn pass(&mut self, base: u64, listed: &[u64]) -> bool {
+        if listed.len() > PASSED_MAX || listed.iter().any(|sequence| *sequence >= base) {
+            return false;
+        }
+        if self.started && base < self.base {
+            // Overtaken: a later request has told more.
+            return true;
+        }
+        let mut passed = BTreeMap::new();
+        for sequence in listed {
+            // A sequence that was told to be done already is not run again.
+            let told = self.started && *sequence < self.base;
+            let slot = match self.slot_mut(*sequence) {
+                Some(slot) => std::mem::replace(slot, Slot::Empty),
+                None if told => Slot::Forgotten,
+                None => Slot::Empty,
+            };
+            passed.insert(*sequence, slot);
+        }
+        self.started = true;
+        let below = (base - self.base).min(self.slots.len() as u64) as usize;
+        self.slots.drain(..below);
+        self.base = base;
+        self.passed = passed;
+        self.bytes = self.slots.iter().chain(self.passed.values()).map(Slot::len).sum();
+        true
+    }
+
+    fn slot(&self, sequence: u64) -> Option<&Slot> {
+        match sequence.checked_sub(self.base) {
+            Some(at) => self.slots.get(usize::try_from(at).ok()?),
+            None => self.passed.get(&sequence),
+        }
+    }
+
+    #[inline]
+    fn slot_mut(&mut self, sequence: u64) -> Option<&mut Slot> {
+        match sequence.checked_sub(self.base) {
+            Some(at) => self.slots.get_mut(usize::try_from(at).ok()?),
+            None => self.passed.get_mut(&sequence),
         }
     }
 
     /// Whether a request with this sequence is known here.
     pub fn knows(&self, sequence: u64) -> bool {
-        self.started
-            && (sequence < self.base
-                || self
-                    .slots
-                    .get((sequence - self.base) as usize)
-                    .is_some_and(|slot| !matches!(slot, Slot::Empty)))
+        let known = match self.slot(sequence) {
+            Some(slot) => !matches!(slot, Slot::Empty),
+            None => sequence < self.base,
+        };
+        self.started && known
     }
 
     /// Records how an invocation ended.
     #[inline]
     pub fn finish(&mut self, sequence: u64, status: Status, payload: Payload) {
-        if let Some(at) = sequence.checked_sub(self.base)
-            && let Some(slot) = self.slots.get_mut(at as usize)
-        {
-            self.bytes += payload.len();
+        let len = payload.len();
+        if let Some(slot) = self.slot_mut(sequence) {
             *slot = Slot::Done { status, payload };
+            self.bytes += len;
         }
     }
 
     /// Takes back what [`Session::admit`] began: the request was refused, and may come again.
     pub fn withdraw(&mut self, sequence: u64) {
-        if let Some(at) = sequence.checked_sub(self.base)
-            && let Some(slot) = self.slots.get_mut(at as usize)
-        {
+        if let Some(slot) = self.slot_mut(sequence) {
             *slot = Slot::Empty;
         }
     }
 
     /// The job that runs an invocation, if it runs.
     pub fn job(&self, sequence: u64) -> Option<u64> {
-        let at = sequence.checked_sub(self.base)?;
-        match self.slots.get(at as usize)? {
+        match self.slot(sequence)? {
             Slot::Running { job } => Some(*job),
             _ => None,
         }
@@ -444,11 +535,9 @@ impl Session {
 
     /// Forgets recorded outputs above `keep` bytes each; their invocations count as expired.
     pub fn forget_large(&mut self, keep: usize) {
-        for slot in &mut self.slots {
-            if let Slot::Done { payload, .. } = slot
-                && payload.len() > keep
-            {
-                self.bytes -= payload.len();
+        for slot in self.slots.iter_mut().chain(self.passed.values_mut()) {
+            if slot.len() > keep {
+                self.bytes -= slot.len();
                 *slot = Slot::Forgotten;
             }
         }
@@ -462,56 +551,31 @@ impl Session {
 
     /// What is swapped out.
     pub fn image(&self, client: u128) -> SessionImage {
-        let result = |slot: &Slot| match slot {
-            Slot::Empty => None,
-            // What still runs when the process is swapped out was cut off by force.
-            Slot::Running { .. } => Some((Some(Status::OutcomeUnknown), Vec::new())),
-            Slot::Done { status, payload } => Some((Some(*status), payload.to_vec())),
-            Slot::Forgotten => Some((None, Vec::new())),
-        };
         SessionImage {
             client,
             base: self.base,
-            results: self.slots.iter().map(result).collect(),
+            results: self.slots.iter().map(Slot::image).collect(),
+            passed: self.passed.iter().map(|(at, slot)| (*at, slot.image())).collect(),
         }
     }
 
     /// A session as it was swapped out.
     pub fn restore(image: SessionImage, limit: usize) -> Self {
-        let slot = |result| match result {
-            None => Slot::Empty,
-            Some((None, _)) => Slot::Forgotten,
-            Some((Some(status), bytes)) => Slot::Done {
-                status,
-                payload: Payload::Buf(Buf::from_vec(bytes)),
-            },
-        };
-        let slots: VecDeque<Slot> = image.results.into_iter().take(limit).map(slot).collect();
-        let recorded = |slot: &Slot| match slot {
-            Slot::Done { payload, .. } => payload.len(),
-            _ => 0,
-        };
-        let bytes = slots.iter().map(recorded).sum();
-        Self {
-            base: image.base,
-            started: true,
-            slots,
-            limit,
-            bytes,
-        }
+        let slots: VecDeque<Slot> =
+            image.results.into_iter().take(limit).map(Slot::restore).collect();
+        let passed: BTreeMap<u64, Slot> =
+            image.passed.into_iter().map(|(at, result)| (at, Slot::restore(result))).collect();
+        let bytes = slots.iter().chain(passed.values()).map(Slot::len).sum();
+        Self { base: image.base, started: true, slots, passed, limit, bytes }
     }
 
     #[inline]
     fn acknowledge(&mut self, below: u64) {
         while self.base < below {
-            match self.slots.front() {
-                // A client cannot have the result of what still runs; it has given up on it.
-                Some(Slot::Running { .. }) => return,
+            match self.slots.pop_front() {
+                // What still runs, the client has given up on.
                 Some(slot) => {
-                    if let Slot::Done { payload, .. } = slot {
-                        self.bytes -= payload.len();
-                    }
-                    self.slots.pop_front();
+                    self.bytes -= slot.len();
                     self.base += 1;
                 }
                 None => self.base = below,
@@ -520,12 +584,27 @@ impl Session {
     }
 }
 
+/// Writes the payload of a [`Kind::Passed`].
+pub fn passed_encode(sequences: impl Iterator<Item = u64>) -> Vec<u8> {
+    sequences.flat_map(u64::to_le_bytes).collect()
+}
+
+/// Reads the payload of a [`Kind::Passed`].
+pub fn passed_decode(bytes: &[u8]) -> Option<Vec<u64>> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let sane = rest.is_empty() && words.len() <= PASSED_MAX;
+    sane.then(|| words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+}
+
 /// Reads arbitrary bytes as headers of this module: what is accepted encodes to the same bytes.
 #[doc(hidden)]
 pub fn fuzz_headers(bytes: &[u8]) {
     if let Some(header) = RequestHeader::decode(bytes) {
         let (encoded, len) = header.encode();
         assert_eq!(&encoded[4..len], &bytes[4..]);
+    }
+    if let Some(passed) = passed_decode(bytes) {
+        assert_eq!(passed_encode(passed.into_iter()), bytes);
     }
     if let Some((status, word)) = short_header_read(bytes) {
         let encoded = short_header(Kind::Reply, status, word);
@@ -574,15 +653,37 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_holds_the_watermark() {
+    fn what_is_given_up_does_not_hold_the_watermark() {
         let mut session = Session::new(8);
         assert!(matches!(session.admit(0, 0, 1), Admit::Run));
-        assert!(matches!(session.admit(1, 0, 2), Admit::Run));
+        assert!(matches!(session.admit(1, 1, 2), Admit::Run));
         assert_eq!(session.job(0), Some(1));
-        session.finish(0, Status::Ok, Payload::default());
-        assert!(matches!(session.admit(2, 0, 3), Admit::Run));
+        assert!(matches!(session.admit(8, 7, 3), Admit::Run));
+        assert_eq!(session.job(0), None);
         assert_eq!(session.job(1), Some(2));
-        assert!(!session.knows(7) && session.knows(0));
+        assert!(!session.knows(10) && session.knows(0));
+    }
+
+    #[test]
+    fn what_runs_long_is_passed() {
+        let mut session = Session::new(8);
+        assert!(matches!(session.admit(0, 0, 1), Admit::Run));
+        assert!(matches!(session.admit(7, 7, 2), Admit::Run));
+        assert!(matches!(session.admit(8, 8, 3), Admit::Full));
+        session.finish(7, Status::Ok, Payload::default());
+        assert!(session.pass(8, &[0, 5]));
+        assert!(matches!(session.admit(15, 7, 4), Admit::Run));
+        assert!(matches!(session.admit(7, 0, 5), Admit::Expired));
+        assert!(matches!(session.admit(5, 0, 6), Admit::Run));
+        assert_eq!((session.job(0), session.job(5)), (Some(1), Some(6)));
+        session.finish(0, Status::Ok, Payload::Buf(Buf::from_vec(vec![1; 9])));
+        assert_eq!(session.bytes(), 9);
+        let mut session = Session::restore(session.image(1), 8);
+        assert!(matches!(session.admit(0, 0, 7), Admit::Recorded(Status::Ok, _)));
+        assert!(session.pass(16, &[]));
+        assert!(matches!(session.admit(0, 0, 8), Admit::Expired));
+        assert_eq!(session.bytes(), 0);
+        assert!(!session.pass(20, &[20]) && session.pass(3, &[]));
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! the process is next; when a process died, whether the call ran is not known, and the caller
 //! hears so at once, unless the caller said that running it twice does no harm.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
@@ -22,7 +22,8 @@ use slab::Slab;
 
 use crate::directory::Resolved;
 use crate::invocation::{
-    AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, Payload, RequestHeader, Status, short_header,
+    AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, PASSED_MAX, Payload, RequestHeader, Status,
+    passed_encode, short_header,
 };
 
 /// What became of bytes that the core sent.
@@ -177,6 +178,12 @@ struct Peer<C> {
     /// Invocations from `base` on; `None` has its result.
     window: VecDeque<Option<u32>>,
     base: u64,
+    /// Invocations below `base` without a result: they take long.
+    passed: BTreeMap<u64, u32>,
+    /// The process must hear of `passed` before the next request on this channel.
+    pass_due: bool,
+    /// Invocations without a result.
+    outstanding: usize,
     puts: VecDeque<Option<u32>>,
     puts_base: u64,
     /// Not sent on this channel, in the order of submission.
@@ -189,6 +196,70 @@ struct Peer<C> {
     retry: Option<Instant>,
     backoff: Duration,
     failing_since: Option<Instant>,
+}
+
+impl<C> Peer<C> {
+    /// Whether another invocation may begin.
+    #[inline]
+    fn room(&self, inflight_max: usize) -> bool {
+        self.window.len() < inflight_max || self.outstanding <= PASSED_MAX.min(inflight_max / 2)
+    }
+
+    /// Begins a new window: what of the old one has no result takes long.
+    fn pass(&mut self) {
+        let window = std::mem::take(&mut self.window);
+        for (sequence, slot) in (self.base..).zip(&window) {
+            if let Some(index) = slot {
+                self.passed.insert(sequence, *index);
+            }
+        }
+        self.base += window.len() as u64;
+        self.pass_due = true;
+    }
+
+    /// The call behind an invocation that has no result yet.
+    #[inline]
+    fn waiting(&self, sequence: u64) -> Option<u32> {
+        match sequence.checked_sub(self.base) {
+            Some(at) => self.window.get(usize::try_from(at).ok()?).copied().flatten(),
+            None => self.passed.get(&sequence).copied(),
+        }
+    }
+
+    /// The calls of all invocations and puts that are under way.
+    fn under_way(&self) -> impl Iterator<Item = u32> {
+        let invocations = self.passed.values().chain(self.window.iter().flatten());
+        invocations.chain(self.puts.iter().flatten()).copied()
+    }
+
+    /// An invocation has its result.
+    #[inline]
+    fn done(&mut self, sequence: u64) {
+        self.outstanding -= 1;
+        match sequence.checked_sub(self.base) {
+            None => drop(self.passed.remove(&sequence)),
+            Some(at) => {
+                if let Some(slot) = self.window.get_mut(at as usize) {
+                    *slot = None;
+                }
+                while let Some(None) = self.window.front() {
+                    self.window.pop_front();
+                    self.base += 1;
+                }
+            }
+        }
+    }
+
+    /// A put has its answer.
+    fn put_done(&mut self, sequence: u64) {
+        if let Some(slot) = self.puts.get_mut((sequence - self.puts_base) as usize) {
+            *slot = None;
+        }
+        while let Some(None) = self.puts.front() {
+            self.puts.pop_front();
+            self.puts_base += 1;
+        }
+    }
 }
 
 /// The state of all calls of one client.
@@ -257,6 +328,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             incarnation: Incarnation(0),
             window: VecDeque::new(),
             base: 0,
+            passed: BTreeMap::new(),
+            pass_due: false,
+            outstanding: 0,
             puts: VecDeque::new(),
             puts_base: 0,
             unsent: VecDeque::new(),
@@ -306,9 +380,13 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         owner: u64,
     ) -> Result<CallId, Refusal> {
         let peer = &mut self.peers[target.0 as usize];
-        if peer.window.len() >= self.limits.inflight_max {
+        if !peer.room(self.limits.inflight_max) {
             return Err(Refusal::Full);
         }
+        if peer.window.len() >= self.limits.inflight_max {
+            peer.pass();
+        }
+        peer.outstanding += 1;
         let sequence = peer.base + peer.window.len() as u64;
         let id = self.call_add(Call {
             stamp: 0,
@@ -390,7 +468,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     /// Whether another invocation of a target may begin.
     #[inline]
     pub fn room(&self, target: Target) -> bool {
-        self.peers[target.0 as usize].window.len() < self.limits.inflight_max
+        self.peers[target.0 as usize].room(self.limits.inflight_max)
     }
 
     /// Whether another put to a target may begin.
@@ -464,6 +542,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         peer.link = Bond::Open(channel);
         peer.incarnation = incarnation;
         peer.interned.fill(false);
+        peer.pass_due = !peer.passed.is_empty();
         peer.failing_since = None;
         peer.backoff = RETRY_FIRST;
         self.unsent_send(link, target);
@@ -490,12 +569,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let incarnation = peer.incarnation;
         let mut again = Vec::new();
         let mut lost = Vec::new();
-        for index in peer.window.iter().chain(&peer.puts).flatten() {
-            let call = &mut self.calls[*index as usize];
-            let id = CallId {
-                index: *index,
-                stamp: call.stamp,
-            };
+        for index in peer.under_way() {
+            let call = &mut self.calls[index as usize];
+            let id = CallId { index, stamp: call.stamp };
             if !call.sent {
                 again.push((call.sequence, id));
                 continue;
@@ -535,11 +611,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let Some(target) = self.by_channel.get(&channel).copied() else {
             return;
         };
-        let peer = &self.peers[target.0 as usize];
-        let slot = sequence
-            .checked_sub(peer.base)
-            .and_then(|at| peer.window.get(at as usize));
-        let Some(Some(index)) = slot.copied() else {
+        let Some(index) = self.peers[target.0 as usize].waiting(sequence) else {
             // Its caller has given up on it.
             return;
         };
@@ -555,10 +627,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         else {
             return false;
         };
-        let slot = sequence
-            .checked_sub(peer.base)
-            .and_then(|at| peer.window.get(at as usize));
-        matches!(slot, Some(Some(_)))
+        peer.waiting(sequence).is_some()
     }
 
     /// A put was answered.
@@ -680,6 +749,15 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let sent = match &call.doing {
             Doing::Invoke { function } => {
                 let function = *function;
+                if peer.pass_due {
+                    let header = short_header(Kind::Passed, 0, 0);
+                    let passed = Payload::Buf(passed_encode(peer.passed.keys().copied()).into());
+                    match link.send(channel, AM_INVOCATION, peer.base, &header, &passed, 0) {
+                        Sent::Done | Sent::Pending => peer.pass_due = false,
+                        Sent::Busy => return false,
+                        Sent::Dead | Sent::TooLarge(_) => return true,
+                    }
+                }
                 if !peer.interned[function as usize] {
                     let header = short_header(Kind::Intern, 0, 0);
                     let name = peer.functions[function as usize].as_bytes();
@@ -694,7 +772,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     let left = deadline.saturating_duration_since(link.now()).as_micros();
                     u32::try_from(left).unwrap_or(0).max(1)
                 });
-                let acked_delta = u32::try_from(call.sequence - peer.base).unwrap_or(u32::MAX);
+                let acked_delta = u32::try_from(call.sequence.saturating_sub(peer.base)).unwrap_or(u32::MAX);
                 let header = RequestHeader {
                     function,
                     deadline_us,
@@ -848,8 +926,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             return;
         };
         let calls = &self.calls;
-        let waits = |index: &Option<u32>| index.is_some_and(|at| calls[at as usize].sent);
-        if peer.window.iter().any(waits) || peer.puts.iter().any(waits) {
+        if peer.under_way().any(|index| calls[index as usize].sent) {
             return;
         }
         peer.link = Bond::Idle;
@@ -886,16 +963,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             self.deadlines.remove(&(deadline, id));
         }
         let peer = &mut self.peers[call.target.0 as usize];
-        let (window, base) = match call.doing {
-            Doing::Invoke { .. } => (&mut peer.window, &mut peer.base),
-            Doing::Put { .. } => (&mut peer.puts, &mut peer.puts_base),
-        };
-        if let Some(slot) = window.get_mut((call.sequence - *base) as usize) {
-            *slot = None;
-        }
-        while let Some(None) = window.front() {
-            window.pop_front();
-            *base += 1;
+        match call.doing {
+            Doing::Invoke { .. } => peer.done(call.sequence),
+            Doing::Put { .. } => peer.put_done(call.sequence),
         }
         self.completed.push_back(Completed {
             call: id,

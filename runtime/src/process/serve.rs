@@ -19,7 +19,7 @@ use crate::client::Peers;
 use crate::function::FunctionIndex;
 use crate::invocation::{
     AM_DIRECTORY, AM_INVOCATION, AM_MAILBOX, Admit, Kind, Payload, RequestHeader, Session,
-    SessionImage, Status, put_split, short_header, short_header_read,
+    SessionImage, Status, passed_decode, put_split, short_header, short_header_read,
 };
 use crate::mailbox::{MailMessage, Put, PutId};
 
@@ -397,6 +397,21 @@ impl Serve {
         };
     }
 
+    fn passed(&mut self, ops: &mut Ops, channel: ChannelId, base: u64, listed: &[u8]) {
+        let Some(served) = served_mut(&mut self.channels, channel) else {
+            return;
+        };
+        let session = &mut self.sessions[served.session].session;
+        let before = session.bytes();
+        if passed_decode(listed).is_none_or(|listed| !session.pass(base, &listed)) {
+            tracing::warn!(peer = served.source, "closed: it passes what it never sent");
+            self.channels[channel.index()] = None;
+            ops.close(channel);
+            return;
+        }
+        self.results_bytes = self.results_bytes + session.bytes() - before;
+    }
+
     fn cancel(&mut self, ops: &mut Ops, channel: ChannelId, sequence: u64) {
         let Some(served) = served_mut(&mut self.channels, channel) else {
             return;
@@ -557,6 +572,7 @@ impl Handler for Serve {
                 self.peers.on_reply(ops, channel, tag, status, payload);
             }
             (AM_INVOCATION, Some(Kind::Intern)) => self.intern(ops, channel, tag, payload),
+            (AM_INVOCATION, Some(Kind::Passed)) => self.passed(ops, channel, tag, payload),
             (AM_INVOCATION, Some(Kind::Cancel)) => self.cancel(ops, channel, tag),
             (AM_MAILBOX, Some(Kind::Put)) => match Payload::copy_from(payload, ops.pool()) {
                 Ok(payload) => self.put(ops, channel, tag, header, payload),

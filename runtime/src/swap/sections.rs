@@ -5,8 +5,9 @@
 //!              x { u32 bytes, source   u32 bytes, key   u64 bytes of payload   u8 place
 //!                  [ place 0: the payload;  place 1: it is the next of the manifest's bodies ] }
 //!   sessions   u64 sessions
-//!              x { u128 client   u64 base   u64 results
-//!                  x { u8 0: never came | 1: forgotten | 2: done { u16 status, u64 bytes, output } } }
+//!              x { u128 client   u64 base   u64 results   x { result }
+//!                  u64 passed   x { u64 sequence   result } }
+//!   result     u8 0: never came | 1: forgotten | 2: done { u16 status, u64 bytes, output }
 //! ```
 //!
 //! Small payloads lie among the rest, since a chunk of its own would cost more than they are;
@@ -17,7 +18,7 @@ use praas_transport::{Buf, BufPool};
 use super::RejectReason;
 use super::bytes::{Reader, malformed};
 use super::reader::ReadError;
-use crate::invocation::{SessionImage, Status};
+use crate::invocation::{ResultImage, SessionImage, Status};
 use crate::mailbox::{MailMessage, MailboxImage};
 
 /// Payloads from this many bytes on are streams of their own.
@@ -105,19 +106,42 @@ pub(super) fn encode_sessions(sessions: &[SessionImage]) -> Vec<u8> {
         out.extend_from_slice(&session.base.to_le_bytes());
         put_length(&mut out, session.results.len());
         for result in &session.results {
-            match result {
-                None => out.push(RESULT_NEVER),
-                Some((None, _)) => out.push(RESULT_FORGOTTEN),
-                Some((Some(status), output)) => {
-                    out.push(RESULT_DONE);
-                    out.extend_from_slice(&(*status as u16).to_le_bytes());
-                    put_length(&mut out, output.len());
-                    out.extend_from_slice(output);
-                }
-            }
+            encode_result(&mut out, result);
+        }
+        put_length(&mut out, session.passed.len());
+        for (sequence, result) in &session.passed {
+            out.extend_from_slice(&sequence.to_le_bytes());
+            encode_result(&mut out, result);
         }
     }
     out
+}
+
+fn encode_result(out: &mut Vec<u8>, result: &ResultImage) {
+    match result {
+        None => out.push(RESULT_NEVER),
+        Some((None, _)) => out.push(RESULT_FORGOTTEN),
+        Some((Some(status), output)) => {
+            out.push(RESULT_DONE);
+            out.extend_from_slice(&(*status as u16).to_le_bytes());
+            put_length(out, output.len());
+            out.extend_from_slice(output);
+        }
+    }
+}
+
+fn decode_result(reader: &mut Reader<'_>) -> Result<ResultImage, RejectReason> {
+    Ok(match reader.u8("result")? {
+        RESULT_NEVER => None,
+        RESULT_FORGOTTEN => Some((None, Vec::new())),
+        RESULT_DONE => {
+            let status = Status::from_code(reader.u16("result's status")?)
+                .ok_or(malformed("result's status"))?;
+            let length = reader.length("result's length")?;
+            Some((Some(status), reader.take(length, "result")?.to_vec()))
+        }
+        _ => return Err(malformed("result")),
+    })
 }
 
 /// The sessions out of their bytes.
@@ -130,23 +154,13 @@ pub(super) fn decode_sessions(bytes: &[u8]) -> Result<Vec<SessionImage>, RejectR
         let base = reader.u64("session's base")?;
         let mut results = Vec::new();
         for _ in 0..reader.length("session's count")? {
-            results.push(match reader.u8("result")? {
-                RESULT_NEVER => None,
-                RESULT_FORGOTTEN => Some((None, Vec::new())),
-                RESULT_DONE => {
-                    let status = Status::from_code(reader.u16("result's status")?)
-                        .ok_or(malformed("result's status"))?;
-                    let length = reader.length("result's length")?;
-                    Some((Some(status), reader.take(length, "result")?.to_vec()))
-                }
-                _ => return Err(malformed("result")),
-            });
+            results.push(decode_result(&mut reader)?);
         }
-        sessions.push(SessionImage {
-            client,
-            base,
-            results,
-        });
+        let mut passed = Vec::new();
+        for _ in 0..reader.length("session's passed count")? {
+            passed.push((reader.u64("passed sequence")?, decode_result(&mut reader)?));
+        }
+        sessions.push(SessionImage { client, base, results, passed });
     }
     reader.finish("end of the sessions")?;
     Ok(sessions)

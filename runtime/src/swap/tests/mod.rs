@@ -68,6 +68,7 @@ fn image(incarnation: u64, fill: u8) -> ProcessImage {
                 Some((None, Vec::new())),
                 Some((Some(Status::OutcomeUnknown), Vec::new())),
             ],
+            passed: vec![(3, None), (11, Some((Some(Status::Ok), vec![fill; 2])))],
         }],
         files: vec![("log/out.txt".into(), buf([fill; 70]))],
     }
@@ -546,11 +547,13 @@ fn any_image() -> impl Strategy<Value = ProcessImage> {
         payload: buf(payload),
     });
     let results = proptest::collection::vec(any_result(), 0..6);
-    let session = (any::<u128>(), any::<u64>(), results);
-    let session = session.prop_map(|(client, base, results)| SessionImage {
+    let passed = proptest::collection::vec((any::<u64>(), any_result()), 0..3);
+    let session = (any::<u128>(), any::<u64>(), results, passed);
+    let session = session.prop_map(|(client, base, results, passed)| SessionImage {
         client,
         base,
         results,
+        passed,
     });
     let file = (name, any_bytes()).prop_map(|(name, bytes)| (name, buf(bytes)));
     (
