@@ -1,72 +1,155 @@
-//! The functions of a process.
-#![allow(missing_docs)]
+//! The functions of a process: tables of modules, by name and by number.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+
+use praas_transport::sync::atomic::{AtomicBool, Ordering};
+
+use crate::abi::{
+    EntryFn, FLAG_IDEMPOTENT, FLAG_LONG, FLAG_SHORT, ModuleError, ModuleTable, call_run,
+    module_check, module_load,
+};
 use crate::invocation::{Payload, Status};
 use crate::services::{Job, Services};
-use praas_transport::sync::atomic::{AtomicBool, Ordering};
-pub type Entry = fn(&dyn Services, &Job, &[u8]) -> (Status, Payload);
+
+/// A function's number in its process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FunctionIndex(u32);
+
+/// What is known of a function before it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct FunctionFlags(pub u32);
+pub struct FunctionFlags(u64);
+
 impl FunctionFlags {
+    /// It is short: the leader keeps the endpoint while it runs.
     pub fn short(self) -> bool {
-        self.0 & 1 != 0
+        self.0 & FLAG_SHORT != 0
     }
+
+    /// It runs long: another worker takes the endpoint over at once.
     pub fn long(self) -> bool {
-        self.0 & 2 != 0
+        self.0 & FLAG_LONG != 0
     }
+
+    /// Running it twice does no harm.
     pub fn idempotent(self) -> bool {
-        self.0 & 4 != 0
+        self.0 & FLAG_IDEMPOTENT != 0
     }
 }
+
+/// A function.
 pub struct Function {
-    name: String,
+    name: &'static str,
     flags: FunctionFlags,
-    entry: Entry,
+    entry: EntryFn,
     seems_long: AtomicBool,
 }
+
 impl Function {
+    /// What is known of it.
     pub fn flags(&self) -> FunctionFlags {
         self.flags
     }
+
+    /// Whether its last run outlasted the leader's patience.
     pub fn seems_long(&self) -> bool {
         self.seems_long.load(Ordering::Relaxed)
     }
+
+    /// Notes whether it did.
     pub fn seems_long_set(&self, long: bool) {
         if self.seems_long() != long {
-            self.seems_long.store(long, Ordering::Relaxed)
+            self.seems_long.store(long, Ordering::Relaxed);
         }
     }
+
+    /// Runs it.
+    #[inline]
     pub fn call(&self, services: &dyn Services, job: &Job, input: &[u8]) -> (Status, Payload) {
-        (self.entry)(services, job, input)
+        call_run(self.entry, services, job, self.name, input)
     }
 }
+
+/// The functions of a process.
 #[derive(Default)]
 pub struct Registry {
     functions: Vec<Function>,
+    by_name: HashMap<&'static str, FunctionIndex>,
 }
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.functions.iter().map(|function| function.name))
+            .finish()
+    }
+}
+
 impl Registry {
+    /// No functions.
     pub fn new() -> Self {
         Self::default()
     }
-    pub fn add(&mut self, name: &str, flags: u32, entry: Entry) {
-        self.functions.push(Function {
-            name: name.into(),
-            flags: FunctionFlags(flags),
-            entry,
-            seems_long: AtomicBool::new(false),
-        })
+
+    /// Adds the functions of a module that is linked in.
+    ///
+    /// # Errors
+    /// A malformed table; a name that is taken. Nothing is added then.
+    pub fn module_add(&mut self, module: &'static ModuleTable) -> Result<(), ModuleError> {
+        let (module, functions) = module_check(module)?;
+        let mut names: Vec<_> = functions.iter().map(|function| function.name).collect();
+        names.sort_unstable();
+        let twice = names
+            .windows(2)
+            .find(|pair| pair[0] == pair[1])
+            .map(|pair| pair[0]);
+        let taken = names
+            .into_iter()
+            .find(|name| self.by_name.contains_key(name));
+        if let Some(function) = twice.or(taken) {
+            return Err(ModuleError::Duplicate {
+                module: module.into(),
+                function: function.into(),
+            });
+        }
+        for function in functions {
+            let index = FunctionIndex(self.functions.len() as u32);
+            self.by_name.insert(function.name, index);
+            self.functions.push(Function {
+                name: function.name,
+                flags: FunctionFlags(function.flags),
+                entry: function.entry,
+                seems_long: AtomicBool::new(false),
+            });
+        }
+        Ok(())
     }
+
+    /// Loads a module from a shared library, for the rest of this OS process's life.
+    ///
+    /// # Errors
+    /// A library that cannot be loaded or is no module; besides those of
+    /// [`module_add`](Self::module_add).
+    pub fn module_load(&mut self, path: &Path) -> Result<(), ModuleError> {
+        self.module_add(module_load(path)?)
+    }
+
+    /// The function of a name.
     pub fn find(&self, name: &str) -> Option<FunctionIndex> {
-        self.functions
-            .iter()
-            .position(|f| f.name == name)
-            .map(|i| FunctionIndex(i as u32))
+        self.by_name.get(name).copied()
     }
+
+    /// The function of a number that [`find`](Self::find) gave.
     pub fn function(&self, index: FunctionIndex) -> &Function {
         &self.functions[index.0 as usize]
     }
+
+    /// All names.
     pub fn names(&self) -> Vec<String> {
-        self.functions.iter().map(|f| f.name.clone()).collect()
+        self.functions
+            .iter()
+            .map(|function| function.name.to_owned())
+            .collect()
     }
 }

@@ -411,9 +411,10 @@ impl Slot {
         match image {
             None => Self::Empty,
             Some((None, _)) => Self::Forgotten,
-            Some((Some(status), bytes)) => {
-                Self::Done { status, payload: Payload::Buf(Buf::from_vec(bytes)) }
-            }
+            Some((Some(status), bytes)) => Self::Done {
+                status,
+                payload: Payload::Buf(Buf::from_vec(bytes)),
+            },
         }
     }
 }
@@ -442,7 +443,10 @@ impl Session {
         }
         self.acknowledge(acked_below);
         if sequence < self.base {
-            return self.passed.get_mut(&sequence).map_or(Admit::Expired, |slot| slot.admit(job));
+            return self
+                .passed
+                .get_mut(&sequence)
+                .map_or(Admit::Expired, |slot| slot.admit(job));
         }
         let at = (sequence - self.base) as usize;
         if at >= self.limit {
@@ -480,7 +484,12 @@ impl Session {
         self.slots.drain(..below);
         self.base = base;
         self.passed = passed;
-        self.bytes = self.slots.iter().chain(self.passed.values()).map(Slot::len).sum();
+        self.bytes = self
+            .slots
+            .iter()
+            .chain(self.passed.values())
+            .map(Slot::len)
+            .sum();
         true
     }
 
@@ -555,18 +564,36 @@ impl Session {
             client,
             base: self.base,
             results: self.slots.iter().map(Slot::image).collect(),
-            passed: self.passed.iter().map(|(at, slot)| (*at, slot.image())).collect(),
+            passed: self
+                .passed
+                .iter()
+                .map(|(at, slot)| (*at, slot.image()))
+                .collect(),
         }
     }
 
     /// A session as it was swapped out.
     pub fn restore(image: SessionImage, limit: usize) -> Self {
-        let slots: VecDeque<Slot> =
-            image.results.into_iter().take(limit).map(Slot::restore).collect();
-        let passed: BTreeMap<u64, Slot> =
-            image.passed.into_iter().map(|(at, result)| (at, Slot::restore(result))).collect();
+        let slots: VecDeque<Slot> = image
+            .results
+            .into_iter()
+            .take(limit)
+            .map(Slot::restore)
+            .collect();
+        let passed: BTreeMap<u64, Slot> = image
+            .passed
+            .into_iter()
+            .map(|(at, result)| (at, Slot::restore(result)))
+            .collect();
         let bytes = slots.iter().chain(passed.values()).map(Slot::len).sum();
-        Self { base: image.base, started: true, slots, passed, limit, bytes }
+        Self {
+            base: image.base,
+            started: true,
+            slots,
+            passed,
+            limit,
+            bytes,
+        }
     }
 
     #[inline]
@@ -679,7 +706,10 @@ mod tests {
         session.finish(0, Status::Ok, Payload::Buf(Buf::from_vec(vec![1; 9])));
         assert_eq!(session.bytes(), 9);
         let mut session = Session::restore(session.image(1), 8);
-        assert!(matches!(session.admit(0, 0, 7), Admit::Recorded(Status::Ok, _)));
+        assert!(matches!(
+            session.admit(0, 0, 7),
+            Admit::Recorded(Status::Ok, _)
+        ));
         assert!(session.pass(16, &[]));
         assert!(matches!(session.admit(0, 0, 8), Admit::Expired));
         assert_eq!(session.bytes(), 0);

@@ -1,16 +1,94 @@
 //! Invocations of a process in this OS process, over every transport.
 
-use praas_runtime::client::*;
-use praas_runtime::directory::*;
-use praas_runtime::function::*;
-use praas_runtime::invocation::*;
-use praas_runtime::process::*;
-use praas_transport::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::*;
+use std::time::{Duration, Instant};
 
-fn start(listen: Listen, settings: ProcessSettings) -> (Process, ClientConfig) {
+use praas_runtime::client::{CallOptions, Client, ClientConfig, Directory};
+use praas_runtime::directory::Resolved;
+use praas_runtime::function::Registry;
+use praas_runtime::invocation::InvokeError;
+use praas_runtime::prelude::*;
+use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
+use praas_transport::{Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, WaitMode};
+
+#[praas_runtime::function(short)]
+fn noop() {}
+
+#[praas_runtime::function]
+fn echo<'a>(context: &'a Context, input: &[u8]) -> Result<Output<'a>, FunctionError> {
+    let mut output = context.output(input.len())?;
+    output.copy_from_slice(input);
+    Ok(output)
+}
+
+#[praas_runtime::function]
+fn add(_context: &Context, (left, right): (u64, u64)) -> Result<u64, FunctionError> {
+    left.checked_add(right)
+        .ok_or_else(|| FunctionError::new("too large"))
+}
+
+#[praas_runtime::function]
+fn panics(input: &[u8]) -> Vec<u8> {
+    panic!("{} bytes are too many", input.len())
+}
+
+/// Ends once a message under "go" is there: how a test knows that a function runs.
+#[praas_runtime::function]
+fn waits(context: &Context) -> Result<Vec<u8>, FunctionError> {
+    context.state_put("waiting", b"")?;
+    Ok(context.message_get(None, "go", None)?.payload.to_vec())
+}
+
+/// Spins until it is cancelled, without ever waiting in a call.
+#[praas_runtime::function]
+fn spins(context: &Context) -> Result<(), FunctionError> {
+    context.state_put("spinning", b"")?;
+    while !context.cancelled() {
+        std::thread::yield_now();
+    }
+    Err(FunctionError::from(CallError::Cancelled))
+}
+
+/// Invokes itself locally, `depth` times.
+#[praas_runtime::function]
+fn nests(context: &Context, depth: u32) -> Result<u32, FunctionError> {
+    match depth {
+        0 => Ok(0),
+        depth => Ok(context.invoke_value::<u32, u32>("", "nests", &(depth - 1))? + 1),
+    }
+}
+
+#[praas_runtime::function]
+fn objects(context: &Context) -> Result<Vec<String>, FunctionError> {
+    context.state_put("b/1", b"one")?;
+    context.state_append("b/2", b"tw")?;
+    context.state_append("b/2", b"o")?;
+    let version = context.state_put("a", b"old")?;
+    let view = context
+        .state_view("a")?
+        .ok_or_else(|| FunctionError::new("no view"))?;
+    assert_eq!(
+        context.state_compare_swap("a", version + 9, b"never")?,
+        Err(version)
+    );
+    assert!(context.state_compare_swap("a", version, b"new")?.is_ok());
+    assert_eq!((&*view, view.version()), (&b"old"[..], version));
+    assert_eq!(context.state_get("a")?.as_deref(), Some(&b"new"[..]));
+    assert!(context.state_delete("a")? && !context.state_delete("a")?);
+    let listed = context.state_list("b/", None, 10)?;
+    Ok(listed
+        .into_iter()
+        .map(|entry| format!("{} {}", entry.key, entry.bytes))
+        .collect())
+}
+
+praas_runtime::module!(
+    static "tests",
+    [noop, echo, add, panics, waits, spins, nests, objects]
+);
+
+fn start(listen: Listen, settings: ProcessSettings) -> (Process, Client) {
     let secret = Secret::generate().unwrap();
     let ring = Keyring::new();
     ring.insert("app", 1, secret.clone());
@@ -22,15 +100,8 @@ fn start(listen: Listen, settings: ProcessSettings) -> (Process, ClientConfig) {
         key_id: 1,
     };
     let mut registry = Registry::new();
-    registry.add("noop", 1, |_, _, _| (Status::Ok, Payload::default()));
-    registry.add("usual", 0, |_, _, _| (Status::Ok, Payload::default()));
-    registry.add("echo", 0, |s, _, i| {
-        (Status::Ok, Payload::copy_from(i, s.pool()).unwrap())
-    });
-    registry.add("sleep", 0, |_, _, i| {
-        std::thread::sleep(Duration::from_millis(i[0] as u64));
-        (Status::Ok, Payload::default())
-    });
+    registry.module_add(module()).unwrap();
+    let wait = settings.wait;
     let process = Process::start(ProcessConfig {
         application: "app".into(),
         process: "p".into(),
@@ -45,66 +116,128 @@ fn start(listen: Listen, settings: ProcessSettings) -> (Process, ClientConfig) {
         restore: None,
     })
     .unwrap();
-    let r = Resolved {
+    let resolved = Resolved {
         incarnation: Incarnation(1),
         addresses: process.addresses().to_vec(),
     };
-    let config = ClientConfig::new(
-        Directory::Fixed([("p".to_string(), r)].into()),
+    let mut config = ClientConfig::new(
+        Directory::Fixed([("p".to_string(), resolved)].into()),
         Credential::issue(&secret, &ticket(Role::Client)),
     );
-    (process, config)
+    config.wait = wait;
+    (process, Client::new(config).unwrap())
 }
-#[test]
-fn ping() {
+
+/// Runs a body on a process of two workers over every transport.
+fn over_all(wait: WaitMode, body: impl Fn(&str, &Process, &mut Client)) {
     for (name, listen) in [
-        ("mem", Listen::Mem("x".into())),
+        (
+            "mem",
+            Listen::Mem(format!("engine-{:?}", std::thread::current().id())),
+        ),
         ("shm", Listen::Shm { name: None }),
         ("tcp", Listen::Tcp("127.0.0.1:0".parse().unwrap())),
     ] {
-        for wait in [WaitMode::Hot, WaitMode::Warm] {
-            let (process, mut config) = start(
-                listen.clone(),
-                ProcessSettings {
-                    wait,
-                    workers: 2,
-                    ..Default::default()
-                },
-            );
-            config.wait = wait;
-            let mut client = Client::new(config).unwrap();
-            for f in ["noop", "usual"] {
-                let noop = client.function("p", f).unwrap();
-                for _ in 0..1000 {
-                    client
-                        .call(noop, b"12345678", CallOptions::default())
-                        .unwrap();
-                }
-                let n = 20000;
-                let t = Instant::now();
-                for _ in 0..n {
-                    client
-                        .call(noop, b"12345678", CallOptions::default())
-                        .unwrap();
-                }
-                println!("{name} {wait:?} {f} {:?}", t.elapsed() / n);
-            }
-            for size in [0, 1, 100, 1000, 20000, 100000, 5_000_000] {
-                let b = vec![size as u8; size];
-                assert_eq!(client.invoke("p", "echo", &b).unwrap(), b);
-            }
-            assert_eq!(
-                client.invoke("p", "nope", b""),
-                Err(InvokeError::UnknownFunction("nope".into()))
-            );
-            let slow = client.function("p", "sleep").unwrap();
-            let a = client.submit(slow, &[100], CallOptions::default()).unwrap();
-            let t = Instant::now();
-            client.invoke("p", "usual", b"").unwrap();
-            println!("beside a sleeper: {:?}", t.elapsed());
-            client.wait(a).unwrap();
-            process.stop();
-            println!("{:?}", process.stats());
-        }
+        let settings = ProcessSettings {
+            wait,
+            workers: 2,
+            ..Default::default()
+        };
+        let (process, mut client) = start(listen, settings);
+        body(name, &process, &mut client);
+        process.stop();
     }
+}
+
+/// Asks until a state object is there.
+fn object_wait(client: &mut Client, key: &str) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while client
+        .invoke("p", "praas.state.get", key.as_bytes())
+        .is_err()
+    {
+        assert!(Instant::now() < until, "the function has not begun");
+    }
+}
+
+#[test]
+fn bytes_of_any_size_come_back() {
+    for (wait, rounds) in [(WaitMode::Warm, 200), (WaitMode::Hot, 200)] {
+        over_all(wait, |name, _, client| {
+            let noop = client.function("p", "noop").unwrap();
+            for _ in 0..rounds {
+                client
+                    .call(noop, b"12345678", CallOptions::default())
+                    .unwrap();
+            }
+            for size in [0, 1, 100, 1000, 20_000, 100_000, 5_000_000] {
+                let bytes = vec![size as u8; size];
+                assert!(
+                    client.invoke("p", "echo", &bytes).unwrap() == bytes,
+                    "{name} {size}"
+                );
+            }
+        });
+    }
+}
+
+#[test]
+fn failures_are_told_and_the_process_serves_on() {
+    over_all(WaitMode::Warm, |_, _, client| {
+        let unknown = client.invoke("p", "nope", b"");
+        assert_eq!(unknown, Err(InvokeError::UnknownFunction("nope".into())));
+        let panicked = client.invoke("p", "panics", b"123");
+        assert_eq!(
+            panicked,
+            Err(InvokeError::Panicked("3 bytes are too many".into()))
+        );
+        let sum: u64 = client.invoke_value("p", "add", &(2u64, 3u64)).unwrap();
+        assert_eq!(sum, 5);
+        let failed = client.invoke_value::<_, u64>("p", "add", &(u64::MAX, 1u64));
+        assert_eq!(failed, Err(InvokeError::Function("too large".into())));
+        let Err(InvokeError::Function(text)) = client.invoke("p", "add", b"") else {
+            panic!("no input is no pair");
+        };
+        assert!(
+            text.starts_with("the input of 'add': cannot decode"),
+            "{text}"
+        );
+        assert_eq!(client.invoke_value::<_, u32>("p", "nests", &10u32), Ok(10));
+        let deep = client.invoke_value::<_, u32>("p", "nests", &100_000u32);
+        assert!(matches!(deep, Err(InvokeError::Exhausted(_))), "{deep:?}");
+        assert_eq!(client.invoke("p", "echo", b"on").unwrap(), b"on");
+    });
+}
+
+#[test]
+fn state_is_seen_as_it_was() {
+    over_all(WaitMode::Warm, |_, _, client| {
+        let listed: Vec<String> = client.invoke_value("p", "objects", &()).unwrap();
+        assert_eq!(listed, ["b/1 3", "b/2 3"]);
+    });
+}
+
+#[test]
+fn what_waits_or_spins_holds_up_nobody() {
+    over_all(WaitMode::Warm, |_, _, client| {
+        let waits = client.function("p", "waits").unwrap();
+        let spins = client.function("p", "spins").unwrap();
+        let waiting = client.submit(waits, b"", CallOptions::default()).unwrap();
+        object_wait(client, "waiting");
+        let spinning = client.submit(spins, b"", CallOptions::default()).unwrap();
+        object_wait(client, "spinning");
+        assert_eq!(
+            client.invoke("p", "echo", b"beside them").unwrap(),
+            b"beside them"
+        );
+        for _ in 0..3000 {
+            client.invoke("p", "noop", b"").unwrap();
+        }
+        client
+            .message_put("p", "go", b"gone", CallOptions::default())
+            .unwrap();
+        assert_eq!(client.wait(waiting).unwrap().as_ref(), b"gone");
+        client.cancel(spinning);
+        assert_eq!(client.wait(spinning).err(), Some(InvokeError::Cancelled));
+    });
 }

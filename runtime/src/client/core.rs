@@ -221,7 +221,11 @@ impl<C> Peer<C> {
     #[inline]
     fn waiting(&self, sequence: u64) -> Option<u32> {
         match sequence.checked_sub(self.base) {
-            Some(at) => self.window.get(usize::try_from(at).ok()?).copied().flatten(),
+            Some(at) => self
+                .window
+                .get(usize::try_from(at).ok()?)
+                .copied()
+                .flatten(),
             None => self.passed.get(&sequence).copied(),
         }
     }
@@ -571,7 +575,10 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let mut lost = Vec::new();
         for index in peer.under_way() {
             let call = &mut self.calls[index as usize];
-            let id = CallId { index, stamp: call.stamp };
+            let id = CallId {
+                index,
+                stamp: call.stamp,
+            };
             if !call.sent {
                 again.push((call.sequence, id));
                 continue;
@@ -772,7 +779,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     let left = deadline.saturating_duration_since(link.now()).as_micros();
                     u32::try_from(left).unwrap_or(0).max(1)
                 });
-                let acked_delta = u32::try_from(call.sequence.saturating_sub(peer.base)).unwrap_or(u32::MAX);
+                let acked_delta =
+                    u32::try_from(call.sequence.saturating_sub(peer.base)).unwrap_or(u32::MAX);
                 let header = RequestHeader {
                     function,
                     deadline_us,

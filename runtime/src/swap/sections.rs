@@ -160,7 +160,12 @@ pub(super) fn decode_sessions(bytes: &[u8]) -> Result<Vec<SessionImage>, RejectR
         for _ in 0..reader.length("session's passed count")? {
             passed.push((reader.u64("passed sequence")?, decode_result(&mut reader)?));
         }
-        sessions.push(SessionImage { client, base, results, passed });
+        sessions.push(SessionImage {
+            client,
+            base,
+            results,
+            passed,
+        });
     }
     reader.finish("end of the sessions")?;
     Ok(sessions)

@@ -1,0 +1,346 @@
+//! The module's side: a call as a function sees it, over the host's table. The code here is
+//! compiled into the module; it shares nothing with the host but the tables.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+
+use super::table::{Bytes, CallHandle, FunctionTable, HostTable, MessageView, RawView, code};
+use crate::context::{CallError, Context, FunctionError};
+use crate::invocation::Status;
+
+/// What the attribute macro makes of a function.
+pub trait GuestFunction: Sized + 'static {
+    /// Its name.
+    const NAME: &'static str;
+    /// Its flags.
+    const FLAGS: u64;
+    /// Its table, for [`crate::module!`].
+    const TABLE: &'static FunctionTable =
+        &FunctionTable::new(Self::NAME, Self::FLAGS, entry::<Self>);
+
+    /// Runs it: reads the input, sets the output.
+    ///
+    /// # Errors
+    /// What the function returns.
+    fn run(context: &Context<'_>, input: &[u8]) -> Result<(), FunctionError>;
+}
+
+/// The code behind [`GuestFunction::TABLE`].
+unsafe extern "C" fn entry<F: GuestFunction>(
+    call: *mut CallHandle,
+    host: *const HostTable,
+    input: Bytes,
+) -> i32 {
+    // SAFETY: the host keeps its table, and the input for the length of the call.
+    let (host, input) = unsafe { (&*host, input.as_slice()) };
+    let guest = Guest {
+        call,
+        host,
+        output_taken: Cell::new(false),
+        not_send: PhantomData,
+    };
+    let context = Context::new(guest);
+    let outcome = catch_unwind(AssertUnwindSafe(|| F::run(&context, input)));
+    let (code, text) = match &outcome {
+        Ok(Ok(())) => return code::OK,
+        Ok(Err(error)) => (error.status() as i32, error.text()),
+        Err(panic) => (Status::Panicked as i32, panic_text(&**panic)),
+    };
+    // SAFETY: the call still runs.
+    unsafe { (host.error_set)(call, Bytes::new(text.as_bytes())) };
+    // What was thrown may panic when it is dropped.
+    if let Err(panic) = outcome {
+        std::mem::forget(panic);
+    }
+    code
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without a text")
+}
+
+/// One running call.
+#[derive(Debug)]
+pub(crate) struct Guest<'a> {
+    call: *mut CallHandle,
+    host: &'a HostTable,
+    output_taken: Cell<bool>,
+    /// Hosts may tell callers by their threads.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Guest<'_> {
+    /// Turns a code into an error with the host's text.
+    fn check(&self, code: i32) -> Result<(), CallError> {
+        if code == code::OK {
+            return Ok(());
+        }
+        // SAFETY: the call still runs; the text stays until the next call of the table.
+        let text = unsafe { (self.host.error_text)(self.call).as_slice() };
+        Err(CallError::from_code(code, &String::from_utf8_lossy(text)))
+    }
+
+    /// Names: 0 application, 1 process, 2 function.
+    pub(crate) fn name(&self, which: u32) -> &str {
+        // SAFETY: names stay for the length of the call, and are UTF-8 as the table says.
+        let name = unsafe { (self.host.name)(self.call, which).as_slice() };
+        std::str::from_utf8(name).unwrap_or_default()
+    }
+
+    pub(crate) fn incarnation(&self) -> u64 {
+        // SAFETY: the call still runs.
+        unsafe { (self.host.incarnation)(self.call) }
+    }
+
+    pub(crate) fn cancelled(&self) -> bool {
+        // SAFETY: the call still runs.
+        unsafe { (self.host.cancelled)(self.call) != 0 }
+    }
+
+    pub(crate) fn deadline_left_us(&self) -> Option<u64> {
+        // SAFETY: the call still runs.
+        u64::try_from(unsafe { (self.host.deadline_left_us)(self.call) }).ok()
+    }
+
+    /// Memory for the output; once per call, since a second piece would replace the first.
+    pub(crate) fn output(&self, len: usize) -> Result<Output<'_>, CallError> {
+        if self.output_taken.replace(true) {
+            return Err(CallError::BadArgument("the output was made already".into()));
+        }
+        let mut memory = ptr::null_mut();
+        // SAFETY: the call still runs; `memory` is writable.
+        let code = unsafe { (self.host.output_alloc)(self.call, len, &raw mut memory) };
+        self.check(code)?;
+        let bytes = match len {
+            0 => &mut [],
+            // SAFETY: the host has given so many initialised bytes, to us alone, until the call
+            // ends; the flag above keeps it at one loan.
+            _ => unsafe { std::slice::from_raw_parts_mut(memory, len) },
+        };
+        Ok(Output { bytes })
+    }
+
+    pub(crate) fn state_put(&self, key: &str, value: &[u8]) -> Result<u64, CallError> {
+        let (key, value) = (Bytes::new(key.as_bytes()), Bytes::new(value));
+        let mut version = 0;
+        // SAFETY: the call still runs; arguments live across it.
+        let code = unsafe { (self.host.state_put)(self.call, key, value, &raw mut version) };
+        self.check(code).map(|()| version)
+    }
+
+    pub(crate) fn state_view(&self, key: &str) -> Result<View, CallError> {
+        let mut view = RawView::NONE;
+        let key = Bytes::new(key.as_bytes());
+        // SAFETY: as above.
+        let code = unsafe { (self.host.state_view)(self.call, key, &raw mut view) };
+        self.view(code, view)
+    }
+
+    pub(crate) fn state_delete(&self, key: &str) -> Result<(), CallError> {
+        // SAFETY: as above.
+        self.check(unsafe { (self.host.state_delete)(self.call, Bytes::new(key.as_bytes())) })
+    }
+
+    pub(crate) fn state_list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<View, CallError> {
+        let after = after.map_or(Bytes::NONE, |after| Bytes::new(after.as_bytes()));
+        let prefix = Bytes::new(prefix.as_bytes());
+        let mut view = RawView::NONE;
+        // SAFETY: as above.
+        let code =
+            unsafe { (self.host.state_list)(self.call, prefix, after, limit, &raw mut view) };
+        self.view(code, view)
+    }
+
+    /// The new version, or the one that the object has.
+    pub(crate) fn state_compare_swap(
+        &self,
+        key: &str,
+        expected: u64,
+        value: &[u8],
+    ) -> Result<Result<u64, u64>, CallError> {
+        let (key, value) = (Bytes::new(key.as_bytes()), Bytes::new(value));
+        let mut version = 0;
+        // SAFETY: as above.
+        let code = unsafe {
+            (self.host.state_compare_swap)(self.call, key, expected, value, &raw mut version)
+        };
+        match code {
+            code::CONFLICT => Ok(Err(version)),
+            code => self.check(code).map(|()| Ok(version)),
+        }
+    }
+
+    pub(crate) fn state_append(&self, key: &str, value: &[u8]) -> Result<u64, CallError> {
+        let (key, value) = (Bytes::new(key.as_bytes()), Bytes::new(value));
+        let mut len = 0;
+        // SAFETY: as above.
+        let code = unsafe { (self.host.state_append)(self.call, key, value, &raw mut len) };
+        self.check(code).map(|()| len)
+    }
+
+    pub(crate) fn message_put(
+        &self,
+        to: &str,
+        key: &str,
+        payload: &[u8],
+        timeout_us: i64,
+    ) -> Result<(), CallError> {
+        let (to, key) = (Bytes::new(to.as_bytes()), Bytes::new(key.as_bytes()));
+        let payload = Bytes::new(payload);
+        // SAFETY: as above.
+        self.check(unsafe { (self.host.message_put)(self.call, to, key, payload, timeout_us) })
+    }
+
+    /// Source and payload.
+    pub(crate) fn message_get(
+        &self,
+        source: Option<&str>,
+        key: &str,
+        flags: u32,
+        timeout_us: i64,
+    ) -> Result<(View, View), CallError> {
+        let source = source.map_or(Bytes::NONE, |source| Bytes::new(source.as_bytes()));
+        let key = Bytes::new(key.as_bytes());
+        let mut message = MessageView {
+            source: RawView::NONE,
+            payload: RawView::NONE,
+        };
+        // SAFETY: as above.
+        let code = unsafe {
+            (self.host.message_get)(self.call, source, key, flags, timeout_us, &raw mut message)
+        };
+        self.check(code)?;
+        Ok((
+            self.view(code, message.source)?,
+            self.view(code, message.payload)?,
+        ))
+    }
+
+    pub(crate) fn invoke(
+        &self,
+        process: &str,
+        function: &str,
+        input: &[u8],
+        timeout_us: i64,
+    ) -> Result<View, CallError> {
+        let (process, function) = (
+            Bytes::new(process.as_bytes()),
+            Bytes::new(function.as_bytes()),
+        );
+        let input = Bytes::new(input);
+        let mut view = RawView::NONE;
+        // SAFETY: as above.
+        let code = unsafe {
+            (self.host.invoke)(
+                self.call,
+                process,
+                function,
+                input,
+                timeout_us,
+                &raw mut view,
+            )
+        };
+        self.view(code, view)
+    }
+
+    pub(crate) fn world(&self, after: u64, timeout_us: i64) -> Result<View, CallError> {
+        let mut view = RawView::NONE;
+        // SAFETY: as above.
+        let code = unsafe { (self.host.world)(self.call, after, timeout_us, &raw mut view) };
+        self.view(code, view)
+    }
+
+    pub(crate) fn log(&self, level: u32, text: &str) {
+        // SAFETY: as above.
+        unsafe { (self.host.log)(self.call, level, Bytes::new(text.as_bytes())) };
+    }
+
+    fn view(&self, code: i32, raw: RawView) -> Result<View, CallError> {
+        self.check(code)?;
+        Ok(View {
+            raw,
+            release: self.host.view_release,
+        })
+    }
+}
+
+/// Bytes that the host lends without copying: a state object as it was when it was looked at, a
+/// message, an output. They stay as they are for as long as the view lives, whatever becomes of
+/// the object.
+pub struct View {
+    raw: RawView,
+    release: unsafe extern "C" fn(RawView),
+}
+
+// SAFETY: the bytes are never written while the host lends them, and the host takes them back
+// from any thread.
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
+
+impl View {
+    /// The version of a state object; zero for other bytes.
+    pub fn version(&self) -> u64 {
+        self.raw.version
+    }
+}
+
+impl Deref for View {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the host lends them until they are released.
+        unsafe { self.raw.bytes.as_slice() }
+    }
+}
+
+impl AsRef<[u8]> for View {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "View({} bytes, version {})", self.len(), self.version())
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // SAFETY: given back once.
+        unsafe { (self.release)(self.raw) };
+    }
+}
+
+/// The output, in the memory that it is sent from. A function that fills it and returns it saves
+/// a copy.
+#[derive(Debug)]
+pub struct Output<'a> {
+    bytes: &'a mut [u8],
+}
+
+impl Deref for Output<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl DerefMut for Output<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.bytes
+    }
+}

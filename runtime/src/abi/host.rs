@@ -1,0 +1,562 @@
+//! The host's side: one running call, and the functions of the host table over [`Services`].
+
+use std::ffi::c_void;
+use std::time::{Duration, Instant};
+
+use praas_transport::{Buf, BufMut};
+
+use super::table::{
+    Bytes, CallHandle, EntryFn, HostTable, MESSAGE_PEEK, MessageView, RawView, code,
+};
+use crate::invocation::{InvokeError, Payload, Status};
+use crate::mailbox::{MailMessage, Source};
+use crate::services::{Job, Services};
+use crate::state::StateError;
+use crate::world::{MemberState, World};
+
+enum Output {
+    None,
+    Inline(smallvec::SmallVec<[u8; 128]>),
+    Buf(BufMut),
+}
+
+/// One running invocation; modules hold it as a [`CallHandle`].
+struct Call<'a> {
+    services: &'a dyn Services,
+    job: &'a Job,
+    function: &'a str,
+    output: Output,
+    /// What the function says of its failure.
+    error: String,
+    /// What went wrong in the host last.
+    last: String,
+}
+
+/// Runs a function to its end.
+#[inline]
+pub(crate) fn call_run(
+    entry: EntryFn,
+    services: &dyn Services,
+    job: &Job,
+    function: &str,
+    input: &[u8],
+) -> (Status, Payload) {
+    let output = Output::None;
+    let mut call = Call {
+        services,
+        job,
+        function,
+        output,
+        error: String::new(),
+        last: String::new(),
+    };
+    let handle = (&raw mut call).cast::<CallHandle>();
+    // SAFETY: the entry is what a module's table says it is; the call outlives it, and is reached
+    // through the handle only while it runs.
+    let code = unsafe { entry(handle, host_table(), Bytes::new(input)) };
+    let text = |text: String| Payload::Buf(Buf::from_vec(text.into_bytes()));
+    match u16::try_from(code).ok().and_then(Status::from_code) {
+        Some(Status::Ok) => {
+            let payload = match call.output {
+                Output::None => Payload::default(),
+                Output::Inline(bytes) => Payload::Inline(bytes),
+                Output::Buf(buf) => Payload::Buf(buf.freeze()),
+            };
+            (Status::Ok, payload)
+        }
+        Some(status @ (Status::Panicked | Status::Exhausted | Status::TooLarge)) => {
+            (status, text(call.error))
+        }
+        Some(status @ (Status::Cancelled | Status::DeadlineExceeded)) => {
+            (status, Payload::default())
+        }
+        Some(Status::FunctionError) => (Status::FunctionError, text(call.error)),
+        _ => (
+            Status::FunctionError,
+            text(format!("code {code}: {}", call.error)),
+        ),
+    }
+}
+
+/// The table that all calls get.
+pub(crate) fn host_table() -> &'static HostTable {
+    static TABLE: HostTable = HostTable {
+        size: size_of::<HostTable>(),
+        output_alloc,
+        error_set,
+        error_text,
+        name,
+        incarnation,
+        cancelled,
+        deadline_left_us,
+        view_release,
+        state_put,
+        state_view,
+        state_delete,
+        state_list,
+        state_compare_swap,
+        state_append,
+        message_put,
+        message_get,
+        invoke,
+        world,
+        log,
+    };
+    &TABLE
+}
+
+/// The call behind a handle.
+///
+/// # Safety
+/// The handle is one that an entry was given, and the entry has not returned.
+unsafe fn call<'a>(handle: *mut CallHandle) -> &'a mut Call<'a> {
+    // SAFETY: the caller says so; an entry uses its handle from one place at a time.
+    unsafe { &mut *handle.cast::<Call<'a>>() }
+}
+
+/// Writes a result where the module wants it.
+///
+/// # Safety
+/// The pointer is null or good for writing.
+unsafe fn write<T>(to: *mut T, value: T) {
+    if !to.is_null() {
+        // SAFETY: the caller says so.
+        unsafe { to.write(value) }
+    }
+}
+
+fn view(buf: Buf, version: u64) -> RawView {
+    let buf = Box::new(buf);
+    let bytes = Bytes::new(&buf);
+    RawView {
+        bytes,
+        version,
+        handle: Box::into_raw(buf).cast::<c_void>(),
+    }
+}
+
+impl Call<'_> {
+    fn fail(&mut self, code: i32, text: impl ToString) -> i32 {
+        self.last = text.to_string();
+        code
+    }
+
+    fn state_fail(&mut self, error: &StateError) -> i32 {
+        let code = match error {
+            StateError::LimitReached { .. } | StateError::Pool(_) => code::LIMIT_REACHED,
+            StateError::BadKey(_) => code::BAD_ARGUMENT,
+            StateError::Conflict { .. } => code::CONFLICT,
+        };
+        self.fail(code, error)
+    }
+
+    fn invoke_fail(&mut self, error: InvokeError) -> i32 {
+        let code = match &error {
+            InvokeError::Function(text) => {
+                let text = text.clone();
+                return self.fail(Status::FunctionError as i32, text);
+            }
+            InvokeError::Panicked(text) => {
+                let text = text.clone();
+                return self.fail(Status::Panicked as i32, text);
+            }
+            InvokeError::UnknownFunction(_) => Status::UnknownFunction as i32,
+            InvokeError::DeadlineExceeded => Status::DeadlineExceeded as i32,
+            InvokeError::Cancelled => Status::Cancelled as i32,
+            InvokeError::Exhausted(_) => Status::Exhausted as i32,
+            InvokeError::ResultExpired => Status::ResultExpired as i32,
+            InvokeError::OutcomeUnknown => Status::OutcomeUnknown as i32,
+            InvokeError::TooLarge(_) => Status::TooLarge as i32,
+            InvokeError::MailboxFull(_) => Status::MailboxFull as i32,
+            InvokeError::Unavailable { .. } => code::UNAVAILABLE,
+            InvokeError::Malformed(_) => Status::Malformed as i32,
+        };
+        self.fail(code, error)
+    }
+
+    /// Text that a module gave.
+    ///
+    /// # Safety
+    /// As for [`Bytes::as_slice`].
+    unsafe fn text<'b>(&mut self, bytes: Bytes) -> Result<&'b str, i32> {
+        // SAFETY: the caller says so.
+        let bytes = unsafe { bytes.as_slice() };
+        std::str::from_utf8(bytes).map_err(|_| self.fail(code::BAD_ARGUMENT, "not UTF-8"))
+    }
+}
+
+fn deadline(timeout_us: i64) -> Option<Instant> {
+    let us = u64::try_from(timeout_us).ok()?;
+    Instant::now().checked_add(Duration::from_micros(us))
+}
+
+// Every function below is called by modules through the table. SAFETY of all: a module gives the
+// handle that its entry was given, bytes that are readable during the call, and pointers for
+// results that are null or writable; docs/abi.md says so to whoever writes one.
+
+unsafe extern "C" fn output_alloc(handle: *mut CallHandle, len: usize, out: *mut *mut u8) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    call.output = Output::None;
+    let memory = match len <= 128 {
+        true => {
+            let mut bytes = smallvec::SmallVec::new();
+            bytes.resize(len, 0);
+            call.output = Output::Inline(bytes);
+            let Output::Inline(bytes) = &mut call.output else {
+                return code::LIMIT_REACHED;
+            };
+            bytes.as_mut_ptr()
+        }
+        false => match call.services.pool().alloc(len) {
+            Ok(mut buf) => {
+                let memory = buf.as_mut_ptr();
+                call.output = Output::Buf(buf);
+                memory
+            }
+            Err(error) => return call.fail(code::LIMIT_REACHED, error),
+        },
+    };
+    // SAFETY: see above.
+    unsafe { write(out, memory) };
+    code::OK
+}
+
+unsafe extern "C" fn error_set(handle: *mut CallHandle, text: Bytes) {
+    // SAFETY: see above.
+    let (call, text) = unsafe { (call(handle), text.as_slice()) };
+    call.error = String::from_utf8_lossy(text).into_owned();
+}
+
+unsafe extern "C" fn error_text(handle: *mut CallHandle) -> Bytes {
+    // SAFETY: see above.
+    Bytes::new(unsafe { call(handle) }.last.as_bytes())
+}
+
+unsafe extern "C" fn name(handle: *mut CallHandle, which: u32) -> Bytes {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    Bytes::new(match which {
+        0 => call.services.identity().application.as_bytes(),
+        1 => call.services.identity().name.as_bytes(),
+        2 => call.function.as_bytes(),
+        _ => &[],
+    })
+}
+
+unsafe extern "C" fn incarnation(handle: *mut CallHandle) -> u64 {
+    // SAFETY: see above.
+    unsafe { call(handle) }.services.identity().incarnation.0
+}
+
+unsafe extern "C" fn cancelled(handle: *mut CallHandle) -> i32 {
+    // SAFETY: see above.
+    i32::from(unsafe { call(handle) }.job.cancelled())
+}
+
+unsafe extern "C" fn deadline_left_us(handle: *mut CallHandle) -> i64 {
+    // SAFETY: see above.
+    let deadline = unsafe { call(handle) }.job.deadline;
+    deadline.map_or(-1, |deadline| {
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .as_micros();
+        i64::try_from(left).unwrap_or(i64::MAX)
+    })
+}
+
+unsafe extern "C" fn view_release(view: RawView) {
+    if !view.handle.is_null() {
+        // SAFETY: the handle is a box that `view` made, and is given back once.
+        drop(unsafe { Box::from_raw(view.handle.cast::<Buf>()) });
+    }
+}
+
+unsafe extern "C" fn state_put(
+    handle: *mut CallHandle,
+    key: Bytes,
+    value: Bytes,
+    version: *mut u64,
+) -> i32 {
+    // SAFETY: see above.
+    let (call, value) = unsafe { (call(handle), value.as_slice()) };
+    // SAFETY: see above.
+    let key = match unsafe { call.text(key) } {
+        Ok(key) => key,
+        Err(code) => return code,
+    };
+    match call.services.state().put(key, value) {
+        Ok(new) => {
+            // SAFETY: see above.
+            unsafe { write(version, new) };
+            code::OK
+        }
+        Err(error) => call.state_fail(&error),
+    }
+}
+
+unsafe extern "C" fn state_view(handle: *mut CallHandle, key: Bytes, out: *mut RawView) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    // SAFETY: see above.
+    let key = match unsafe { call.text(key) } {
+        Ok(key) => key,
+        Err(code) => return code,
+    };
+    match call.services.state().object(key) {
+        Some((buf, meta)) => {
+            // SAFETY: see above.
+            unsafe { write(out, view(buf, meta.version)) };
+            code::OK
+        }
+        None => call.fail(code::NOT_FOUND, format!("no state object '{key}'")),
+    }
+}
+
+unsafe extern "C" fn state_delete(handle: *mut CallHandle, key: Bytes) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    // SAFETY: see above.
+    let key = match unsafe { call.text(key) } {
+        Ok(key) => key,
+        Err(code) => return code,
+    };
+    match call.services.state().delete(key) {
+        true => code::OK,
+        false => call.fail(code::NOT_FOUND, format!("no state object '{key}'")),
+    }
+}
+
+unsafe extern "C" fn state_list(
+    handle: *mut CallHandle,
+    prefix: Bytes,
+    after: Bytes,
+    limit: usize,
+    out: *mut RawView,
+) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    // SAFETY: see above.
+    let (prefix, from) = match unsafe { (call.text(prefix), call.text(after)) } {
+        (Ok(prefix), Ok(after)) => (prefix, after),
+        (Err(code), _) | (_, Err(code)) => return code,
+    };
+    let from = Some(from).filter(|_| !after.ptr.is_null());
+    let mut bytes = Vec::new();
+    for (key, meta) in call.services.state().list(prefix, from, limit) {
+        bytes.extend_from_slice(&(key.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(key.as_bytes());
+        for word in [meta.bytes, meta.version, meta.written_unix_ms] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    // SAFETY: see above.
+    unsafe { write(out, view(Buf::from_vec(bytes), 0)) };
+    code::OK
+}
+
+unsafe extern "C" fn state_compare_swap(
+    handle: *mut CallHandle,
+    key: Bytes,
+    expected: u64,
+    value: Bytes,
+    version: *mut u64,
+) -> i32 {
+    // SAFETY: see above.
+    let (call, value) = unsafe { (call(handle), value.as_slice()) };
+    // SAFETY: see above.
+    let key = match unsafe { call.text(key) } {
+        Ok(key) => key,
+        Err(code) => return code,
+    };
+    let (now, code) = match call.services.state().compare_swap(key, expected, value) {
+        Ok(new) => (new, code::OK),
+        Err(error) => {
+            let actual = match error {
+                StateError::Conflict { actual, .. } => actual,
+                _ => 0,
+            };
+            (actual, call.state_fail(&error))
+        }
+    };
+    // SAFETY: see above.
+    unsafe { write(version, now) };
+    code
+}
+
+unsafe extern "C" fn state_append(
+    handle: *mut CallHandle,
+    key: Bytes,
+    value: Bytes,
+    len: *mut u64,
+) -> i32 {
+    // SAFETY: see above.
+    let (call, value) = unsafe { (call(handle), value.as_slice()) };
+    // SAFETY: see above.
+    let key = match unsafe { call.text(key) } {
+        Ok(key) => key,
+        Err(code) => return code,
+    };
+    match call.services.state().append(key, value) {
+        Ok(new) => {
+            // SAFETY: see above.
+            unsafe { write(len, new) };
+            code::OK
+        }
+        Err(error) => call.state_fail(&error),
+    }
+}
+
+unsafe extern "C" fn message_put(
+    handle: *mut CallHandle,
+    to: Bytes,
+    key: Bytes,
+    payload: Bytes,
+    timeout_us: i64,
+) -> i32 {
+    // SAFETY: see above.
+    let (call, payload) = unsafe { (call(handle), payload.as_slice()) };
+    // SAFETY: see above.
+    let (to, key) = match unsafe { (call.text(to), call.text(key)) } {
+        (Ok(to), Ok(key)) => (to, key),
+        (Err(code), _) | (_, Err(code)) => return code,
+    };
+    match call
+        .services
+        .message_put(call.job, to, key, payload, deadline(timeout_us))
+    {
+        Ok(()) => code::OK,
+        Err(error) => call.invoke_fail(error),
+    }
+}
+
+unsafe extern "C" fn message_get(
+    handle: *mut CallHandle,
+    source: Bytes,
+    key: Bytes,
+    flags: u32,
+    timeout_us: i64,
+    out: *mut MessageView,
+) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    // SAFETY: see above.
+    let (from, key) = match unsafe { (call.text(source), call.text(key)) } {
+        (Ok(from), Ok(key)) => (from, key),
+        (Err(code), _) | (_, Err(code)) => return code,
+    };
+    let from = match source.ptr.is_null() {
+        true => Source::Any,
+        false => Source::From(from.into()),
+    };
+    let message = match (flags & MESSAGE_PEEK != 0, timeout_us) {
+        (true, _) => Ok(call.services.message_peek(&from, key)),
+        (false, 0) => Ok(call.services.message_try(&from, key)),
+        (false, _) => call
+            .services
+            .message_get(call.job, &from, key, deadline(timeout_us))
+            .map(Some),
+    };
+    match message {
+        Ok(Some(MailMessage {
+            source, payload, ..
+        })) => {
+            let source = view(Buf::from_vec(source.into_bytes()), 0);
+            // SAFETY: see above.
+            unsafe {
+                write(
+                    out,
+                    MessageView {
+                        source,
+                        payload: view(payload, 0),
+                    },
+                )
+            };
+            code::OK
+        }
+        Ok(None) => call.fail(code::NOT_FOUND, "no such message"),
+        Err(error) => call.invoke_fail(error),
+    }
+}
+
+unsafe extern "C" fn invoke(
+    handle: *mut CallHandle,
+    process: Bytes,
+    function: Bytes,
+    input: Bytes,
+    timeout_us: i64,
+    out: *mut RawView,
+) -> i32 {
+    // SAFETY: see above.
+    let (call, input) = unsafe { (call(handle), input.as_slice()) };
+    // SAFETY: see above.
+    let (process, function) = match unsafe { (call.text(process), call.text(function)) } {
+        (Ok(process), Ok(function)) => (process, function),
+        (Err(code), _) | (_, Err(code)) => return code,
+    };
+    match call
+        .services
+        .invoke(call.job, process, function, input, deadline(timeout_us))
+    {
+        Ok(payload) => {
+            // SAFETY: see above.
+            unsafe { write(out, view(payload.into_buf(), 0)) };
+            code::OK
+        }
+        Err(error) => call.invoke_fail(error),
+    }
+}
+
+unsafe extern "C" fn world(
+    handle: *mut CallHandle,
+    after: u64,
+    timeout_us: i64,
+    out: *mut RawView,
+) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    let world = match after {
+        u64::MAX => Ok(call.services.world().now()),
+        _ => call
+            .services
+            .world_wait(call.job, after, deadline(timeout_us)),
+    };
+    match world {
+        Ok(world) => {
+            // SAFETY: see above.
+            unsafe { write(out, view(Buf::from_vec(world_encode(&world)), 0)) };
+            code::OK
+        }
+        Err(error) => call.invoke_fail(error),
+    }
+}
+
+fn world_encode(world: &World) -> Vec<u8> {
+    let mut bytes = world.generation.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&(world.members.len() as u32).to_le_bytes());
+    for member in &world.members {
+        bytes.extend_from_slice(&(member.name.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(member.name.as_bytes());
+        bytes.extend_from_slice(&member.incarnation.0.to_le_bytes());
+        bytes.push(match member.state {
+            MemberState::Starting => 0,
+            MemberState::Ready => 1,
+            MemberState::Swapped => 2,
+            MemberState::Gone => 3,
+        });
+    }
+    bytes
+}
+
+unsafe extern "C" fn log(handle: *mut CallHandle, level: u32, text: Bytes) {
+    // SAFETY: see above.
+    let (call, text) = unsafe { (call(handle), text.as_slice()) };
+    let text = String::from_utf8_lossy(text);
+    let function = call.function;
+    match level {
+        0 => tracing::error!(function, "{text}"),
+        1 => tracing::warn!(function, "{text}"),
+        2 => tracing::info!(function, "{text}"),
+        _ => tracing::debug!(function, "{text}"),
+    }
+}
