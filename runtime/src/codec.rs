@@ -9,6 +9,10 @@ use serde::de::DeserializeOwned;
 /// The most bytes that decoding one value may claim, whatever lengths it announces.
 pub const DECODE_MAX_BYTES: usize = 64 << 20;
 
+/// What is encoded in fewer bytes may claim sixteen times them: one byte can stand for a `u128`,
+/// and for nothing larger. So a short message cannot make us allocate much.
+const DECODE_SMALL_BYTES: usize = 64 << 10;
+
 /// Why a value could not be encoded or decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
@@ -38,9 +42,17 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
 /// Anything that [`encode`] would not have written for this type, and lengths above
 /// [`DECODE_MAX_BYTES`].
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    let config = bincode::config::standard().with_limit::<DECODE_MAX_BYTES>();
-    let (value, used) = bincode::serde::decode_from_slice(bytes, config)
-        .map_err(|error| CodecError::Decode(error.to_string()))?;
+    let decoded = match bytes.len() {
+        0..=DECODE_SMALL_BYTES => {
+            let config = bincode::config::standard().with_limit::<{ DECODE_SMALL_BYTES * 16 }>();
+            bincode::serde::decode_from_slice(bytes, config)
+        }
+        _ => {
+            let config = bincode::config::standard().with_limit::<DECODE_MAX_BYTES>();
+            bincode::serde::decode_from_slice(bytes, config)
+        }
+    };
+    let (value, used) = decoded.map_err(|error| CodecError::Decode(error.to_string()))?;
     match bytes.len() - used {
         0 => Ok(value),
         left => Err(CodecError::LeftOver(left)),
@@ -61,6 +73,10 @@ mod tests {
             decode::<Vec<u8>>(&huge),
             Err(CodecError::Decode(_))
         ));
+        let mut megabytes = encode(&(2_u64 << 20)).unwrap();
+        megabytes.resize(100, 0);
+        let error = decode::<String>(&megabytes).unwrap_err();
+        assert!(error.to_string().contains("LimitExceeded"), "{error}");
         assert_eq!(decode::<u8>(&[1, 2]), Err(CodecError::LeftOver(1)));
     }
 
