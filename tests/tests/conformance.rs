@@ -29,7 +29,7 @@ macro_rules! conformance {
             fn $promise() {
                 let backend =
                     conformance::Backend { kind: TransportKind::$kind, faulty: $faulty };
-                conformance::$promise(backend);
+                conformance::hold(backend, stringify!($promise), conformance::$promise);
             })*
         }
     };

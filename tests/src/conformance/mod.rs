@@ -1,10 +1,13 @@
 //! One suite that holds every backend to the transport's promises.
 //!
 //! Each promise is a function over [`Backend`]; `tests/conformance.rs` instantiates all of them
-//! for each backend by one line. What a backend does not offer is skipped with a reason, and
-//! `PRAAS_REQUIRE_BACKENDS=shm,tcp` turns that into failure.
+//! for each backend by one line. A backend that cannot be had here is skipped with a reason, and
+//! `PRAAS_REQUIRE_BACKENDS=shm,tcp` turns that into failure. With `PRAAS_CONFORMANCE_DIR` set, what
+//! became of each promise is written there, and the program `conformance-matrix` prints the table.
 
+mod one_sided;
 mod promises;
+pub mod record;
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,7 +21,9 @@ use praas_transport::{
     OneSidedDone, Ops, Role, Secret, SendFailure, Ticket, TransportConfig, TransportKind,
 };
 
+pub use self::one_sided::*;
 pub use self::promises::*;
+use self::record::Outcome;
 
 /// How long anything in this suite may take before it counts as hung.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +35,43 @@ pub struct Backend {
     pub kind: TransportKind,
     /// Whether faults (busy, delay, partial bulk) are injected around it.
     pub faulty: bool,
+}
+
+/// Whether a backend held a promise; what it did not hold has panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// It did.
+    Yes,
+    /// The promise is about something that the backend does not offer, and says so.
+    NotOffered(&'static str),
+}
+
+impl From<()> for Held {
+    fn from((): ()) -> Self {
+        Self::Yes
+    }
+}
+
+/// Holds a backend to a promise, and records what became of it.
+///
+/// # Panics
+/// The promise is broken, or a backend cannot be had here that `PRAAS_REQUIRE_BACKENDS` names.
+pub fn hold<H: Into<Held>>(backend: Backend, promise: &str, check: impl FnOnce(Backend) -> H) {
+    if let Err(reason) = backend.available() {
+        let required = std::env::var("PRAAS_REQUIRE_BACKENDS").unwrap_or_default();
+        let required = required.split(',').any(|name| name == backend.kind.name());
+        assert!(!required, "{} is required: {reason}", backend.kind);
+        println!("SKIP {} {promise}: {reason}", backend.kind);
+        record::write(backend, promise, &Outcome::Skipped(reason));
+        return;
+    }
+    // What panics leaves this behind.
+    record::write(backend, promise, &Outcome::Broken);
+    let outcome = match check(backend).into() {
+        Held::Yes => Outcome::Held,
+        Held::NotOffered(reason) => Outcome::NotOffered(reason.into()),
+    };
+    record::write(backend, promise, &outcome);
 }
 
 /// What a handler saw.
@@ -280,6 +322,27 @@ pub fn dial(role: Role) -> Dial {
 }
 
 impl Backend {
+    /// Whether the backend can be had here.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn available(self) -> Result<(), String> {
+        let config = TransportConfig::default();
+        let mut node = Node::new(config, "probe", 1, None);
+        match node.endpoint.listen(&self.listen()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The column of the matrix that it is in.
+    pub fn name(self) -> String {
+        match self.faulty {
+            true => format!("{}+faults", self.kind),
+            false => self.kind.to_string(),
+        }
+    }
+
     /// Where a fresh listener of this backend goes.
     pub fn listen(self) -> Listen {
         match self.kind {

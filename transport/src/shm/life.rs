@@ -14,6 +14,7 @@
 //! look at the word when they find nothing else to do. The list's node is private memory, since
 //! the kernel follows its pointers; only the word is shared.
 
+use std::cell::UnsafeCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
@@ -59,7 +60,8 @@ fn life_start() -> io::Result<OwnedFd> {
         .stack_size(64 << 10)
         .spawn(move || {
             // The page must outlive every look at it, so it is never unmapped.
-            let page: &'static Mapping = Box::leak(Box::new(page));
+            static PAGE: OnceLock<Mapping> = OnceLock::new();
+            let page = PAGE.get_or_init(|| page);
             // The receiver waits below; if it is gone, so is the process.
             let _ = tell.send(life_hold(page));
             loop {
@@ -83,22 +85,41 @@ struct RobustHead {
     pending: *mut RobustNode,
 }
 
-/// Makes the calling thread the word's owner until it ends.
+/// The list of the life thread, with one node. Private memory that is never freed, since the
+/// kernel reads it when the thread ends.
+struct RobustList {
+    head: UnsafeCell<RobustHead>,
+    node: UnsafeCell<RobustNode>,
+}
+
+// SAFETY: only the one life thread writes it, before it tells the kernel.
+unsafe impl Sync for RobustList {}
+
+static LIST: RobustList = RobustList {
+    head: UnsafeCell::new(RobustHead {
+        list: RobustNode {
+            next: std::ptr::null_mut(),
+        },
+        futex_offset: 0,
+        pending: std::ptr::null_mut(),
+    }),
+    node: UnsafeCell::new(RobustNode {
+        next: std::ptr::null_mut(),
+    }),
+};
+
+/// Makes the calling thread, the only one to call this, the word's owner until it ends.
 fn life_hold(page: &'static Mapping) -> io::Result<()> {
     let word = page.word32(0);
-    // The node is leaked with the head: the kernel reads both when the thread ends.
-    let node: *mut RobustNode = Box::into_raw(Box::new(RobustNode {
-        next: std::ptr::null_mut(),
-    }));
-    let offset = (std::ptr::from_ref(word) as isize) - (node as isize);
-    let head: *mut RobustHead = Box::into_raw(Box::new(RobustHead {
-        list: RobustNode { next: node },
-        futex_offset: offset as libc::c_long,
-        pending: std::ptr::null_mut(),
-    }));
-    // SAFETY: both pointers come from boxes that are never freed, and nobody else has them; the
-    // list is circular, from the head over the node back to the head.
-    unsafe { (*node).next = std::ptr::addr_of_mut!((*head).list) };
+    let (head, node) = (LIST.head.get(), LIST.node.get());
+    // SAFETY: nobody else has the list yet. It is circular, from the head over the node back to
+    // the head.
+    unsafe {
+        (*node).next = std::ptr::addr_of_mut!((*head).list);
+        (*head).list.next = node;
+        let offset = (std::ptr::from_ref(word) as isize) - (node as isize);
+        (*head).futex_offset = offset as libc::c_long;
+    }
     word.store(
         rustix::thread::gettid().as_raw_nonzero().get() as u32,
         Ordering::SeqCst,
