@@ -6,9 +6,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
+use crossbeam_utils::CachePadded;
+
 use crate::backend::{Posted, Received, RxBuf, RxPool, Want, Wire, WireFault};
 use crate::endpoint::{TransportError, Waker};
 use crate::one_sided::RegionTable;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::wire::FrameHeader;
 
 /// Frames that a direction holds before it is `Busy`.
@@ -69,11 +72,22 @@ struct Lane {
     boot: VecDeque<u8>,
     frames: VecDeque<(FrameHeader, Vec<u8>)>,
     bulk: VecDeque<u8>,
-    closed: bool,
 }
 
+/// What can be seen of a lane without its lock: whoever polls an empty lane must not keep its
+/// writer out, who would be put to sleep by the kernel for it.
+#[derive(Default)]
+struct Glance {
+    /// Frames in it; changed under the lock.
+    frames: AtomicUsize,
+    /// Its writer is gone: nothing more comes.
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
 struct Shared {
     lanes: [Mutex<Lane>; 2],
+    glances: [CachePadded<Glance>; 2],
     wakers: [Mutex<Option<Waker>>; 2],
     regions: [Mutex<Option<Arc<RegionTable>>>; 2],
 }
@@ -98,12 +112,12 @@ impl MemLink {
         let listener = lock(&LISTENERS).get(name).cloned();
         let listener = listener.ok_or_else(|| refused(std::io::ErrorKind::ConnectionRefused))?;
         let shared = Arc::new(Shared {
-            lanes: Default::default(),
             wakers: [
                 Mutex::new(Some(waker)),
                 Mutex::new(Some(listener.waker.clone())),
             ],
             regions: [Mutex::new(Some(regions)), Mutex::new(None)],
+            ..Shared::default()
         });
         let theirs = Self {
             shared: Arc::clone(&shared),
@@ -121,11 +135,7 @@ impl MemLink {
 
     /// Two ends with nobody to wake: for driving a wire by hand.
     pub(crate) fn pair() -> (Self, Self) {
-        let shared = Arc::new(Shared {
-            lanes: Default::default(),
-            wakers: Default::default(),
-            regions: Default::default(),
-        });
+        let shared = Arc::new(Shared::default());
         let end = |side| Self {
             shared: Arc::clone(&shared),
             side,
@@ -149,14 +159,30 @@ impl MemLink {
         lock(&self.shared.lanes[1 - self.side])
     }
 
+    fn glance_ours(&self) -> &Glance {
+        &self.shared.glances[self.side]
+    }
+
+    fn glance_theirs(&self) -> &Glance {
+        &self.shared.glances[1 - self.side]
+    }
+
+    /// Wakes the peer for what it would not look at otherwise: a handshake, or the end.
     fn wake_peer(&self) {
         if let Some(waker) = &*lock(&self.shared.wakers[1 - self.side]) {
             waker.wake();
         }
     }
 
+    /// Wakes the peer if it sleeps; else it polls what was published.
+    fn wake_peer_sleeping(&self) {
+        if let Some(waker) = &*lock(&self.shared.wakers[1 - self.side]) {
+            waker.wake_sleeper();
+        }
+    }
+
     pub(crate) fn boot_write(&self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.theirs().closed {
+        if self.glance_theirs().closed.load(Ordering::Acquire) {
             return Err(std::io::ErrorKind::BrokenPipe.into());
         }
         self.ours().boot.extend(bytes);
@@ -165,10 +191,12 @@ impl MemLink {
     }
 
     pub(crate) fn boot_read(&self, into: &mut [u8]) -> std::io::Result<usize> {
+        // Looked at first: what was written before the end is still there.
+        let closed = self.glance_theirs().closed.load(Ordering::Acquire);
         let mut lane = self.theirs();
         let count = lane.boot.len().min(into.len());
         if count == 0 {
-            return match lane.closed {
+            return match closed {
                 true => Ok(0),
                 false => Err(std::io::ErrorKind::WouldBlock.into()),
             };
@@ -182,7 +210,7 @@ impl MemLink {
 
 impl Drop for MemLink {
     fn drop(&mut self) {
-        self.ours().closed = true;
+        self.glance_ours().closed.store(true, Ordering::Release);
         self.wake_peer();
         *lock(&self.shared.wakers[self.side]) = None;
         *lock(&self.shared.regions[self.side]) = None;
@@ -212,11 +240,11 @@ impl Wire for MemWire {
         user_header: &[u8],
         payload: &[&[u8]],
     ) -> Result<Posted, WireFault> {
-        if self.link.theirs().closed {
+        if self.link.glance_theirs().closed.load(Ordering::Acquire) {
             return Err(WireFault::Dead);
         }
-        let mut lane = self.link.ours();
-        if lane.frames.len() >= FRAMES_MAX {
+        let frames = &self.link.glance_ours().frames;
+        if frames.load(Ordering::Acquire) >= FRAMES_MAX {
             return Ok(Posted::Busy);
         }
         let mut bytes = user_header.to_vec();
@@ -224,24 +252,32 @@ impl Wire for MemWire {
             bytes.extend_from_slice(part);
         }
         debug_assert!(bytes.len() <= self.eager_max + user_header.len());
+        let mut lane = self.link.ours();
         lane.frames.push_back((*header, bytes));
+        frames.fetch_add(1, Ordering::Release);
         drop(lane);
-        self.link.wake_peer();
+        self.link.wake_peer_sleeping();
         Ok(Posted::Done)
     }
 
     fn recv_frame(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
-        let mut lane = self.link.theirs();
-        let Some((header, bytes)) = lane.frames.pop_front() else {
-            return match lane.closed {
+        let glance = self.link.glance_theirs();
+        // Looked at first: what was sent before the end is still there.
+        let closed = glance.closed.load(Ordering::Acquire);
+        if glance.frames.load(Ordering::Acquire) == 0 {
+            return match closed {
                 true => Err(WireFault::Dead),
                 false => Ok(None),
             };
+        }
+        let mut lane = self.link.theirs();
+        let Some((header, bytes)) = lane.frames.pop_front() else {
+            return Ok(None);
         };
-        let was_full = lane.frames.len() + 1 == FRAMES_MAX;
+        let was_full = glance.frames.fetch_sub(1, Ordering::Release) == FRAMES_MAX;
         drop(lane);
         if was_full {
-            self.link.wake_peer();
+            self.link.wake_peer_sleeping();
         }
         let mut buf = pool.take();
         buf[..bytes.len()].copy_from_slice(&bytes);
@@ -258,7 +294,7 @@ impl Wire for MemWire {
         lane.bulk.extend(&bytes[..count]);
         drop(lane);
         if count > 0 {
-            self.link.wake_peer();
+            self.link.wake_peer_sleeping();
         }
         Ok(count)
     }
@@ -273,19 +309,19 @@ impl Wire for MemWire {
         lane.bulk.drain(..count);
         drop(lane);
         if count > 0 {
-            self.link.wake_peer();
+            self.link.wake_peer_sleeping();
         }
         Ok(count)
     }
 
     fn arm(&mut self, want: Want) -> Result<bool, WireFault> {
-        let theirs = self.link.theirs();
-        let there =
-            !theirs.frames.is_empty() || theirs.closed || (want.bulk_in && !theirs.bulk.is_empty());
-        drop(theirs);
-        let ours = self.link.ours();
-        let room = (want.room && ours.frames.len() < FRAMES_MAX)
-            || (want.bulk_room && ours.bulk.len() < BULK_MAX_BYTES);
+        let glance = self.link.glance_theirs();
+        let there = glance.frames.load(Ordering::Acquire) > 0
+            || glance.closed.load(Ordering::Acquire)
+            || (want.bulk_in && !self.link.theirs().bulk.is_empty());
+        let frames = self.link.glance_ours().frames.load(Ordering::Acquire);
+        let room = (want.room && frames < FRAMES_MAX)
+            || (want.bulk_room && self.link.ours().bulk.len() < BULK_MAX_BYTES);
         Ok(!there && !room)
     }
 }

@@ -56,6 +56,7 @@ use crate::buf::BufPool;
 use crate::config::TransportConfig;
 use crate::mem::MemListener;
 use crate::one_sided::RegionTable;
+use crate::shm::{Spinner, SpinnerPage};
 use crate::sync::atomic::AtomicBool;
 use crate::ticket::Authenticator;
 use crate::wire::Identity;
@@ -101,6 +102,7 @@ pub struct Endpoint {
     rounds: u32,
     /// Somebody woke the endpoint, and no wait has ended for it yet.
     roused: bool,
+    spinner: Spinner,
     turn: usize,
 }
 
@@ -194,6 +196,7 @@ impl Endpoint {
             events: Events::with_capacity(EVENTS_PER_POLL),
             rounds: 0,
             roused: false,
+            spinner: Spinner::new(SpinnerPage::shared()),
             turn: 0,
         })
     }

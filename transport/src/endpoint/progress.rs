@@ -12,13 +12,17 @@ use super::types::{
 use super::{Endpoint, Event, Listening, Slot, State};
 use crate::address::TransportKind;
 use crate::backend::{Received, Wire};
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{Ordering, fence};
 use crate::wire::FrameKind;
 
 /// Active channels up to this number are polled for ever; above it idle ones sleep.
 const ACTIVE_ALWAYS: usize = 8;
 /// Frames of one channel handled before the others get their turn.
 const FRAMES_PER_TURN: usize = 64;
+/// Empty rounds of a spinning wait between two looks at the clock.
+const ROUNDS_PER_CLOCK: u32 = 64;
+/// Empty rounds of a spinning wait between two questions whether it still may.
+const ROUNDS_PER_RENEWAL: u32 = 4096;
 /// A round over TCP costs a system call, so it counts for as many.
 const TCP_ROUND_WEIGHT: u32 = 16;
 
@@ -67,28 +71,35 @@ impl Endpoint {
         deadline: Option<Instant>,
         mode: WaitMode,
     ) -> usize {
-        let spin_until = match mode {
-            WaitMode::Warm => None,
-            WaitMode::Hot => Some(deadline),
-            WaitMode::Adaptive => {
-                let spin = Instant::now() + Duration::from_micros(self.ops.config.spin_us.into());
-                Some(Some(deadline.map_or(spin, |deadline| deadline.min(spin))))
-            }
-        };
+        let mut spins = mode != WaitMode::Warm && self.spinner.begin();
+        let mut adaptive_until = None;
         let mut rounds = 0_u32;
         loop {
             let happened = self.progress(handler);
             if happened > 0 || std::mem::take(&mut self.roused) {
                 return happened;
             }
-            rounds = rounds.wrapping_add(1);
-            match spin_until {
-                None => break,
-                Some(Some(until)) if rounds.is_multiple_of(64) && Instant::now() >= until => break,
-                Some(_) => crate::sync::spin_hint(),
+            if !spins {
+                break;
             }
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(ROUNDS_PER_CLOCK) {
+                let now = Instant::now();
+                if deadline.is_some_and(|deadline| now >= deadline) {
+                    return 0;
+                }
+                if mode == WaitMode::Adaptive {
+                    let spin = Duration::from_micros(self.ops.config.spin_us.into());
+                    spins = now < *adaptive_until.get_or_insert_with(|| now + spin);
+                }
+                if rounds.is_multiple_of(ROUNDS_PER_RENEWAL) {
+                    spins &= self.spinner.renew();
+                }
+            }
+            crate::sync::spin_hint();
         }
-        if mode == WaitMode::Hot || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        self.spinner.rest();
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return 0;
         }
         self.wait(deadline);
@@ -99,6 +110,8 @@ impl Endpoint {
     /// Prepares to sleep on [`Endpoint::raw_fd`]; `false` if there is work already.
     pub fn arm(&mut self) -> bool {
         self.ops.waker.shared.asleep.store(true, Ordering::SeqCst);
+        // With the one in `wake_sleeper`: we see what was published, or are seen asleep.
+        fence(Ordering::SeqCst);
         let idle = self.ops.pending.is_empty()
             && !self.ops.waker.shared.woken.load(Ordering::SeqCst)
             && !self.ops.listeners.iter().any(|listener| match listener {

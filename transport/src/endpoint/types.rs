@@ -11,7 +11,7 @@ use crate::address::TransportKind;
 use crate::buf::{Buf, BufMut};
 use crate::config::ConfigError;
 use crate::one_sided::OneSidedError;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering, fence};
 use crate::ticket::{Credential, RefuseReason};
 use crate::wire::{Incarnation, PeerIdentity, WireError};
 
@@ -331,11 +331,11 @@ pub trait Handler {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WaitMode {
-    /// Busy-poll, never block.
+    /// Busy-poll. Blocks only while more endpoints of this node want to spin than it has CPUs.
     Hot,
     /// Block at once.
     Warm,
-    /// Busy-poll for the setting `spin_us`, then block.
+    /// Busy-poll for the setting `spin_us`, on the same condition, then block.
     Adaptive,
 }
 
@@ -358,6 +358,15 @@ impl std::fmt::Debug for Waker {
 }
 
 impl Waker {
+    /// Makes a blocked wait return. One that does not block finds by itself what the caller has
+    /// published before, so this costs a fence then.
+    pub(crate) fn wake_sleeper(&self) {
+        fence(Ordering::SeqCst);
+        if self.shared.asleep.load(Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
     /// Makes a blocked wait return, or the next one return at once. Costs a system call only if
     /// the endpoint sleeps.
     pub fn wake(&self) {

@@ -20,6 +20,7 @@ pub(crate) mod life;
 mod ring;
 mod segment;
 mod sleep;
+mod spinners;
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -33,6 +34,7 @@ use self::ring::{RingReader, RingWriter, lines_for};
 pub(crate) use self::segment::Layout;
 use self::segment::{Mapping, SMALL_RING_BYTES, SegmentLines, Word, segment_create, segment_open};
 use self::sleep::{flag_lower, flag_raise, sleep_fence, sleeper_take};
+pub(crate) use self::spinners::{Spinner, SpinnerPage};
 use crate::backend::{Posted, RX_BYTES, Received, RxBuf, RxPool, Want, Wire, WireFault};
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::wire::{FrameHeader, FrameKind, WireError};
