@@ -18,6 +18,8 @@
 //! - When a channel ends, the agent forgets what came over it and was not acted on, before it
 //!   dials again.
 //! - `Swapped`, `Failed` and `Gone` are reported only once the host is dead.
+//! - Commands are numbered uniquely, also across restarts of the control plane; an answer may come
+//!   over a later channel than its command.
 //! - A command gets one answer, after the reports that tell its outcome. `Err` to a start means
 //!   that no host of this incarnation lives; `Ok` to a stop means the same; `Err` to a swap means
 //!   that the host serves on. A stop of what is not there is answered `Ok`.

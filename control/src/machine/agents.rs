@@ -1,0 +1,354 @@
+//! What agents say: their hello with the inventory, reports, answers, questions; and their end.
+
+use super::requests::{not_found, stopped};
+use super::{Action, Doing, Entry, Key, NodeEntry, Origin, Registry, Reply, Verb, Want};
+use crate::agent::{FromAgent, HostCommand, HostReport, ToAgent};
+use crate::api::{Node, ProcessState, name_check};
+use crate::error::{ErrorKind, Failure};
+use crate::store::Change;
+
+impl Registry {
+    pub(super) fn said(&mut self, now: u64, link: u64, message: FromAgent) {
+        let hello = matches!(message, FromAgent::Hello { .. });
+        if hello == self.links.contains_key(&link) {
+            tracing::warn!(link, "an agent's words are out of order");
+            self.lost(link);
+            return self.actions.push(Action::Drop { link });
+        }
+        match message {
+            FromAgent::Hello {
+                node,
+                cpus,
+                memory_bytes,
+                inventory,
+            } => self.hello(link, node, cpus, memory_bytes, inventory),
+            FromAgent::Report(report) => self.report(link, report),
+            FromAgent::Answer { request, result } => self.answered(link, request, result),
+            FromAgent::Resolve {
+                request,
+                application,
+                process,
+                ensure,
+            } => {
+                let key = Key {
+                    application,
+                    process,
+                };
+                let origin = Origin::Agent { link, request };
+                match ensure {
+                    true => {
+                        let wait_ms = self.limits.resolve_timeout_ms;
+                        self.process_request(now, origin, wait_ms, &key, Verb::Ensure);
+                    }
+                    false => {
+                        let result = self.resolve(&key);
+                        self.answer(origin, result);
+                    }
+                }
+            }
+        }
+    }
+
+    fn resolve(&self, key: &Key) -> Result<Reply, Failure> {
+        self.app(&key.application)?;
+        match self.entry(key) {
+            Some(entry) if entry.serves() => Ok(Reply::Process(entry.show())),
+            Some(entry) if entry.record.state == ProcessState::Gone => Err(stopped(key)),
+            Some(entry) => {
+                let detail = format!("{key} is {}", entry.record.state);
+                Err(Failure::new(ErrorKind::Conflict, detail))
+            }
+            None => Err(super::requests::never_created(key)),
+        }
+    }
+
+    fn hello(
+        &mut self,
+        link: u64,
+        name: String,
+        cpus: u32,
+        memory_bytes: u64,
+        inventory: Vec<HostReport>,
+    ) {
+        if let Err(failure) = name_check("node", &name) {
+            tracing::warn!(%failure, "refusing an agent");
+            return self.actions.push(Action::Drop { link });
+        }
+        if let Some(older) = self.nodes.get(&name).and_then(|node| node.link) {
+            // The agent has dialled again before we noticed the end of its channel.
+            self.lost(older);
+            self.actions.push(Action::Drop { link: older });
+        }
+        tracing::info!(
+            node = name,
+            hosts = inventory.len(),
+            "an agent has connected"
+        );
+        let node = self.nodes.entry(name.clone()).or_default();
+        *node = NodeEntry {
+            link: Some(link),
+            cpus,
+            memory_bytes,
+            live: node.live,
+        };
+        self.links.insert(link, name.clone());
+        let message = self.applications_message();
+        self.actions.push(Action::Tell { link, message });
+        for report in inventory {
+            self.report(link, report);
+        }
+        // What the inventory does not name and should is dead.
+        let missing = |entry: &Entry| {
+            let record = &entry.record;
+            record.state.is_live()
+                && !entry.vouched
+                && record.node.as_deref() == Some(name.as_str())
+        };
+        for key in self.keys(missing) {
+            let stopping = self.entry(&key).is_some_and(|entry| entry.record.stopping);
+            let state = match stopping {
+                true => ProcessState::Gone,
+                false => ProcessState::Failed,
+            };
+            let error = format!("it is no longer on node {name:?}");
+            self.died(&key, state, Some(error));
+        }
+        let here = |entry: &Entry| entry.record.node.as_deref() == Some(name.as_str());
+        let applications: Vec<String> = self
+            .apps
+            .iter()
+            .filter(|(_, app)| app.processes.values().any(here))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for application in applications {
+            if let Some(app) = self.apps.get_mut(&application) {
+                app.dirty = true;
+            }
+            self.dirty.insert(application);
+        }
+        for key in self.keys(|entry| !entry.waiters.is_empty()) {
+            self.drive(&key);
+        }
+    }
+
+    fn report(&mut self, link: u64, report: HostReport) {
+        let Some(node) = self.links.get(&link).cloned() else {
+            return;
+        };
+        let key = Key {
+            application: report.application.clone(),
+            process: report.process.clone(),
+        };
+        if report.incarnation >= self.incarnation_next {
+            // Only a database that was put back can have forgotten one: never use it again.
+            self.incarnation_next = report.incarnation.saturating_add(1);
+            let change = Change::IncarnationNext(self.incarnation_next);
+            self.actions.push(Action::Persist(change));
+        }
+        let Some(entry) = self.entry(&key) else {
+            return self.report_unknown(link, &node, &key, report);
+        };
+        let (known, live) = (entry.record.incarnation, entry.record.state.is_live());
+        let elsewhere = live && entry.record.node.as_deref() != Some(node.as_str());
+        let stray = report.incarnation < known || (live && report.incarnation > known);
+        if stray || (elsewhere && report.incarnation == known) {
+            if report.state.is_live() {
+                tracing::warn!(%key, node, incarnation = report.incarnation, known,
+                    "stopping a host that is not the process's");
+                self.stray_stop(link, &key, report.incarnation);
+            }
+            return;
+        }
+        if live || report.state.is_live() {
+            self.report_take(&key, node, report);
+        } else if report.state == ProcessState::Swapped && entry.record.state != ProcessState::Gone
+        {
+            // The image of a host that had to be given up turns out to be whole.
+            self.report_take(&key, node, report);
+        }
+        self.drive(&key);
+    }
+
+    /// A host that the store does not know: of another database, or of a node that was declared
+    /// dead. If its application is known it is the process; else its state is saved and it ends.
+    fn report_unknown(&mut self, link: u64, node: &str, key: &Key, report: HostReport) {
+        if !report.state.is_live() {
+            return;
+        }
+        let named = name_check("process", &key.process).is_ok();
+        if self.apps.contains_key(&key.application) && named {
+            tracing::warn!(%key, node, "a host is found that was not known");
+            self.entry_add(key);
+            self.report_take(key, node.into(), report);
+            return self.drive(key);
+        }
+        tracing::warn!(%key, node, "swapping out a host of an application that is not known");
+        self.command_last = self.command_last.wrapping_add(1).max(1);
+        let message = ToAgent::SwapOut(HostCommand {
+            request: self.command_last,
+            application: key.application.clone(),
+            process: key.process.clone(),
+            incarnation: report.incarnation,
+        });
+        self.actions.push(Action::Tell { link, message });
+    }
+
+    fn stray_stop(&mut self, link: u64, key: &Key, incarnation: u64) {
+        self.command_last = self.command_last.wrapping_add(1).max(1);
+        let message = ToAgent::Stop(HostCommand {
+            request: self.command_last,
+            application: key.application.clone(),
+            process: key.process.clone(),
+            incarnation,
+        });
+        self.actions.push(Action::Tell { link, message });
+    }
+
+    /// Believes a report on the process's own host.
+    fn report_take(&mut self, key: &Key, node: String, report: HostReport) {
+        let Some(entry) = self.entry(key) else {
+            return;
+        };
+        let image = report.swap_generation > entry.record.swap_generation
+            || report.state == ProcessState::Swapped;
+        let commanded = matches!(entry.doing, Doing::Swap | Doing::Stop);
+        let readies = report.state == ProcessState::Ready && !commanded;
+        if readies || (entry.doing == Doing::Start && report.state == ProcessState::Quiescing) {
+            self.command_end(key);
+        }
+        let dead = !report.state.is_live();
+        self.update(key, |entry| {
+            let record = &mut entry.record;
+            record.incarnation = report.incarnation;
+            record.swap_generation = record.swap_generation.max(report.swap_generation);
+            record.images |= image;
+            record.restorable |= image;
+            if dead {
+                return;
+            }
+            record.node = Some(node);
+            record.error = None;
+            if !commanded {
+                record.state = report.state;
+            }
+            if readies {
+                // The stop that was meant has not come through.
+                record.stopping = false;
+            }
+            entry.vouched = true;
+            entry.pid = report.pid;
+            entry.addresses = report.addresses;
+        });
+        if dead {
+            self.died(key, report.state, report.error);
+        }
+    }
+
+    fn answered(&mut self, link: u64, request: u64, result: Result<(), String>) {
+        // Commands that were overtaken are answered, too, and no longer matter.
+        let current = |command: &super::Command| command.link == link;
+        if !self.commands.get(&request).is_some_and(current) {
+            return;
+        }
+        let Some(command) = self.commands.remove(&request) else {
+            return;
+        };
+        let key = command.key;
+        match (command.doing, result) {
+            (Doing::Start, Err(why)) => self.died(&key, ProcessState::Failed, Some(why)),
+            (Doing::Stop, Ok(())) => self.died(&key, ProcessState::Gone, None),
+            (Doing::Swap, Err(why)) => {
+                self.serves_on(&key);
+                self.waiters_fail(&key, Want::Swapped, ErrorKind::ProcessFailed, &why);
+            }
+            (Doing::Stop, Err(why)) => {
+                self.serves_on(&key);
+                self.waiters_fail(&key, Want::Stopped, ErrorKind::ProcessFailed, &why);
+                self.waiters_fail(&key, Want::Deleted, ErrorKind::ProcessFailed, &why);
+            }
+            (Doing::DeleteImages, Ok(())) => {
+                self.command_end(&key);
+                self.update(&key, |entry| {
+                    entry.record.images = false;
+                    entry.record.restorable = false;
+                    entry.record.swap_generation = 0;
+                });
+            }
+            (Doing::DeleteImages, Err(why)) => {
+                self.command_end(&key);
+                self.waiters_fail(&key, Want::Deleted, ErrorKind::ProcessFailed, &why);
+            }
+            // The report tells of the success.
+            (Doing::Start | Doing::Swap, Ok(())) | (Doing::Nothing, _) => return,
+        }
+        self.drive(&key);
+    }
+
+    /// A command came to nothing: the host is as before.
+    fn serves_on(&mut self, key: &Key) {
+        self.command_end(key);
+        self.update(key, |entry| {
+            entry.record.state = ProcessState::Ready;
+            entry.record.stopping = false;
+        });
+    }
+
+    /// An agent's link has ended: nobody vouches for its hosts until it is back.
+    pub(super) fn lost(&mut self, link: u64) {
+        let Some(name) = self.links.remove(&link) else {
+            return;
+        };
+        tracing::info!(node = name, "an agent is away");
+        if let Some(node) = self.nodes.get_mut(&name) {
+            node.link = None;
+        }
+        for key in self.keys(|entry| entry.record.node.as_deref() == Some(name.as_str())) {
+            self.command_end(&key);
+            if let Some(entry) = self.entry_mut(&key) {
+                entry.vouched = false;
+            }
+        }
+        // What else it was told to do, such as deleting images, somebody else may do.
+        let open: Vec<Key> = self
+            .commands
+            .values()
+            .filter(|command| command.link == link)
+            .map(|command| command.key.clone())
+            .collect();
+        for key in open {
+            self.command_end(&key);
+            self.drive(&key);
+        }
+        self.waiters_forget(link);
+    }
+
+    pub(super) fn nodes_show(&self) -> Vec<Node> {
+        let nodes = self.nodes.iter().map(|(name, node)| Node {
+            name: name.clone(),
+            connected: node.link.is_some(),
+            cpus: node.cpus,
+            memory_bytes: node.memory_bytes,
+            processes: node.live,
+        });
+        nodes.collect()
+    }
+
+    pub(super) fn node_forget(&mut self, name: &str) -> Result<Reply, Failure> {
+        let Some(node) = self.nodes.get(name) else {
+            let shown: String = name.chars().take(255).collect();
+            return Err(not_found(format!("there is no node {shown:?}")));
+        };
+        if node.link.is_some() {
+            let detail = format!("the agent of node {name:?} is connected: stop it first");
+            return Err(Failure::new(ErrorKind::Conflict, detail));
+        }
+        let here = |entry: &Entry| entry.record.node.as_deref() == Some(name);
+        for key in self.keys(here) {
+            let error = format!("its node {name:?} was declared dead");
+            self.died(&key, ProcessState::Failed, Some(error));
+            self.drive(&key);
+        }
+        self.nodes.remove(name);
+        Ok(Reply::Done)
+    }
+}

@@ -1,0 +1,498 @@
+//! What the control plane remembers: one redb database, durable before anything is acknowledged.
+//!
+//! ```text
+//!   meta          schema, next incarnation
+//!   applications  name             -> ApplicationRecord (with its secret)
+//!   generations   name             -> generation of the world view
+//!   processes     application/name -> ProcessRecord       (no name holds a '/')
+//!   tokens        blake3 of token  -> TokenRecord
+//! ```
+//!
+//! Records are serde values through the codec of the agents' protocol.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use praas_transport::Secret;
+use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{CodecError, decode, encode};
+use crate::api::{ProcessState, TokenRole};
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const APPLICATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("applications");
+const GENERATIONS: TableDefinition<'_, &str, u64> = TableDefinition::new("generations");
+const PROCESSES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("processes");
+const TOKENS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("tokens");
+
+const SCHEMA: &str = "schema";
+const SCHEMA_VERSION: u64 = 1;
+const INCARNATION_NEXT: &str = "incarnation_next";
+/// Bytes of pages that redb keeps in memory; all that matters is in the registry's.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// An application, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplicationRecord {
+    /// Its name.
+    pub name: String,
+    /// Paths of its modules.
+    pub modules: Vec<String>,
+    /// Settings of its hosts: a JSON object.
+    pub settings: String,
+    /// Whether processes that are asked for are created.
+    pub auto_create: bool,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+    /// The key id of `secret`.
+    pub key_id: u32,
+    /// The data-plane secret.
+    pub secret: Secret,
+}
+
+/// A process, as it is stored. Where its host listens is its agent's to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRecord {
+    /// Its application.
+    pub application: String,
+    /// Its name.
+    pub name: String,
+    /// Its present or last incarnation; zero if it never started.
+    pub incarnation: u64,
+    /// Where it is in its life.
+    pub state: ProcessState,
+    /// The node where it is, or was started.
+    pub node: Option<String>,
+    /// The generation of its last confirmed swap image.
+    pub swap_generation: u64,
+    /// Whether there may be swap images.
+    pub images: bool,
+    /// Whether these images are of its present life, which began when it was last created.
+    pub restorable: bool,
+    /// Whether it was told to stop: its end is no failure.
+    pub stopping: bool,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// A token, as it is stored: by its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// The blake3 hash of the token's text.
+    pub hash: [u8; 32],
+    /// What it allows; the application, or none for an administrator.
+    pub application: Option<String>,
+    /// What it is for.
+    pub label: String,
+    /// When it was issued, in milliseconds since the Unix epoch.
+    pub created_unix_ms: u64,
+}
+
+impl TokenRecord {
+    /// What the token allows.
+    pub fn role(&self) -> TokenRole {
+        match &self.application {
+            None => TokenRole::Admin,
+            Some(application) => TokenRole::Application(application.clone()),
+        }
+    }
+}
+
+/// A change to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Adds or replaces an application.
+    Application(ApplicationRecord),
+    /// Forgets an application and its world's generation.
+    ApplicationRemoved(String),
+    /// Raises the generation of an application's world view.
+    Generation(String, u64),
+    /// Adds or replaces a process.
+    Process(ProcessRecord),
+    /// Forgets a process, by application and name.
+    ProcessRemoved(String, String),
+    /// The next incarnation that may be given out.
+    IncarnationNext(u64),
+    /// Adds a token.
+    Token(TokenRecord),
+    /// Forgets a token, by its hash.
+    TokenRemoved([u8; 32]),
+}
+
+/// All that is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshot {
+    /// The applications, by name.
+    pub applications: Vec<ApplicationRecord>,
+    /// The generations of the applications' world views.
+    pub generations: Vec<(String, u64)>,
+    /// The processes.
+    pub processes: Vec<ProcessRecord>,
+    /// The next incarnation that may be given out.
+    pub incarnation_next: u64,
+    /// The tokens.
+    pub tokens: Vec<TokenRecord>,
+}
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The file cannot be opened or made.
+    #[error("cannot open the database {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another control plane has it open.
+    #[error("the database {path} is in use: another control plane runs on it")]
+    Locked {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It is no database, or damaged.
+    #[error(
+        "the database {path} is damaged ({detail}): restore it from a copy, or move it away to \
+         start anew"
+    )]
+    Corrupt {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// It was written by another version.
+    #[error("the database {path} has schema {found}, this control plane reads {SCHEMA_VERSION}")]
+    Schema {
+        /// Which.
+        path: PathBuf,
+        /// Its schema.
+        found: u64,
+    },
+    /// A transaction failed.
+    #[error("cannot store in the database")]
+    Transaction(#[source] Box<redb::Error>),
+    /// A record cannot be encoded.
+    #[error("cannot store a record")]
+    Record(#[source] CodecError),
+}
+
+impl<E: Into<redb::Error>> From<E> for StoreError {
+    fn from(error: E) -> Self {
+        Self::Transaction(Box::new(error.into()))
+    }
+}
+
+/// The database.
+#[derive(Debug)]
+pub struct Store {
+    database: Database,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens the database at `path`, which is made if it is missing, and sees to its mode 0600.
+    ///
+    /// # Errors
+    /// It cannot be opened, is in use, damaged, or of another version.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let file_error = |source| StoreError::File {
+            path: path.into(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(file_error)?;
+        file.set_permissions(PermissionsExt::from_mode(0o600))
+            .map_err(file_error)?;
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = builder
+            .create(path)
+            .map_err(|error| open_error(path, error))?;
+        let store = Self {
+            database,
+            path: path.into(),
+        };
+        store.schema_check()?;
+        Ok(store)
+    }
+
+    /// All that is stored.
+    ///
+    /// # Errors
+    /// The database cannot be read, or holds a record that is none.
+    pub fn load(&self) -> Result<Snapshot, StoreError> {
+        let read = self.database.begin_read()?;
+        let mut snapshot = Snapshot::default();
+        for row in read.open_table(APPLICATIONS)?.iter()? {
+            let record = self.record("application", row?.1.value())?;
+            snapshot.applications.push(record);
+        }
+        for row in read.open_table(GENERATIONS)?.iter()? {
+            let (name, generation) = row?;
+            let row = (name.value().to_owned(), generation.value());
+            snapshot.generations.push(row);
+        }
+        for row in read.open_table(PROCESSES)?.iter()? {
+            let record = self.record("process", row?.1.value())?;
+            snapshot.processes.push(record);
+        }
+        for row in read.open_table(TOKENS)?.iter()? {
+            let record = self.record("token", row?.1.value())?;
+            snapshot.tokens.push(record);
+        }
+        let meta = read.open_table(META)?;
+        snapshot.incarnation_next = meta
+            .get(INCARNATION_NEXT)?
+            .map_or(1, |value| value.value().max(1));
+        Ok(snapshot)
+    }
+
+    /// Stores changes, in order, all or none. When it returns they are on disk.
+    ///
+    /// # Errors
+    /// The database cannot be written; nothing was stored then.
+    pub fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let mut write = self.database.begin_write()?;
+        write.set_durability(Durability::Immediate)?;
+        {
+            let mut meta = write.open_table(META)?;
+            let mut applications = write.open_table(APPLICATIONS)?;
+            let mut generations = write.open_table(GENERATIONS)?;
+            let mut processes = write.open_table(PROCESSES)?;
+            let mut tokens = write.open_table(TOKENS)?;
+            for change in changes {
+                match change {
+                    Change::Application(record) => {
+                        let bytes = encode(record).map_err(StoreError::Record)?;
+                        applications.insert(record.name.as_str(), bytes.as_slice())?;
+                    }
+                    Change::ApplicationRemoved(name) => {
+                        applications.remove(name.as_str())?;
+                        generations.remove(name.as_str())?;
+                    }
+                    Change::Generation(name, generation) => {
+                        generations.insert(name.as_str(), generation)?;
+                    }
+                    Change::Process(record) => {
+                        let key = process_key(&record.application, &record.name);
+                        let bytes = encode(record).map_err(StoreError::Record)?;
+                        processes.insert(key.as_str(), bytes.as_slice())?;
+                    }
+                    Change::ProcessRemoved(application, name) => {
+                        processes.remove(process_key(application, name).as_str())?;
+                    }
+                    Change::IncarnationNext(next) => {
+                        meta.insert(INCARNATION_NEXT, next)?;
+                    }
+                    Change::Token(record) => {
+                        let bytes = encode(record).map_err(StoreError::Record)?;
+                        tokens.insert(&record.hash, bytes.as_slice())?;
+                    }
+                    Change::TokenRemoved(hash) => {
+                        tokens.remove(hash)?;
+                    }
+                }
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    fn record<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &str,
+        bytes: &[u8],
+    ) -> Result<T, StoreError> {
+        decode(bytes).map_err(|error| StoreError::Corrupt {
+            path: self.path.clone(),
+            detail: format!("{what} record: {error}"),
+        })
+    }
+
+    /// Makes the tables of a new database, and refuses those of another version.
+    fn schema_check(&self) -> Result<(), StoreError> {
+        let write = self.database.begin_write()?;
+        let found = write
+            .open_table(META)?
+            .get(SCHEMA)?
+            .map(|value| value.value());
+        match found {
+            Some(SCHEMA_VERSION) => return Ok(()),
+            Some(found) => {
+                return Err(StoreError::Schema {
+                    path: self.path.clone(),
+                    found,
+                });
+            }
+            None => {}
+        }
+        write.open_table(META)?.insert(SCHEMA, SCHEMA_VERSION)?;
+        write.open_table(APPLICATIONS)?;
+        write.open_table(GENERATIONS)?;
+        write.open_table(PROCESSES)?;
+        write.open_table(TOKENS)?;
+        Ok(write.commit()?)
+    }
+}
+
+fn process_key(application: &str, name: &str) -> String {
+    format!("{application}/{name}")
+}
+
+fn open_error(path: &Path, error: DatabaseError) -> StoreError {
+    use redb::StorageError;
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => StoreError::Locked { path },
+        DatabaseError::Storage(StorageError::Io(source))
+            if source.kind() != io::ErrorKind::InvalidData
+                && source.kind() != io::ErrorKind::UnexpectedEof =>
+        {
+            StoreError::File { path, source }
+        }
+        error => StoreError::Corrupt {
+            path,
+            detail: error.to_string(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn application() -> ApplicationRecord {
+        ApplicationRecord {
+            name: "a".into(),
+            modules: vec!["/m.so".into()],
+            settings: "{}".into(),
+            auto_create: true,
+            created_unix_ms: 5,
+            key_id: 1,
+            secret: Secret::from_bytes([3; 32]),
+        }
+    }
+
+    fn process(name: &str) -> ProcessRecord {
+        ProcessRecord {
+            application: "a".into(),
+            name: name.into(),
+            incarnation: 9,
+            state: ProcessState::Ready,
+            node: Some("n".into()),
+            swap_generation: 1,
+            images: true,
+            restorable: true,
+            stopping: false,
+            error: None,
+        }
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.redb");
+        let token = TokenRecord {
+            hash: [1; 32],
+            application: None,
+            label: "l".into(),
+            created_unix_ms: 7,
+        };
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.load().unwrap().incarnation_next, 1);
+        store
+            .commit(&[
+                Change::Application(application()),
+                Change::Generation("a".into(), 4),
+                Change::Process(process("p")),
+                Change::Process(process("q")),
+                Change::ProcessRemoved("a".into(), "q".into()),
+                Change::IncarnationNext(10),
+                Change::Token(token.clone()),
+            ])
+            .unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        let expected = Snapshot {
+            applications: vec![application()],
+            generations: vec![("a".into(), 4)],
+            processes: vec![process("p")],
+            incarnation_next: 10,
+            tokens: vec![token],
+        };
+        assert_eq!(store.load().unwrap(), expected);
+        store
+            .commit(&[
+                Change::ApplicationRemoved("a".into()),
+                Change::TokenRemoved([1; 32]),
+            ])
+            .unwrap();
+        let left = store.load().unwrap();
+        assert!(left.applications.is_empty() && left.generations.is_empty());
+        assert!(left.tokens.is_empty());
+    }
+
+    #[test]
+    fn others_cannot_read_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.redb");
+        std::fs::write(&path, b"").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        let _store = Store::open(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_database_in_use_or_damaged_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.redb");
+        let store = Store::open(&path).unwrap();
+        assert!(matches!(Store::open(&path), Err(StoreError::Locked { .. })));
+        drop(store);
+        let garbage: Vec<u8> = (0..20_000_u32).map(|i| (i * 31 % 251) as u8).collect();
+        std::fs::write(&path, &garbage).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+        assert_eq!(std::fs::read(&path).unwrap(), garbage, "left as it was");
+        let missing = dir.path().join("no/such/dir/control.redb");
+        assert!(matches!(
+            Store::open(&missing),
+            Err(StoreError::File { .. })
+        ));
+    }
+
+    #[test]
+    fn another_schema_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.redb");
+        let store = Store::open(&path).unwrap();
+        let write = store.database.begin_write().unwrap();
+        write
+            .open_table(META)
+            .unwrap()
+            .insert(SCHEMA, SCHEMA_VERSION + 1)
+            .unwrap();
+        write.commit().unwrap();
+        drop(store);
+        assert!(matches!(
+            Store::open(&path),
+            Err(StoreError::Schema { found: 2, .. })
+        ));
+    }
+}
