@@ -16,9 +16,19 @@ pub mod api;
 pub mod client;
 pub mod config;
 mod control;
+#[allow(dead_code, reason = "the server that uses it all follows")]
+mod core;
 pub mod error;
 mod files;
 pub mod gateway;
+#[allow(dead_code, reason = "the server that uses it all follows")]
+pub mod machine;
+#[allow(dead_code, reason = "the server that uses it all follows")]
+mod metrics;
+#[allow(dead_code, reason = "the server that uses it all follows")]
+pub mod store;
+#[allow(dead_code, reason = "the server that uses it all follows")]
+mod tokens;
 
 pub use client::{ClientError, ControlClient};
 pub use config::ControlConfig;
