@@ -219,7 +219,7 @@ impl World {
         }
     }
 
-    fn from_agent(&mut self, node: usize) -> bool {
+    fn hear_agent(&mut self, node: usize) -> bool {
         let agent = &mut self.agents[node];
         let (Some(link), Some(message)) = (agent.link, agent.outbox.pop_front()) else {
             return false;
@@ -228,7 +228,7 @@ impl World {
         true
     }
 
-    fn to_agent(&mut self, node: usize) -> bool {
+    fn tell_agent(&mut self, node: usize) -> bool {
         let Some(message) = self.agents[node].inbox.pop_front() else {
             return false;
         };
@@ -289,8 +289,8 @@ impl World {
                 }
                 self.restart();
             }
-            Op::ToAgent(at) => drop(self.to_agent(node(at))),
-            Op::FromAgent(at) => drop(self.from_agent(node(at))),
+            Op::ToAgent(at) => drop(self.tell_agent(node(at))),
+            Op::FromAgent(at) => drop(self.hear_agent(node(at))),
             Op::Host {
                 node: at,
                 which,
@@ -320,7 +320,7 @@ impl World {
         for _ in 0..1_000 {
             let mut busy = false;
             for node in 0..NODES {
-                busy |= self.from_agent(node) | self.to_agent(node);
+                busy |= self.hear_agent(node) | self.tell_agent(node);
                 let agent = &mut self.agents[node];
                 for which in 0..agent.hosts.len() {
                     if agent

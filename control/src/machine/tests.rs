@@ -662,13 +662,13 @@ fn processes_spread_over_nodes_by_their_processors() {
 fn an_answer_to_an_earlier_control_plane_is_not_taken_for_this_ones() {
     let mut bench = Bench::new();
     let start = bench.ready();
-    let records = bench.actions.iter().filter_map(|action| match action {
+    let mut records = bench.actions.iter().filter_map(|action| match action {
         Action::Persist(Change::Process(record)) => Some(record.clone()),
         _ => None,
     });
     let snapshot = Snapshot {
         applications: vec![bench.registry.app("a").unwrap().record.clone()],
-        processes: records.last().into_iter().collect(),
+        processes: records.next_back().into_iter().collect(),
         ..Snapshot::default()
     };
     bench.registry = Registry::restore(limits(), snapshot, 1_000);
