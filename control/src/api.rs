@@ -219,7 +219,7 @@ pub struct World {
 /// How the control plane is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
-    /// `ok`, or `failed` if nothing can be stored any more.
+    /// Always `ok`: a control plane that cannot store any more answers with a problem.
     pub status: String,
     /// The version of the control plane.
     pub version: String,

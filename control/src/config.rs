@@ -18,6 +18,8 @@ pub struct ControlConfig {
     pub beyond_loopback: bool,
     /// Threads that serve HTTP.
     pub http_threads: usize,
+    /// HTTP connections that may be open; more wait to be accepted.
+    pub connections_max: usize,
     /// Bytes that a request's body may have, but for the input of an invocation.
     pub body_max_bytes: usize,
     /// Bytes that the input of an invocation over HTTP may have.
@@ -63,6 +65,7 @@ impl Default for ControlConfig {
             agent_listen: loopback,
             beyond_loopback: false,
             http_threads: 2,
+            connections_max: 4_096,
             body_max_bytes: 1 << 20,
             invoke_body_max_bytes: 64 << 20,
             wait_default_ms: 30_000,
@@ -113,6 +116,7 @@ impl ControlConfig {
         }
         for (name, value) in [
             ("http_threads", self.http_threads),
+            ("connections_max", self.connections_max),
             ("body_max_bytes", self.body_max_bytes),
             ("waiters_max", self.waiters_max),
             ("events_queued_max", self.events_queued_max),

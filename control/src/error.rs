@@ -36,11 +36,15 @@ pub enum ErrorKind {
     Unavailable,
     /// It did not happen within the time allowed; it may happen yet.
     Timeout,
+    /// The path is known, the method is not for it.
+    Method,
+    /// The body is of another media type than the one that is read here.
+    Media,
 }
 
 impl ErrorKind {
     /// All kinds.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Invalid,
         Self::Unauthorized,
         Self::Forbidden,
@@ -55,6 +59,8 @@ impl ErrorKind {
         Self::NoAgent,
         Self::Unavailable,
         Self::Timeout,
+        Self::Method,
+        Self::Media,
     ];
 
     /// The HTTP status.
@@ -64,9 +70,11 @@ impl ErrorKind {
             Self::Unauthorized => 401,
             Self::Forbidden => 403,
             Self::NotFound => 404,
+            Self::Method => 405,
             Self::Conflict => 409,
             Self::Gone => 410,
             Self::TooLarge => 413,
+            Self::Media => 415,
             Self::LimitReached => 429,
             Self::StartFailed | Self::ProcessFailed | Self::FunctionFailed => 502,
             Self::NoAgent | Self::Unavailable => 503,
@@ -91,6 +99,8 @@ impl ErrorKind {
             Self::NoAgent => "urn:praas:problem:no-agent",
             Self::Unavailable => "urn:praas:problem:unavailable",
             Self::Timeout => "urn:praas:problem:timeout",
+            Self::Method => "urn:praas:problem:method",
+            Self::Media => "urn:praas:problem:media",
         }
     }
 
@@ -111,6 +121,8 @@ impl ErrorKind {
             Self::NoAgent => "No node agent is connected",
             Self::Unavailable => "The control plane is not available",
             Self::Timeout => "Not done within the time allowed",
+            Self::Method => "Not possible with this method",
+            Self::Media => "The media type is not read here",
         }
     }
 }

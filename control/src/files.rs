@@ -1,11 +1,12 @@
-//! The small secret files of a control plane: read, or made with mode 0600.
+//! The small files of a control plane: secrets, of mode 0600, and where it listens.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use praas_transport::Secret;
+use praas_transport::{Address, Secret};
+use serde::{Deserialize, Serialize};
 
 /// Bytes that a secret file may have.
 const FILE_MAX_BYTES: u64 = 4096;
@@ -34,6 +35,36 @@ pub fn cluster_secret_load(path: &Path) -> io::Result<Secret> {
     }
 }
 
+/// Where a control plane listens, as its file says: a JSON object. The file is there while the
+/// control plane runs, and is left behind, stale, if it is killed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlAddr {
+    /// Where it serves HTTP, as a URL.
+    pub http: String,
+    /// Where agents dial; the best first.
+    pub agents: Vec<Address>,
+}
+
+impl ControlAddr {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// There is none, which means that no control plane runs; or it holds something else.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let mut text = String::new();
+        let file = File::open(path)?;
+        file.take(FILE_MAX_BYTES).read_to_string(&mut text)?;
+        serde_json::from_str(&text).map_err(io::Error::from)
+    }
+
+    /// Replaces the file at once.
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
+        let text = serde_json::to_string(self)? + "\n";
+        let temporary = temporary_write(path, &text)?;
+        std::fs::rename(&temporary, path)
+    }
+}
+
 /// The text of a secret file; `None` if there is no file.
 pub(crate) fn secret_read(path: &Path) -> io::Result<Option<String>> {
     let file = match File::open(path) {
@@ -56,27 +87,43 @@ pub(crate) fn secret_read(path: &Path) -> io::Result<Option<String>> {
 
 /// Makes a secret file that appears whole or not at all, and does not replace one that is there.
 pub(crate) fn secret_write(path: &Path, text: &str) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(
-        ".{:016x}",
-        getrandom::u64().map_err(io::Error::other)?
-    ));
-    let temporary = Path::new(&temporary);
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(temporary)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::hard_link(temporary, path)
-        });
-    let removed = std::fs::remove_file(temporary);
-    match written {
+    let temporary = temporary_write(path, text)?;
+    let linked = std::fs::hard_link(&temporary, path);
+    let removed = std::fs::remove_file(&temporary);
+    match linked {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => removed,
         Err(error) => Err(error),
         Ok(()) => removed,
+    }
+}
+
+/// The same, but replaces what is there.
+pub(crate) fn secret_replace(path: &Path, text: &str) -> io::Result<()> {
+    let temporary = temporary_write(path, text)?;
+    std::fs::rename(&temporary, path)
+}
+
+/// A file of mode 0600 beside `path`, on disk.
+fn temporary_write(path: &Path, text: &str) -> io::Result<PathBuf> {
+    let mut temporary = path.as_os_str().to_owned();
+    let number = getrandom::u64().map_err(io::Error::other)?;
+    temporary.push(format!(".{number:016x}"));
+    let temporary = PathBuf::from(temporary);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all());
+    match written {
+        Ok(()) => Ok(temporary),
+        Err(error) => {
+            // What counts is why it could not be written.
+            let _ = std::fs::remove_file(&temporary);
+            Err(error)
+        }
     }
 }
 

@@ -16,23 +16,20 @@ pub mod api;
 pub mod client;
 pub mod config;
 mod control;
-#[allow(dead_code, reason = "the server that uses it all follows")]
 mod core;
 pub mod error;
 mod files;
 pub mod gateway;
-#[allow(dead_code, reason = "the server that uses it all follows")]
 pub mod machine;
-#[allow(dead_code, reason = "the server that uses it all follows")]
 mod metrics;
-#[allow(dead_code, reason = "the server that uses it all follows")]
+mod server;
 pub mod store;
-#[allow(dead_code, reason = "the server that uses it all follows")]
 mod tokens;
 
 pub use client::{ClientError, ControlClient};
 pub use config::ControlConfig;
 pub use control::{Control, ControlError, ControlHandle, RunPaths};
 pub use error::{ErrorKind, Failure, Problem};
-pub use files::cluster_secret_load;
+pub use files::{ControlAddr, cluster_secret_load};
 pub use gateway::{Gateway, GatewayError, GatewayInvocation, NoGateway};
+pub use server::openapi_json;

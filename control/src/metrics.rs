@@ -24,7 +24,7 @@ struct CommandLabel {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabel {
-    method: String,
+    method: &'static str,
     status: u16,
 }
 
@@ -106,11 +106,8 @@ impl Metrics {
         self.commands.get_or_create(&CommandLabel { command }).inc();
     }
 
-    pub(crate) fn request(&self, method: &str, status: u16, took: Duration) {
-        let label = RequestLabel {
-            method: method.into(),
-            status,
-        };
+    pub(crate) fn request(&self, method: &'static str, status: u16, took: Duration) {
+        let label = RequestLabel { method, status };
         self.requests.get_or_create(&label).inc();
         self.request_time.observe(took.as_secs_f64());
     }

@@ -1,0 +1,91 @@
+//! The route of invocations: sees that the process is ready, then hands over to the gateway.
+
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::http::{HeaderName, header};
+use praas_transport::{Credential, Role, Ticket};
+
+use super::extract::{Caller, Names, Raw, WaitMs, WaitParams, reply_unexpected};
+use super::openapi::Refusal;
+use super::{App, now_unix_ms};
+use crate::api::Process;
+use crate::error::Failure;
+use crate::gateway::{GatewayError, GatewayInvocation};
+use crate::machine::{Reply, Request as Ask, Verb};
+
+/// Milliseconds that a gateway's ticket is good beyond the deadline, for clocks that differ.
+const TICKET_SLACK_MS: u64 = 60_000;
+
+/// Invoke a function. The process is started or swapped in as needed.
+#[utoipa::path(
+    post, path = "/v1/applications/{application}/processes/{process}/invoke/{function}",
+    tag = "invocations", operation_id = "invoke",
+    params(
+        ("application" = String, Path), ("process" = String, Path), ("function" = String, Path),
+        WaitParams,
+    ),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses(
+        (status = 200, description = "The function's output", body = Vec<u8>,
+            content_type = "application/octet-stream"),
+        Refusal,
+    ),
+)]
+pub(super) async fn invoke(
+    caller: Caller,
+    State(shared): State<App>,
+    names: Names<3>,
+    WaitMs(wait_ms): WaitMs,
+    Raw(input): Raw,
+) -> Result<([(HeaderName, &'static str); 1], Vec<u8>), Failure> {
+    let [application, process, function] = names.0;
+    caller.may(&application)?;
+    let deadline = Instant::now() + Duration::from_millis(wait_ms);
+    let ensure = Ask::Process {
+        application: application.clone(),
+        process: process.clone(),
+        verb: Verb::Ensure,
+    };
+    let shown: Process = shared.core.ask(ensure, wait_ms).await?.try_into()?;
+    let credential = credential_issue(&shared, &application, wait_ms).await?;
+    let invocation = GatewayInvocation {
+        application,
+        process,
+        incarnation: shown.incarnation,
+        addresses: shown.addresses,
+        credential,
+        function,
+        input: input.into(),
+        deadline,
+    };
+    // The gateway keeps to the deadline; this is for one that does not.
+    let outcome = shared.gateway.invoke(invocation);
+    let output = tokio::time::timeout_at(deadline.into(), outcome)
+        .await
+        .unwrap_or(Err(GatewayError::Deadline))?;
+    let media = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((media, output))
+}
+
+/// What opens a channel to the application's processes for one invocation.
+async fn credential_issue(
+    shared: &App,
+    application: &str,
+    wait_ms: u64,
+) -> Result<Credential, Failure> {
+    let (key_id, secret) = match shared.core.ask(Ask::KeyShow(application.into()), 0).await? {
+        Reply::Key(key_id, secret) => (key_id, secret),
+        other => return Err(reply_unexpected(&other)),
+    };
+    let ticket = Ticket {
+        application: application.into(),
+        role: Role::Client,
+        client_id: 0,
+        expires_unix_ms: now_unix_ms()
+            .saturating_add(wait_ms)
+            .saturating_add(TICKET_SLACK_MS),
+        key_id,
+    };
+    Ok(Credential::issue(&secret, &ticket))
+}
