@@ -36,6 +36,10 @@ pub struct ControlConfig {
     pub resolve_timeout_ms: u64,
     /// Milliseconds between two world views of one application.
     pub world_interval_ms: u64,
+    /// Milliseconds of a node's silence after which its processes count as dead and may start
+    /// elsewhere; counted anew from the control plane's start. Agents and hosts that are cut off
+    /// must have ended their processes before. Zero: only an operator declares nodes dead.
+    pub lease_ms: u64,
     /// Applications that there may be.
     pub applications_max: usize,
     /// Processes, in any state, that there may be.
@@ -74,6 +78,7 @@ impl Default for ControlConfig {
             ticket_valid_max_ms: 24 * 3_600_000,
             resolve_timeout_ms: 30_000,
             world_interval_ms: 20,
+            lease_ms: 60_000,
             applications_max: 10_000,
             processes_max: 100_000,
             waiters_max: 10_000,

@@ -132,7 +132,7 @@ impl Control {
         )?;
         let command_first =
             getrandom::u64().map_err(|error| ControlError::Thread(io::Error::other(error)))?;
-        let registry = Registry::restore(Limits::from(&config), snapshot, command_first);
+        let registry = Registry::restore(Limits::from(&config), snapshot, command_first, 0);
         let core = queue
             .start(registry, store, link.sender())
             .map_err(ControlError::Thread)?;

@@ -12,7 +12,7 @@ impl Registry {
         let hello = matches!(message, FromAgent::Hello { .. });
         if hello == self.links.contains_key(&link) {
             tracing::warn!(link, "an agent's words are out of order");
-            self.lost(link);
+            self.lost(now, link);
             return self.actions.push(Action::Drop { link });
         }
         match message {
@@ -21,7 +21,7 @@ impl Registry {
                 cpus,
                 memory_bytes,
                 inventory,
-            } => self.hello(link, node, cpus, memory_bytes, inventory),
+            } => self.hello(now, link, (node, cpus, memory_bytes), inventory),
             FromAgent::Report(report) => self.report(link, report),
             FromAgent::Answer { request, result } => self.answered(link, request, result),
             FromAgent::Resolve {
@@ -64,10 +64,9 @@ impl Registry {
 
     fn hello(
         &mut self,
+        now: u64,
         link: u64,
-        name: String,
-        cpus: u32,
-        memory_bytes: u64,
+        (name, cpus, memory_bytes): (String, u32, u64),
         inventory: Vec<HostReport>,
     ) {
         if let Err(failure) = name_check("node", &name) {
@@ -76,7 +75,7 @@ impl Registry {
         }
         if let Some(older) = self.nodes.get(&name).and_then(|node| node.link) {
             // The agent has dialled again before we noticed the end of its channel.
-            self.lost(older);
+            self.lost(now, older);
             self.actions.push(Action::Drop { link: older });
         }
         tracing::info!(
@@ -90,6 +89,7 @@ impl Registry {
             cpus,
             memory_bytes,
             live: node.live,
+            silent_since: None,
         };
         self.links.insert(link, name.clone());
         let message = self.applications_message();
@@ -294,13 +294,14 @@ impl Registry {
     }
 
     /// An agent's link has ended: nobody vouches for its hosts until it is back.
-    pub(super) fn lost(&mut self, link: u64) {
+    pub(super) fn lost(&mut self, now: u64, link: u64) {
         let Some(name) = self.links.remove(&link) else {
             return;
         };
         tracing::info!(node = name, "an agent is away");
         if let Some(node) = self.nodes.get_mut(&name) {
             node.link = None;
+            node.silent_since = Some(now);
         }
         for key in self.keys(|entry| entry.record.node.as_deref() == Some(name.as_str())) {
             self.command_end(&key);
@@ -342,13 +343,47 @@ impl Registry {
             let detail = format!("the agent of node {name:?} is connected: stop it first");
             return Err(Failure::new(ErrorKind::Conflict, detail));
         }
-        let here = |entry: &Entry| entry.record.node.as_deref() == Some(name);
-        for key in self.keys(here) {
-            let error = format!("its node {name:?} was declared dead");
-            self.died(&key, ProcessState::Failed, Some(error));
-            self.drive(&key);
-        }
+        self.node_dead(name, &format!("its node {name:?} was declared dead"));
         self.nodes.remove(name);
         Ok(Reply::Done)
+    }
+
+    /// Nodes whose agents are away for too long are dead: by now their hosts have noticed and
+    /// ended themselves.
+    pub(super) fn leases_lapse(&mut self, now: u64) {
+        let lease_ms = self.limits.lease_ms;
+        let lapsed = |node: &NodeEntry| node.lease_end(lease_ms).is_some_and(|end| end <= now);
+        let names: Vec<String> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| lapsed(node))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in names {
+            tracing::warn!(node = name, lease_ms, "a node was silent for too long");
+            self.node_dead(
+                &name,
+                &format!("its node {name:?} was silent for {lease_ms} ms"),
+            );
+            if let Some(node) = self.nodes.get_mut(&name) {
+                node.silent_since = None;
+            }
+        }
+    }
+
+    fn node_dead(&mut self, name: &str, why: &str) {
+        let here = |entry: &Entry| entry.record.node.as_deref() == Some(name);
+        for key in self.keys(here) {
+            self.update(&key, |entry| {
+                // Hosts that miss their agent swap out before they end. Only where no image of an
+                // earlier life can be taken for theirs is that of use.
+                if !entry.record.images {
+                    entry.record.images = true;
+                    entry.record.restorable = true;
+                }
+            });
+            self.died(&key, ProcessState::Failed, Some(why.into()));
+            self.drive(&key);
+        }
     }
 }

@@ -18,8 +18,9 @@
 //! ```
 //!
 //! Invariant: a live record (starting, ready, quiescing) leaves that state only when its node's
-//! agent has confirmed the death, by a report, an answer or an inventory without it, or when an
-//! operator declares the node dead. Only a record that is not live is started, under an
+//! agent has confirmed the death, by a report, an answer or an inventory without it, when an
+//! operator declares the node dead, or when the agent has been silent for `lease_ms`, which is
+//! counted anew from the start of a control plane, and after which hosts have ended themselves. Only a record that is not live is started, under an
 //! incarnation that is stored first and never used before. So no process has two live
 //! incarnations, whatever is lost in between.
 
@@ -213,6 +214,8 @@ pub struct Limits {
     pub resolve_timeout_ms: u64,
     /// Milliseconds between two world views of one application.
     pub world_interval_ms: u64,
+    /// Milliseconds of silence after which a node counts as dead; zero: never.
+    pub lease_ms: u64,
 }
 
 impl From<&ControlConfig> for Limits {
@@ -226,6 +229,7 @@ impl From<&ControlConfig> for Limits {
             settings_max_bytes: config.settings_max_bytes,
             resolve_timeout_ms: config.resolve_timeout_ms,
             world_interval_ms: config.world_interval_ms,
+            lease_ms: config.lease_ms,
         }
     }
 }
@@ -308,6 +312,8 @@ struct NodeEntry {
     cpus: u32,
     memory_bytes: u64,
     live: u32,
+    /// Since when the agent is away, until its lease has lapsed.
+    silent_since: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -342,7 +348,9 @@ impl Registry {
     ///
     /// Commands are numbered from `command_first` on, which is to be random: an agent may yet
     /// answer what an earlier control plane told it, and must not seem to answer this one.
-    pub fn restore(limits: Limits, snapshot: Snapshot, command_first: u64) -> Self {
+    ///
+    /// `now` is the time on the clock of [`Registry::handle`]: all nodes are silent since then.
+    pub fn restore(limits: Limits, snapshot: Snapshot, command_first: u64, now: u64) -> Self {
         let mut registry = Self {
             limits,
             apps: BTreeMap::new(),
@@ -375,6 +383,9 @@ impl Registry {
         for record in snapshot.processes {
             registry.process_restore(record);
         }
+        for node in registry.nodes.values_mut() {
+            node.silent_since = Some(now);
+        }
         registry
     }
 
@@ -406,9 +417,10 @@ impl Registry {
                 request,
             } => self.request(now, id, wait_ms, request),
             Event::Said { link, message } => self.said(now, link, message),
-            Event::Lost { link } => self.lost(link),
+            Event::Lost { link } => self.lost(now, link),
             Event::Tick => {}
         }
+        self.leases_lapse(now);
         self.waiters_expire(now);
         self.worlds_send(now);
         std::mem::take(&mut self.actions)
@@ -422,10 +434,12 @@ impl Registry {
             .iter()
             .filter_map(|name| self.apps.get(name).map(|app| app.world_due))
             .min();
-        match (waiter, world) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let lease = self
+            .nodes
+            .values()
+            .filter_map(|node| node.lease_end(self.limits.lease_ms))
+            .min();
+        [waiter, world, lease].into_iter().flatten().min()
     }
 
     /// How many processes are in each state.
@@ -540,6 +554,16 @@ impl Registry {
                 self.actions.push(Action::Tell { link, message });
             }
         }
+    }
+}
+
+impl NodeEntry {
+    /// When what is there counts as dead.
+    fn lease_end(&self, lease_ms: u64) -> Option<u64> {
+        let since = self
+            .silent_since
+            .filter(|_| self.live > 0 && lease_ms > 0)?;
+        Some(since.saturating_add(lease_ms))
     }
 }
 

@@ -116,7 +116,7 @@ impl Disk {
 impl World {
     fn new(auto_create: bool) -> Self {
         let mut world = Self {
-            registry: Registry::restore(limits(), Snapshot::default(), 0),
+            registry: Registry::restore(limits(), Snapshot::default(), 0, 0),
             disk: Disk::default(),
             agents: (0..NODES).map(|_| Agent::default()).collect(),
             unnoticed: Vec::new(),
@@ -187,7 +187,8 @@ impl World {
             agent.outbox.clear();
         }
         self.restarts += 1;
-        self.registry = Registry::restore(limits(), self.disk.0.clone(), self.restarts << 32);
+        let (snapshot, first) = (self.disk.0.clone(), self.restarts << 32);
+        self.registry = Registry::restore(limits(), snapshot, first, self.now);
     }
 
     fn connect(&mut self, node: usize) {

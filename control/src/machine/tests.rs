@@ -9,7 +9,10 @@ use crate::store::{Change, Snapshot, TokenRecord};
 use praas_transport::Secret;
 
 pub(super) fn limits() -> Limits {
-    Limits::from(&ControlConfig::default())
+    Limits {
+        lease_ms: 0,
+        ..Limits::from(&ControlConfig::default())
+    }
 }
 
 pub(super) fn spec(name: &str) -> ApplicationSpec {
@@ -46,7 +49,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let registry = Registry::restore(limits(), Snapshot::default(), 0);
+        let registry = Registry::restore(limits(), Snapshot::default(), 0, 0);
         let mut bench = Self {
             registry,
             now: 0,
@@ -429,7 +432,7 @@ fn after_a_restart_processes_are_found_again() {
         }
     }
     let generation = snapshot.generations[0].1;
-    bench.registry = Registry::restore(limits(), snapshot, 1_000);
+    bench.registry = Registry::restore(limits(), snapshot, 1_000, bench.now);
     bench.actions.clear();
     let shown = bench.show();
     assert_eq!((shown.state, shown.confirmed), (ProcessState::Ready, false));
@@ -459,6 +462,63 @@ fn a_node_that_was_declared_dead_and_comes_back_loses_what_was_replaced() {
         [(3, ToAgent::Stop(command))] => assert_eq!(command.incarnation, 1),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_node_that_is_silent_for_too_long_is_dead_and_no_sooner() {
+    let mut bench = Bench::new();
+    bench.registry.limits.lease_ms = 1_000;
+    bench.ready();
+    bench.now = 5_000;
+    bench.handle(Event::Lost { link: 1 });
+    bench.hello(2, "m", vec![]);
+    let waits = bench.ask_wait(process(Verb::Ensure), 60_000);
+    bench.now = 5_999;
+    bench.handle(Event::Tick);
+    assert_eq!(bench.told(), vec![]);
+    assert_eq!(bench.registry.deadline_next(), Some(6_000));
+    bench.now = 6_000;
+    bench.handle(Event::Tick);
+    let start = bench.started();
+    assert_eq!(start.incarnation, 2);
+    assert!(
+        start.restore,
+        "its host may have swapped out when it missed its agent"
+    );
+    bench.say(2, FromAgent::Report(report(&start, ProcessState::Ready)));
+    assert_eq!(bench.kinds(), vec![(waits, None)]);
+    bench.now = 9_000;
+    bench.handle(Event::Tick);
+    assert_eq!(bench.show().state, ProcessState::Ready);
+    assert_eq!(bench.registry.deadline_next(), None);
+}
+
+#[test]
+fn a_restarted_control_plane_waits_a_whole_lease() {
+    let mut bench = Bench::new();
+    bench.ready();
+    let mut records = bench.actions.iter().filter_map(|action| match action {
+        Action::Persist(Change::Process(record)) => Some(record.clone()),
+        _ => None,
+    });
+    let snapshot = Snapshot {
+        applications: vec![bench.registry.app("a").unwrap().record.clone()],
+        processes: records.next_back().into_iter().collect(),
+        ..Snapshot::default()
+    };
+    let limits = Limits {
+        lease_ms: 1_000,
+        ..limits()
+    };
+    bench.now = 7_000;
+    bench.registry = Registry::restore(limits, snapshot, 1_000, bench.now);
+    assert_eq!(bench.registry.deadline_next(), Some(8_000));
+    bench.now = 7_999;
+    bench.handle(Event::Tick);
+    assert_eq!(bench.show().state, ProcessState::Ready);
+    bench.now = 8_000;
+    bench.handle(Event::Tick);
+    assert_eq!(bench.show().state, ProcessState::Failed);
 }
 
 #[test]
@@ -671,7 +731,7 @@ fn an_answer_to_an_earlier_control_plane_is_not_taken_for_this_ones() {
         processes: records.next_back().into_iter().collect(),
         ..Snapshot::default()
     };
-    bench.registry = Registry::restore(limits(), snapshot, 1_000);
+    bench.registry = Registry::restore(limits(), snapshot, 1_000, bench.now);
     bench.hello(9, "n", vec![report(&start, ProcessState::Ready)]);
     bench.answers();
     bench.ask(process(Verb::Stop));
