@@ -7,7 +7,7 @@ use axum::http::{HeaderName, header};
 use praas_transport::{Credential, Role, Ticket};
 
 use super::extract::{Caller, Names, Raw, WaitMs, WaitParams, reply_unexpected};
-use super::openapi::Refusal;
+use super::openapi::{Octets, Refusal};
 use super::{App, now_unix_ms};
 use crate::api::Process;
 use crate::error::Failure;
@@ -25,9 +25,9 @@ const TICKET_SLACK_MS: u64 = 60_000;
         ("application" = String, Path), ("process" = String, Path), ("function" = String, Path),
         WaitParams,
     ),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    request_body(content = Octets, content_type = "application/octet-stream"),
     responses(
-        (status = 200, description = "The function's output", body = Vec<u8>,
+        (status = 200, description = "The function's output", body = Octets,
             content_type = "application/octet-stream"),
         Refusal,
     ),

@@ -1,7 +1,7 @@
 //! The API's description, made of the routes and types themselves.
 
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::{IntoResponses, Modify, OpenApi};
+use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use crate::error::Problem;
 
@@ -11,8 +11,8 @@ use crate::error::Problem;
     info(
         title = "praas control plane",
         description = "Applications, processes, nodes and tokens of a praas cluster.",
-        license(name = "see the repository")
     ),
+    components(schemas(Problem)),
     modifiers(&Bearer),
     security(("bearer" = [])),
     tags(
@@ -40,7 +40,13 @@ impl Modify for Bearer {
     content_type = "application/problem+json"
 )]
 #[expect(dead_code, reason = "it only describes")]
-pub(super) struct Refusal(#[to_schema] Problem);
+pub(super) struct Refusal(Problem);
+
+/// Bytes as they are.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "it only describes")]
+pub(super) struct Octets(Vec<u8>);
 
 /// The API's OpenAPI document, as JSON with a newline at its end.
 pub fn openapi_json() -> String {

@@ -1,7 +1,9 @@
 //! The control plane as a whole: real sockets, a real database, an agent without hosts.
 
 mod fake_agent;
+mod http;
 mod life;
+mod openapi;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
