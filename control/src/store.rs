@@ -374,6 +374,10 @@ fn open_error(path: &Path, error: DatabaseError) -> StoreError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn application() -> ApplicationRecord {
@@ -494,5 +498,115 @@ mod tests {
             Store::open(&path),
             Err(StoreError::Schema { found: 2, .. })
         ));
+    }
+
+    fn change_any() -> impl Strategy<Value = Change> {
+        let name = || "[ab]{1,2}";
+        prop_oneof![
+            (name(), any::<u32>()).prop_map(|(name, key_id)| {
+                let record = application();
+                Change::Application(ApplicationRecord {
+                    name,
+                    key_id,
+                    ..record
+                })
+            }),
+            name().prop_map(Change::ApplicationRemoved),
+            (name(), any::<u64>()).prop_map(|(name, at)| Change::Generation(name, at)),
+            (name(), name(), any::<u64>()).prop_map(|(application, name, incarnation)| {
+                let record = process(&name);
+                Change::Process(ProcessRecord {
+                    application,
+                    incarnation,
+                    ..record
+                })
+            }),
+            (name(), name()).prop_map(|(a, p)| Change::ProcessRemoved(a, p)),
+            (1..u64::MAX).prop_map(Change::IncarnationNext),
+            (0..4_u8, any::<u64>()).prop_map(|(hash, created_unix_ms)| {
+                Change::Token(TokenRecord {
+                    hash: [hash; 32],
+                    application: Some("a".into()),
+                    label: String::new(),
+                    created_unix_ms,
+                })
+            }),
+            (0..4_u8).prop_map(|hash| Change::TokenRemoved([hash; 32])),
+        ]
+    }
+
+    /// What the changes come to, by hand.
+    #[derive(Default)]
+    struct Model {
+        applications: BTreeMap<String, ApplicationRecord>,
+        generations: BTreeMap<String, u64>,
+        processes: BTreeMap<String, ProcessRecord>,
+        tokens: BTreeMap<[u8; 32], TokenRecord>,
+        incarnation_next: Option<u64>,
+    }
+
+    impl Model {
+        fn apply(&mut self, change: &Change) {
+            match change.clone() {
+                Change::Application(record) => {
+                    self.applications.insert(record.name.clone(), record);
+                }
+                Change::ApplicationRemoved(name) => {
+                    self.applications.remove(&name);
+                    self.generations.remove(&name);
+                }
+                Change::Generation(name, at) => {
+                    self.generations.insert(name, at);
+                }
+                Change::Process(record) => {
+                    let key = process_key(&record.application, &record.name);
+                    self.processes.insert(key, record);
+                }
+                Change::ProcessRemoved(application, name) => {
+                    self.processes.remove(&process_key(&application, &name));
+                }
+                Change::IncarnationNext(next) => self.incarnation_next = Some(next),
+                Change::Token(record) => {
+                    self.tokens.insert(record.hash, record);
+                }
+                Change::TokenRemoved(hash) => {
+                    self.tokens.remove(&hash);
+                }
+            }
+        }
+
+        fn snapshot(&self) -> Snapshot {
+            Snapshot {
+                applications: self.applications.values().cloned().collect(),
+                generations: self.generations.clone().into_iter().collect(),
+                processes: self.processes.values().cloned().collect(),
+                incarnation_next: self.incarnation_next.unwrap_or(1),
+                tokens: self.tokens.values().cloned().collect(),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        /// A copy of the file, taken while it is open, is what a process killed at that moment
+        /// leaves behind: nothing was closed, and no destructor ran.
+        #[test]
+        fn what_was_committed_is_there_after_a_kill(
+            batches in prop::collection::vec(prop::collection::vec(change_any(), 1..6), 1..8),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("control.redb");
+            let left = dir.path().join("left.redb");
+            let store = Store::open(&path).unwrap();
+            let mut model = Model::default();
+            for batch in &batches {
+                store.commit(batch).unwrap();
+                batch.iter().for_each(|change| model.apply(change));
+                std::fs::copy(&path, &left).unwrap();
+                let found = Store::open(&left).unwrap().load().unwrap();
+                prop_assert_eq!(found, model.snapshot());
+            }
+        }
     }
 }

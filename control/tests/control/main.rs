@@ -2,6 +2,7 @@
 
 mod fake_agent;
 mod http;
+mod killed;
 mod life;
 mod openapi;
 
