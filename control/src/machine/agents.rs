@@ -382,7 +382,12 @@ impl Registry {
                     entry.record.restorable = true;
                 }
             });
-            self.died(&key, ProcessState::Failed, Some(why.into()));
+            let stopping = self.entry(&key).is_some_and(|entry| entry.record.stopping);
+            let state = match stopping {
+                true => ProcessState::Gone,
+                false => ProcessState::Failed,
+            };
+            self.died(&key, state, Some(why.into()));
             self.drive(&key);
         }
     }

@@ -522,6 +522,19 @@ fn a_restarted_control_plane_waits_a_whole_lease() {
 }
 
 #[test]
+fn what_was_being_stopped_on_a_node_that_died_is_stopped() {
+    let mut bench = Bench::new();
+    bench.registry.limits.lease_ms = 1_000;
+    bench.ready();
+    let stop = bench.ask_wait(process(Verb::Stop), 60_000);
+    bench.handle(Event::Lost { link: 1 });
+    bench.now = 1_000;
+    bench.handle(Event::Tick);
+    assert_eq!(bench.kinds(), vec![(stop, None)]);
+    assert_eq!(bench.show().state, ProcessState::Gone);
+}
+
+#[test]
 fn hosts_that_nobody_knows_are_found_or_saved() {
     let mut bench = Bench::new();
     let mut known = report(

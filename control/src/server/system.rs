@@ -1,5 +1,7 @@
 //! Routes of the control plane itself: health, metrics, its own description, nodes.
 
+use std::sync::LazyLock;
+
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 
@@ -49,8 +51,10 @@ pub(super) async fn metrics(
     get, path = "/v1/openapi.json", tag = "system", operation_id = "openapi", security(()),
     responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json")),
 )]
-pub(super) async fn openapi_show() -> ([(HeaderName, &'static str); 1], String) {
-    ([(header::CONTENT_TYPE, "application/json")], openapi_json())
+pub(super) async fn openapi_show() -> ([(HeaderName, &'static str); 1], &'static str) {
+    // Made once: whoever asks needs no token, and it takes a while.
+    static TEXT: LazyLock<String> = LazyLock::new(openapi_json);
+    ([(header::CONTENT_TYPE, "application/json")], &TEXT)
 }
 
 /// All nodes whose agents were connected since the control plane started, or that have processes.

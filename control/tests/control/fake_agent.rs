@@ -1,7 +1,7 @@
 //! A node agent without hosts: it dials, does at once what it is told, and remembers it.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -130,6 +130,15 @@ impl FakeAgent {
                 return found;
             }
         }
+    }
+
+    /// Waits until the control plane hangs up, which it does without a word.
+    pub fn refused(self) {
+        let end = self.seen.recv_timeout(PATIENCE);
+        assert!(
+            matches!(end, Err(RecvTimeoutError::Disconnected)),
+            "{end:?}"
+        );
     }
 
     /// Hangs up. The hosts live on.

@@ -1,10 +1,16 @@
 //! The life of processes through HTTP and an agent, across restarts of the control plane.
 
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
 use praas_control::api::ProcessState;
-use praas_control::{ControlAddr, ErrorKind};
+use praas_control::store::StoreError;
+use praas_control::{
+    Control, ControlAddr, ControlConfig, ControlError, ErrorKind, NoGateway, RunPaths,
+};
 
 use super::fake_agent::{FakeAgent, Seen};
-use super::{Lab, spec};
+use super::{Lab, eventually, spec};
 
 #[test]
 fn a_process_is_created_found_and_known_after_a_restart() {
@@ -92,4 +98,79 @@ fn a_shutdown_in_good_order_leaves_no_address() {
     assert!(ControlAddr::read(&lab.paths.control_addr).is_err());
     lab.restart();
     assert_eq!(lab.client().application_list().unwrap().len(), 1);
+}
+
+#[test]
+fn two_do_not_share_a_directory_or_an_address() {
+    let lab = Lab::new();
+    let start = |config, paths: &RunPaths| Control::start(config, Arc::new(NoGateway), paths);
+    let error = start(ControlConfig::default(), &lab.paths).unwrap_err();
+    assert!(
+        matches!(error, ControlError::Store(StoreError::Locked { .. })),
+        "{error:?}"
+    );
+    assert_eq!(
+        lab.client().health().unwrap().status,
+        "ok",
+        "the first goes on"
+    );
+    let other = tempfile::tempdir().unwrap();
+    let config = ControlConfig {
+        http_listen: lab.control.as_ref().unwrap().http_addr(),
+        ..ControlConfig::default()
+    };
+    let error = start(config, &RunPaths::in_dir(other.path())).unwrap_err();
+    assert!(matches!(error, ControlError::Listen { .. }), "{error:?}");
+}
+
+#[test]
+fn a_lost_administrators_token_is_replaced_at_the_next_start() {
+    let mut lab = Lab::new();
+    let read = |lab: &Lab| std::fs::read_to_string(&lab.paths.admin_token).unwrap();
+    let first = read(&lab);
+    lab.restart();
+    assert_eq!(read(&lab), first);
+    std::fs::remove_file(&lab.paths.admin_token).unwrap();
+    lab.restart();
+    assert_ne!(read(&lab), first);
+    let mode = std::fs::metadata(&lab.paths.admin_token)
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(lab.client().token_list().unwrap().len(), 2);
+    std::fs::write(&lab.paths.admin_token, "of another cluster").unwrap();
+    lab.restart();
+    assert_eq!(lab.client().token_list().unwrap().len(), 3);
+}
+
+#[test]
+fn an_agent_without_the_clusters_secret_is_refused() {
+    let lab = Lab::new();
+    let other = tempfile::tempdir().unwrap();
+    let paths = RunPaths {
+        cluster_secret: other.path().join("cluster.secret"),
+        ..lab.paths.clone()
+    };
+    FakeAgent::dial(&paths, "n", Vec::new()).refused();
+    assert_eq!(lab.client().node_list().unwrap(), []);
+}
+
+#[test]
+fn a_silent_nodes_process_starts_elsewhere_after_the_lease() {
+    let config = ControlConfig {
+        lease_ms: 100,
+        ..ControlConfig::default()
+    };
+    let lab = Lab::with(config, Arc::new(NoGateway));
+    let agent = lab.agent("n");
+    let client = lab.client();
+    client.application_create(&spec("a")).unwrap();
+    let first = client.process_create("a", "p").unwrap();
+    agent.end();
+    eventually(|| client.process_show("a", "p").unwrap().state == ProcessState::Failed);
+    let other = lab.agent("m");
+    let resolved = other.resolve("a", "p", true).unwrap();
+    assert!(resolved.incarnation > first.incarnation);
+    other.end();
 }
