@@ -24,7 +24,9 @@
 //!   that no host of this incarnation lives; `Ok` to a stop means the same; `Err` to a swap means
 //!   that the host serves on. A stop of what is not there is answered `Ok`.
 //! - An agent that is cut off from a control plane which may live, on another node, has ended its
-//!   hosts before the control plane's `lease_ms` are over; so have hosts that miss their agent.
+//!   hosts before the control plane's `lease_ms` are over; so have hosts that miss their agent. It
+//!   is cut off from the end of a channel until `Applications` has answered its next hello, for
+//!   only then is the inventory known to have come in time.
 //! - A stop may overtake a start or a swap of the same host, which need no answer then.
 //!
 //! Messages are serde values through bincode, cut into pieces that a channel carries eagerly, so

@@ -1,12 +1,15 @@
 //! The registry among agents that come and go, under random interleavings: no process ever has
 //! two live incarnations, no incarnation is used twice, every request is answered once.
+//!
+//! Agents keep their side of the lease: one that has not heard of the control plane for so long,
+//! and be it only the answer to its hello, ends its hosts.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
-use super::tests::{limits, spec};
-use super::{Action, Event, Registry, Reply, Request, Verb};
+use super::tests::spec;
+use super::{Action, Event, Limits, Registry, Reply, Request, Verb};
 use crate::agent::{FromAgent, HostCommand, HostReport, ToAgent};
 use crate::api::ProcessState;
 use crate::store::{Change, Snapshot};
@@ -14,6 +17,14 @@ use praas_transport::Secret;
 
 const NODES: usize = 2;
 const PROCESSES: usize = 2;
+const LEASE_MS: u64 = 400;
+
+fn limits() -> Limits {
+    Limits {
+        lease_ms: LEASE_MS,
+        ..super::tests::limits()
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 enum Op {
@@ -63,6 +74,8 @@ struct Host {
 #[derive(Debug, Default)]
 struct Agent {
     link: Option<u64>,
+    /// Since when it has not been sure of the control plane.
+    cut_since: Option<u64>,
     inbox: VecDeque<ToAgent>,
     outbox: VecDeque<FromAgent>,
     hosts: Vec<Host>,
@@ -183,6 +196,7 @@ impl World {
         self.unnoticed.clear();
         for agent in &mut self.agents {
             agent.link = None;
+            agent.cut_since.get_or_insert(self.now);
             agent.inbox.clear();
             agent.outbox.clear();
         }
@@ -209,6 +223,7 @@ impl World {
 
     fn disconnect(&mut self, node: usize, noticed: bool) {
         let agent = &mut self.agents[node];
+        agent.cut_since.get_or_insert(self.now);
         agent.inbox.clear();
         agent.outbox.clear();
         let Some(link) = agent.link.take() else {
@@ -254,6 +269,8 @@ impl World {
             ToAgent::SwapOut(command) => self.agents[node].swap(&command),
             ToAgent::Stop(command) => self.agents[node].stop(&command),
             ToAgent::DeleteImages { request, .. } => self.agents[node].say_answer(request, Ok(())),
+            // The first word after a hello.
+            ToAgent::Applications(_) => self.agents[node].cut_since = None,
             _ => {}
         }
         true
@@ -307,6 +324,9 @@ impl World {
             Op::Restart => self.restart(),
             Op::Pass(ms) => {
                 self.now += ms;
+                for agent in &mut self.agents {
+                    agent.fence(self.now);
+                }
                 self.handle(Event::Tick);
             }
         }
@@ -375,6 +395,14 @@ impl Agent {
 
     fn say_answer(&mut self, request: u64, result: Result<(), String>) {
         self.say(FromAgent::Answer { request, result });
+    }
+
+    fn fence(&mut self, now: u64) {
+        if self.cut_since.is_some_and(|since| now - since >= LEASE_MS) {
+            for host in std::mem::take(&mut self.hosts) {
+                self.say(FromAgent::Report(host.report_as(ProcessState::Failed)));
+            }
+        }
     }
 
     fn find(&mut self, command: &HostCommand) -> Option<&mut Host> {
