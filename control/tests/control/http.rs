@@ -4,12 +4,13 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use praas_control::api::{TicketSpec, TokenRole, TokenSpec};
 use praas_control::gateway::BoxFuture;
 use praas_control::{
-    ControlClient, ControlConfig, ErrorKind, Gateway, GatewayError, GatewayInvocation, Problem,
+    ControlClient, ControlConfig, ErrorKind, Gateway, GatewayError, GatewayInvocation, NoGateway,
+    Problem,
 };
 use praas_transport::Ticket;
 
@@ -143,6 +144,36 @@ fn what_no_handler_sees_is_refused_as_a_problem_too() {
             "{path}"
         );
     }
+}
+
+#[test]
+fn a_connection_above_the_limit_waits_for_one_to_end() {
+    let config = ControlConfig {
+        connections_max: 1,
+        ..ControlConfig::default()
+    };
+    let lab = Lab::with(config, Arc::new(NoGateway));
+    let url = lab.url();
+    let host = url.strip_prefix("http://").unwrap();
+    let request = format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    let ask = || {
+        let mut stream = TcpStream::connect(host).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    };
+    let mut byte = [0];
+    let mut first = ask();
+    first.set_read_timeout(Some(PATIENCE)).unwrap();
+    first.read_exact(&mut byte).unwrap();
+    let mut second = ask();
+    second
+        .set_read_timeout(Some(Duration::from_millis(30)))
+        .unwrap();
+    let error = second.read_exact(&mut byte).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    drop(first);
+    second.set_read_timeout(Some(PATIENCE)).unwrap();
+    second.read_exact(&mut byte).unwrap();
 }
 
 #[test]
@@ -326,9 +357,7 @@ fn invocations_go_through_the_gateway_and_swap_in() {
         .invoke("a", "p", "f", &vec![0; (3 << 20) + 1])
         .unwrap_err();
     assert_eq!(kind(error), Some(ErrorKind::TooLarge));
-    let hasty = client
-        .clone()
-        .with_wait(std::time::Duration::from_millis(50));
+    let hasty = client.clone().with_wait(Duration::from_millis(50));
     let error = hasty.invoke("a", "p", "hangs", b"").unwrap_err();
     assert_eq!(kind(error), Some(ErrorKind::Timeout));
     agent.end();
