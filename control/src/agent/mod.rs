@@ -270,7 +270,8 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > MESSAGE_MAX_BYTES {
         return Err(CodecError::TooLong(bytes.len()));
     }
-    // Decoded values are larger than their bytes, by their headers; the limit is on what they claim.
+    // Decoded values are larger than their bytes, by their headers; the limit is on what they
+    // claim.
     let config = bincode::config::standard().with_limit::<{ 4 * MESSAGE_MAX_BYTES }>();
     let (value, used) = bincode::serde::decode_from_slice(bytes, config)
         .map_err(|error| CodecError::Decode(error.to_string()))?;

@@ -5,7 +5,7 @@
 //!                                          Persist, then Tell, Drop, Answer
 //! ```
 //!
-//! A process is an [`Entry`]: its record, which is stored, what its agent says of it, and the
+//! A process is an `Entry`: its record, which is stored, what its agent says of it, and the
 //! requests that wait for it. Requests want the process in a state; the first that waits decides
 //! what is done next, and whoever gets what it wants is answered.
 //!
