@@ -20,9 +20,9 @@
 //! Invariant: a live record (starting, ready, quiescing) leaves that state only when its node's
 //! agent has confirmed the death, by a report, an answer or an inventory without it, when an
 //! operator declares the node dead, or when the agent has been silent for `lease_ms`, which is
-//! counted anew from the start of a control plane, and after which hosts have ended themselves. Only a record that is not live is started, under an
-//! incarnation that is stored first and never used before. So no process has two live
-//! incarnations, whatever is lost in between.
+//! counted anew from the start of a control plane, and after which hosts have ended themselves.
+//! Only a record that is not live is started, under an incarnation that is stored first and never
+//! used before. So no process has two live incarnations, whatever is lost in between.
 
 mod agents;
 mod process;
