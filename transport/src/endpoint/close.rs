@@ -18,7 +18,7 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Ops {
     /// Closes in good order: what was posted still goes, then the peer sees the end. There is no
-    /// [`Handler::on_close`] for it here; what was in flight from the peer is dropped.
+    /// [`crate::Handler::on_close`] for it here; what was in flight from the peer is dropped.
     pub fn close(&mut self, channel: ChannelId) {
         if self.channel(channel).is_some() {
             if let Some(channel) = self.channel(channel) {

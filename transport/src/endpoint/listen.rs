@@ -77,7 +77,8 @@ impl Ops {
         Ok(address)
     }
 
-    /// Connects without blocking: [`Handler::on_open`] or [`Handler::on_close`] follows.
+    /// Connects without blocking: [`crate::Handler::on_open`] or [`crate::Handler::on_close`]
+    /// follows.
     ///
     /// # Errors
     /// What can be told at once: nobody listens, too many channels.

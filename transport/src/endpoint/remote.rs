@@ -23,7 +23,7 @@ impl Ops {
         self.regions.deregister(key)
     }
 
-    /// Writes to a peer's memory; [`Handler::on_one_sided`] tells when it is there.
+    /// Writes to a peer's memory; [`crate::Handler::on_one_sided`] tells when it is there.
     pub fn put(&mut self, to: ChannelId, key: RemoteKey, offset: u64, bytes: &[u8], context: u64) {
         let outcome = self
             .peer_regions(to)
@@ -31,7 +31,7 @@ impl Ops {
         self.one_sided_done(to, context, outcome.map(|()| 0), None);
     }
 
-    /// Writes to a peer's memory and then tells it so, by [`Handler::on_immediate`] there.
+    /// Writes to a peer's memory and then tells it so, by [`crate::Handler::on_immediate`] there.
     ///
     /// # Errors
     /// The channel is not open.
@@ -65,7 +65,7 @@ impl Ops {
         Ok(Posted::Done)
     }
 
-    /// Reads a peer's memory; [`Handler::on_one_sided`] gives the buffer back, filled.
+    /// Reads a peer's memory; [`crate::Handler::on_one_sided`] gives the buffer back, filled.
     pub fn get(
         &mut self,
         from: ChannelId,
@@ -80,7 +80,7 @@ impl Ops {
     }
 
     /// Adds to a word of a peer's memory, atomically; its old value comes by
-    /// [`Handler::on_one_sided`].
+    /// [`crate::Handler::on_one_sided`].
     pub fn fetch_add(
         &mut self,
         to: ChannelId,
@@ -96,7 +96,7 @@ impl Ops {
     }
 
     /// Sets a word of a peer's memory to `new` if it is `expected`, atomically; its old value
-    /// comes by [`Handler::on_one_sided`].
+    /// comes by [`crate::Handler::on_one_sided`].
     pub fn compare_swap(
         &mut self,
         to: ChannelId,
