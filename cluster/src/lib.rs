@@ -1,3 +1,14 @@
 //! Launchers, topology, the node agent, and the `praas` command.
+//!
+//! ```text
+//!   praas up --> launch --> praas control   (control plane, gateway)
+//!                      \--> praas agent     (one per node) --> praas host   (one per process)
+//!   praas invoke, put, get, demo, bench --> session --HTTP--> control
+//!                                                   \--data plane--> agent's directory, hosts
+//! ```
+//!
+//! All that one control plane or agent leaves on a node lies in one run directory ([`run_dir`]).
 
 pub mod cli;
+pub mod run_dir;
+pub mod session;
