@@ -67,7 +67,7 @@ impl RunDir {
     /// It cannot be made, belongs to somebody else, or lets others in.
     pub fn create(path: &Path) -> io::Result<Self> {
         match DirBuilder::new().mode(0o700).recursive(true).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Self::open(path),
         }
     }
