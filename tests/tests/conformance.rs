@@ -7,6 +7,7 @@ macro_rules! conformance {
     ($($module:ident => $kind:ident, $faulty:literal;)*) => {
         $(conformance!(@promises $module, $kind, $faulty,
             messages_arrive_whole_once_in_order
+            what_was_taken_arrives_by_itself
             oversized_messages_are_refused
             oversized_announcements_close_the_channel
             large_messages_can_be_parked_and_refused

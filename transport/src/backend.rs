@@ -121,6 +121,12 @@ pub(crate) trait Wire {
         Ok(true)
     }
 
+    /// Whether part of a frame that was taken waits for [`Wire::flush`].
+    #[inline]
+    fn held_back(&self) -> bool {
+        false
+    }
+
     /// Before sleeping: whether nothing of what is wanted is there, and the peer will wake us when
     /// that changes.
     fn arm(&mut self, want: Want) -> Result<bool, WireFault>;
@@ -184,6 +190,11 @@ impl Wire for AnyWire {
 
     fn flush(&mut self) -> Result<bool, WireFault> {
         each!(self, wire => wire.flush())
+    }
+
+    #[inline]
+    fn held_back(&self) -> bool {
+        each!(self, wire => wire.held_back())
     }
 
     fn arm(&mut self, want: Want) -> Result<bool, WireFault> {

@@ -122,6 +122,10 @@ impl Wire for FaultWire {
         self.inner.flush()
     }
 
+    fn held_back(&self) -> bool {
+        self.inner.held_back()
+    }
+
     fn arm(&mut self, want: Want) -> Result<bool, WireFault> {
         if self.dead() {
             return Err(WireFault::Dead);

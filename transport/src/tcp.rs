@@ -298,6 +298,11 @@ impl Wire for TcpWire {
         Ok(true)
     }
 
+    #[inline]
+    fn held_back(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
     fn arm(&mut self, want: Want) -> Result<bool, WireFault> {
         // Both sockets are registered edge-triggered: what comes after an empty read wakes us, and
         // so does room after a full write.

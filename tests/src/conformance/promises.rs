@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use praas_transport::{
-    Buf, CloseReason, PostedBuf, RefuseReason, Role, SendError, SendFailure, WaitMode,
+    Buf, CloseReason, Posted, PostedBuf, RefuseReason, Role, SendError, SendFailure, WaitMode,
 };
 
 use super::{Backend, Node, PATIENCE, Pair, Policy, Seen, dial};
@@ -83,6 +83,37 @@ pub fn messages_arrive_whole_once_in_order(backend: Backend) {
         (got == count).then_some(())
     });
     assert_eq!(order, (0..count).collect::<Vec<_>>());
+}
+
+/// Promise 1: what was taken arrives though nothing is sent after it, also when the transport
+/// could take the last of it only in part.
+pub fn what_was_taken_arrives_by_itself(backend: Backend) {
+    let fill = |pair: &mut Pair, most: u64| {
+        let channel = pair.to_server;
+        let payload = vec![7; pair.client.endpoint.eager_max(channel)];
+        let posted = (0..most).find(|tag| {
+            let sent = pair
+                .client
+                .endpoint
+                .send(channel, 1, *tag, &[], &[&payload]);
+            sent.unwrap() == Posted::Busy
+        });
+        posted.unwrap_or(most)
+    };
+    let room = fill(&mut backend.pair(), 4096);
+    // How much a socket takes differs from one to the next.
+    for most in [1, room.saturating_sub(1).max(1), room] {
+        let mut pair = backend.pair();
+        let taken = fill(&mut pair, most);
+        let mut got = 0;
+        pair.until(|pair| {
+            let message = |_, seen: &Seen| matches!(seen, Seen::Message { .. }).then_some(());
+            while pair.server.take(message).is_some() {
+                got += 1;
+            }
+            (got == taken).then_some(())
+        });
+    }
 }
 
 /// Promise 1: what is above the limit is an error at the sender, before anything is sent.

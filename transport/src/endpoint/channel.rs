@@ -385,6 +385,7 @@ impl Channel {
             && self.incoming.is_empty()
             && self.out.is_empty()
             && self.closing.is_none()
+            && !self.wire.held_back()
     }
 
     /// What a sleeper on this channel waits for.

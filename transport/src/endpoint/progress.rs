@@ -361,12 +361,14 @@ impl Endpoint {
         let Some(channel) = self.ops.channel(id) else {
             return (count, flow);
         };
-        if channel.want_writable {
+        // A frame that was taken in part must get out also when nobody waits for room.
+        if channel.want_writable || channel.wire.held_back() {
             match channel.wire.flush() {
                 Ok(true) => {
-                    channel.want_writable = false;
                     count += 1;
-                    if handler.on_writable(&mut self.ops, id) == Flow::Stop {
+                    if std::mem::take(&mut channel.want_writable)
+                        && handler.on_writable(&mut self.ops, id) == Flow::Stop
+                    {
                         flow = Flow::Stop;
                     }
                 }
