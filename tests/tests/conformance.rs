@@ -8,6 +8,7 @@ macro_rules! conformance {
         $(conformance!(@promises $module, $kind, $faulty,
             messages_arrive_whole_once_in_order
             what_was_taken_arrives_by_itself
+            channels_open_before_their_messages
             oversized_messages_are_refused
             oversized_announcements_close_the_channel
             large_messages_can_be_parked_and_refused

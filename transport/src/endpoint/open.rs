@@ -143,7 +143,6 @@ impl Ops {
         if kind == TransportKind::Tcp && !dialled {
             self.sessions.insert(agreed.session, id);
         }
-        self.activate(slot);
         self.pending.push_back(Event::Open(id));
         Ok(())
     }

@@ -30,16 +30,18 @@ impl Endpoint {
     /// One round: never blocks. Returns the number of things that happened.
     pub fn progress<H: Handler>(&mut self, handler: &mut H) -> usize {
         let mut happened = 0;
+        self.rounds = self.rounds.saturating_add(1);
+        let woken = &self.ops.waker.shared.woken;
+        if self.rounds >= self.ops.config.poll_interval_rounds || woken.load(Ordering::Relaxed) {
+            self.poll_descriptors(Some(Duration::ZERO));
+        }
+        // After the descriptors and before the frames, so that a channel's opening is told before
+        // its first message.
         if !self.ops.pending.is_empty() {
             match self.deliver(handler) {
                 (count, Flow::Continue) => happened += count,
                 (count, Flow::Stop) => return count,
             }
-        }
-        self.rounds = self.rounds.saturating_add(1);
-        let woken = &self.ops.waker.shared.woken;
-        if self.rounds >= self.ops.config.poll_interval_rounds || woken.load(Ordering::Relaxed) {
-            self.poll_descriptors(Some(Duration::ZERO));
         }
         let mut left = self.ops.active.len();
         while left > 0 {
@@ -167,7 +169,11 @@ impl Endpoint {
             let ops = &mut self.ops;
             let flow = match event {
                 Event::Open(channel) => match ops.info(channel).cloned() {
-                    Some(info) => handler.on_open(ops, channel, &info),
+                    Some(info) => {
+                        // Not before: its first frames may have come with the handshake's end.
+                        ops.activate(channel.slot);
+                        handler.on_open(ops, channel, &info)
+                    }
                     None => Flow::Continue,
                 },
                 Event::Sent(channel, done, alive) => {
