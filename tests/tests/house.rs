@@ -1,0 +1,264 @@
+//! The rules of the house that a compiler does not check: which crate may see which, where unsafe
+//! code may be, and what a default build needs.
+//!
+//! ```text
+//!             benches      tests            (nobody depends on these)
+//!                \          /
+//!                 cluster ----> examples/kmeans
+//!                /        \          |
+//!           control     runtime <----+      do not see each other
+//!                \        /
+//!                transport
+//! ```
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Who may depend on whom. A new edge is a commit of its own, here and in ARCHITECTURE.md.
+const EDGES: &[(&str, &[&str])] = &[
+    ("praas-transport", &[]),
+    ("praas-macros", &[]),
+    ("praas-runtime", &["praas-macros", "praas-transport"]),
+    ("praas-control", &["praas-transport"]),
+    ("praas-kmeans", &["praas-runtime"]),
+    (
+        "praas-cluster",
+        &[
+            "praas-control",
+            "praas-kmeans",
+            "praas-runtime",
+            "praas-transport",
+        ],
+    ),
+    ("praas-benches", EVERYTHING_BELOW),
+    ("praas-tests", EVERYTHING_BELOW),
+];
+
+const EVERYTHING_BELOW: &[&str] = &[
+    "praas-cluster",
+    "praas-control",
+    "praas-kmeans",
+    "praas-macros",
+    "praas-runtime",
+    "praas-transport",
+];
+
+/// Where unsafe code may be: what a path below the workspace starts with.
+const UNSAFE_IN: &[&str] = &[
+    "transport/src/verbs",
+    "transport/src/shm",
+    "transport/src/sync",
+    "transport/src/buf",
+    "runtime/src/abi",
+    "cluster/src/spawn",
+    "cluster/src/hwloc",
+    "bindings/",
+];
+
+/// Files besides, each with its reason.
+const UNSAFE_BESIDES: &[(&str, &str)] = &[
+    (
+        "runtime/src/lib.rs",
+        "the macro that gives a module its one C symbol writes #[unsafe(no_mangle)]",
+    ),
+    (
+        "tests/tests/house.rs",
+        "this file names what it looks for, in its tests",
+    ),
+];
+
+/// Packages that need more than cargo and a C compiler, by their names.
+const TOOLS_BANNED: &[&str] = &[
+    "bindgen",
+    "clang-sys",
+    "cmake",
+    "nasm-rs",
+    "openssl-src",
+    "pkg-config",
+    "prost-build",
+    "protobuf-src",
+    "system-deps",
+    "vcpkg",
+];
+
+/// `-sys` packages that link nothing: their bindings are plain Rust.
+const SYS_ALLOWED: &[&str] = &["linux-raw-sys"];
+
+/// Packages that may run the C compiler, each with its reason.
+const CC_ALLOWED: &[(&str, &str)] = &[
+    ("blake3", "hashing by the processor's vector instructions"),
+    ("alloca", "criterion's; not part of the product"),
+];
+
+fn workspace() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().expect("praas-tests is a folder").to_owned()
+}
+
+/// What cargo knows of the workspace, and of all it depends on.
+fn metadata() -> Value {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version=1", "--offline", "--locked"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .current_dir(workspace())
+        .output()
+        .expect("cargo runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo metadata: {error}");
+    serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON")
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a string")
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().expect("a list")
+}
+
+/// The packages of the workspace.
+fn members(metadata: &Value) -> impl Iterator<Item = &Value> {
+    let members: BTreeSet<&str> = list(&metadata["workspace_members"])
+        .iter()
+        .map(text)
+        .collect();
+    let packages = list(&metadata["packages"]).iter();
+    packages.filter(move |package| members.contains(text(&package["id"])))
+}
+
+#[test]
+fn crates_see_only_whom_they_may() {
+    let metadata = metadata();
+    let mut wrong = Vec::new();
+    for package in members(&metadata) {
+        let name = text(&package["name"]);
+        let below_runtime = ["/examples/", "/bindings/"]
+            .iter()
+            .any(|folder| text(&package["manifest_path"]).contains(folder));
+        let allowed = EDGES.iter().find(|(from, _)| *from == name);
+        let allowed = match (allowed, below_runtime) {
+            (Some((_, allowed)), _) => *allowed,
+            (None, true) => &["praas-runtime"],
+            (None, false) => {
+                wrong.push(format!("{name} is new: give it a line in EDGES"));
+                continue;
+            }
+        };
+        let edges = list(&package["dependencies"]).iter();
+        for to in edges
+            .filter(|edge| edge["path"].is_string())
+            .map(|edge| text(&edge["name"]))
+        {
+            if to != name && !allowed.contains(&to) {
+                wrong.push(format!("{name} must not depend on {to}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "the crate graph: {}", wrong.join("; "));
+}
+
+#[test]
+fn crates_forbid_what_the_workspace_forbids() {
+    let metadata = metadata();
+    for package in members(&metadata) {
+        let manifest = std::fs::read_to_string(text(&package["manifest_path"])).unwrap();
+        assert!(
+            manifest.contains("[lints]\nworkspace = true"),
+            "{} does not take the workspace's lints",
+            text(&package["name"])
+        );
+    }
+}
+
+#[test]
+fn a_default_build_needs_cargo_and_a_c_compiler_only() {
+    let metadata = metadata();
+    let mut wrong = Vec::new();
+    for package in list(&metadata["packages"]) {
+        let name = text(&package["name"]);
+        if TOOLS_BANNED.contains(&name) {
+            wrong.push(format!("{name} wants tools that not every machine has"));
+        }
+        if name.ends_with("-sys") && !SYS_ALLOWED.contains(&name) {
+            wrong.push(format!("{name} binds a system library"));
+        }
+        // Such a library is looked for, or built, by a build script.
+        if let Some(links) = package["links"].as_str() {
+            wrong.push(format!("{name} links the native library {links}"));
+        }
+        let compiles_c = list(&package["dependencies"])
+            .iter()
+            .any(|edge| text(&edge["name"]) == "cc" && edge["kind"].as_str() == Some("build"));
+        if compiles_c && !CC_ALLOWED.iter().any(|(allowed, _)| *allowed == name) {
+            wrong.push(format!("{name} compiles C: put its reason into CC_ALLOWED"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("; "));
+}
+
+/// Every Rust file of the project, its path below the workspace.
+fn sources() -> Vec<(String, PathBuf)> {
+    fn walk(root: &Path, folder: &Path, found: &mut Vec<(String, PathBuf)>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with('.') || name == "target" || path.is_symlink() {
+                continue;
+            }
+            if path.is_dir() {
+                walk(root, &path, found);
+            } else if name.ends_with(".rs") {
+                let below = path.strip_prefix(root).unwrap_or(&path);
+                found.push((below.to_string_lossy().into_owned(), path));
+            }
+        }
+    }
+    let root = workspace();
+    let mut found = Vec::new();
+    walk(&root, &root, &mut found);
+    found.sort();
+    assert!(found.len() > 50, "these are not all: {found:?}");
+    found
+}
+
+/// Whether a line has the keyword, rather than a comment or a name with it.
+fn line_is_unsafe(line: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    let word = |byte: Option<u8>| byte.is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+    code.match_indices("unsafe").any(|(at, found)| {
+        let bytes = code.as_bytes();
+        let before = at.checked_sub(1).map(|at| bytes[at]);
+        let after = bytes.get(at + found.len()).copied();
+        !word(before) && !word(after) && before != Some(b'"')
+    })
+}
+
+#[test]
+fn unsafe_code_is_where_it_may_be() {
+    assert!(line_is_unsafe("    let x = unsafe { f() };"));
+    assert!(line_is_unsafe("#[unsafe(no_mangle)]"));
+    assert!(!line_is_unsafe("unsafe_code = 1 // unsafe"));
+    let mut wrong = Vec::new();
+    for (below, path) in sources() {
+        let allowed = UNSAFE_IN.iter().any(|start| below.starts_with(start))
+            || UNSAFE_BESIDES.iter().any(|(file, _)| *file == below);
+        if allowed {
+            continue;
+        }
+        let source = std::fs::read_to_string(path).unwrap();
+        for (number, line) in source.lines().enumerate() {
+            if line_is_unsafe(line) || line.contains("allow(unsafe_code") {
+                wrong.push(format!("{below}:{}", number + 1));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "unsafe code belongs to {UNSAFE_IN:?}, not to {}",
+        wrong.join(", ")
+    );
+}
