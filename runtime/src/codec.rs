@@ -2,6 +2,7 @@
 //!
 //! Control messages, function arguments and swap manifests use it; bulk bytes never pass it. The
 //! layout is bincode 2's standard one (variable-length integers), pinned by golden files.
+#![expect(clippy::disallowed_methods, reason = "this is a codec, with limits")]
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -253,6 +253,7 @@ pub enum CodecError {
 ///
 /// # Errors
 /// It is above [`MESSAGE_MAX_BYTES`].
+#[expect(clippy::disallowed_methods, reason = "this is a codec, with limits")]
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
     let bytes = bincode::serde::encode_to_vec(value, bincode::config::standard())
         .map_err(|error| CodecError::Encode(error.to_string()))?;
@@ -266,6 +267,7 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 ///
 /// # Errors
 /// Anything that [`encode`] would not have written for this type.
+#[expect(clippy::disallowed_methods, reason = "this is a codec, with limits")]
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > MESSAGE_MAX_BYTES {
         return Err(CodecError::TooLong(bytes.len()));
