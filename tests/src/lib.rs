@@ -1,3 +1,4 @@
 //! The lab: the transport conformance suite, the fault harness, and what end-to-end tests share.
 
 pub mod conformance;
+pub mod golden;

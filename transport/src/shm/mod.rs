@@ -16,6 +16,8 @@
 #![allow(unsafe_code)]
 
 mod fuzz;
+#[cfg(all(test, not(praas_loom)))]
+mod golden;
 pub(crate) mod life;
 mod ring;
 mod segment;

@@ -172,11 +172,11 @@ impl Layout {
         PAGE_BYTES + 2 * (SMALL_RING_BYTES + self.ring_bytes + self.bulk_bytes)
     }
 
-    fn small_at(self, direction: usize) -> usize {
+    pub(super) fn small_at(self, direction: usize) -> usize {
         PAGE_BYTES + direction * SMALL_RING_BYTES
     }
 
-    fn large_at(self, direction: usize) -> usize {
+    pub(super) fn large_at(self, direction: usize) -> usize {
         PAGE_BYTES + 2 * SMALL_RING_BYTES + direction * self.ring_bytes
     }
 

@@ -11,6 +11,8 @@ pub use token::{Owned, OwnerToken};
 
 /// Atomic types and orderings: the standard library's, or loom's under `--cfg praas_loom`.
 pub mod atomic {
+    #[cfg(not(praas_loom))]
+    pub use self::standard::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
     #[cfg(praas_loom)]
     pub use loom::sync::atomic::{
         AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
@@ -18,13 +20,14 @@ pub mod atomic {
     #[cfg(praas_loom)]
     pub use std::sync::atomic::compiler_fence;
     #[cfg(not(praas_loom))]
-    pub use self::standard::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
-    #[cfg(not(praas_loom))]
     pub use std::sync::atomic::{Ordering, compiler_fence, fence};
 
     /// Aliases, not re-exports: clippy.toml bans the originals, and would find them behind a `use`.
     #[cfg(not(praas_loom))]
-    #[expect(clippy::disallowed_types, reason = "this is the one place that names them")]
+    #[expect(
+        clippy::disallowed_types,
+        reason = "this is the one place that names them"
+    )]
     mod standard {
         /// See the standard library's.
         pub type AtomicBool = std::sync::atomic::AtomicBool;

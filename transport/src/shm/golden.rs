@@ -1,0 +1,117 @@
+//! The segment and its rings, held to golden files: `docs/wire.md`, "Shared memory".
+//!
+//! The layout is this module's secret, so it is held here; the other formats are held by
+//! `tests/tests/golden.rs`. `PRAAS_BLESS=1` rewrites the files, as it does there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::ring::{LINE_BYTES, RingReader, RingWriter};
+use super::segment::{Mapping, SegmentLines, Word, segment_create};
+use super::{Layout, MARKER_KIND, layout_decode, layout_encode};
+use crate::wire::{FrameHeader, FrameKind};
+
+const LAYOUT: Layout = Layout {
+    ring_bytes: 256 << 10,
+    bulk_bytes: 1 << 20,
+};
+
+fn hold(file: &str, bytes: &[u8], fields: &str) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/segment");
+    let path = golden.join(file);
+    if std::env::var_os("PRAAS_BLESS").is_some() {
+        std::fs::create_dir_all(&golden).unwrap();
+        return std::fs::write(path, bytes).unwrap();
+    }
+    let expected = std::fs::read(&path).unwrap_or_default();
+    let same = expected.iter().zip(bytes).take_while(|(a, b)| a == b);
+    assert!(
+        expected == bytes,
+        "tests/golden/segment/{file} differs from byte {} on; the fields are {fields}. If that is \
+         meant, it is a new version of the layout: change docs/wire.md, \"Shared memory\", and \
+         rewrite the files by `just bless`",
+        same.count()
+    );
+}
+
+fn frame(id: u64, payload: &[u8]) -> [u8; 32] {
+    let header = FrameHeader::new(FrameKind::Eager)
+        .with_message(1, 2)
+        .with_id(id)
+        .with_len(payload.len() as u64);
+    zerocopy::transmute!(header)
+}
+
+fn bytes(segment: &Mapping, at: usize, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    segment.read(at, &mut bytes);
+    bytes
+}
+
+#[test]
+fn golden_places_in_the_segment() {
+    let mut text = format!("{} bytes\n", LAYOUT.segment_bytes());
+    for direction in 0..2 {
+        for word in [
+            Word::SmallConsumed,
+            Word::LargeConsumed,
+            Word::BulkTail,
+            Word::BulkHead,
+            Word::ReaderSleeps,
+            Word::WriterSleeps,
+        ] {
+            let at = LAYOUT.word_at(direction, word);
+            text.push_str(&format!("{at} {word:?} {direction}\n"));
+        }
+    }
+    for (name, at) in [
+        ("small ring", Layout::small_at as fn(Layout, usize) -> usize),
+        ("large ring", Layout::large_at),
+        ("bulk ring", Layout::bulk_at),
+    ] {
+        for direction in 0..2 {
+            text.push_str(&format!("{} {name} {direction}\n", at(LAYOUT, direction)));
+        }
+    }
+    hold("places", text.as_bytes(), "one a line");
+}
+
+#[test]
+fn golden_layout_in_accept() {
+    let bytes = layout_encode(LAYOUT);
+    hold("accept", &bytes, "u64 ring_bytes, u64 bulk_bytes");
+    assert_eq!(layout_decode(&bytes), Ok(LAYOUT));
+}
+
+#[test]
+fn golden_lines_of_a_ring() {
+    let (_fd, segment) = segment_create(LAYOUT).unwrap();
+    let segment = Arc::new(segment);
+    let mut writer = RingWriter::new(SegmentLines::small(&segment, LAYOUT, 0));
+    let long: Vec<u8> = (0..100).collect();
+    for (id, payload) in [(1, &b"one line"[..]), (2, &long)] {
+        assert!(writer.room(3).unwrap());
+        writer.publish(&frame(id, payload), b"uh", &[payload]);
+    }
+    let mut marker = [0; 32];
+    marker[0] = MARKER_KIND;
+    writer.publish(&marker, &[], &[]);
+    let fields = "lines of 64 bytes: u64 sequence word, frame header, body; later lines of a frame \
+                  are body only";
+    let lines = bytes(&segment, LAYOUT.small_at(0), 5 * LINE_BYTES);
+    hold("ring-lines", &lines, fields);
+
+    let mut reader = RingReader::new(SegmentLines::small(&segment, LAYOUT, 0));
+    assert!(reader.ready());
+    assert!(
+        !reader.advance(10),
+        "a quarter of the ring is published at a time"
+    );
+    reader.publish();
+    let words = bytes(&segment, 0, 2 * LINE_BYTES);
+    hold(
+        "ring-consumed",
+        &words,
+        "u64 SmallConsumed, 56 zeros, u64 LargeConsumed, 56 zeros",
+    );
+}
