@@ -121,7 +121,7 @@ pub fn channels_open_before_their_messages(backend: Backend) {
     const ROUNDS: usize = 300;
     let mut server = Node::new(backend.config(2), "server", 3, Some(super::keyring()));
     let address = server.endpoint.listen(&backend.listen()).expect("listen");
-    let done = std::sync::atomic::AtomicUsize::new(0);
+    let done = praas_transport::sync::atomic::AtomicUsize::new(0);
     let until = Instant::now() + PATIENCE;
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -140,7 +140,7 @@ pub fn channels_open_before_their_messages(backend: Backend) {
                     assert!(Instant::now() < until, "no room");
                     client.progress();
                 }
-                while done.load(std::sync::atomic::Ordering::Acquire) <= round {
+                while done.load(praas_transport::sync::atomic::Ordering::Acquire) <= round {
                     assert!(Instant::now() < until, "round {round} was not seen");
                     client.progress();
                 }
@@ -158,7 +158,7 @@ pub fn channels_open_before_their_messages(backend: Backend) {
                     Seen::Message { .. } => {
                         assert_eq!(open, Some(channel), "a message came before the opening");
                         messages += 1;
-                        done.store(messages, std::sync::atomic::Ordering::Release);
+                        done.store(messages, praas_transport::sync::atomic::Ordering::Release);
                     }
                     _ => {}
                 }
