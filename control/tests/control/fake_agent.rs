@@ -1,5 +1,6 @@
 //! A node agent without hosts: it dials, does at once what it is told, and remembers it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -38,6 +39,8 @@ pub struct FakeAgent {
     orders: Sender<Order>,
     waker: Waker,
     seen: Receiver<Seen>,
+    /// The world views among what was seen.
+    worlds: RefCell<Vec<(String, u64)>>,
     thread: JoinHandle<Vec<HostReport>>,
 }
 
@@ -94,6 +97,7 @@ impl FakeAgent {
             orders,
             waker,
             seen,
+            worlds: RefCell::default(),
             thread,
         }
     }
@@ -120,12 +124,29 @@ impl FakeAgent {
         })
     }
 
+    /// Waits until a world view of this generation was seen.
+    pub fn world(&self, application: &str, generation: u64) {
+        let seen = |of: &str, number: u64| of == application && number == generation;
+        // It may have come while something else was waited for.
+        if self.worlds.borrow().iter().any(|(of, n)| seen(of, *n)) {
+            return;
+        }
+        self.wait(|what| match what {
+            Seen::World(of, number) => seen(&of, number).then_some(()),
+            _ => None,
+        });
+    }
+
     /// Waits for something that is seen, and passes over what comes before it.
     pub fn wait<T>(&self, mut pick: impl FnMut(Seen) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let seen = self.seen.recv_timeout(left).expect("it happens in time");
+            if let Seen::World(application, generation) = &seen {
+                let world = (application.clone(), *generation);
+                self.worlds.borrow_mut().push(world);
+            }
             if let Some(found) = pick(seen) {
                 return found;
             }

@@ -9,7 +9,7 @@ use praas_control::{
     Control, ControlAddr, ControlConfig, ControlError, ErrorKind, NoGateway, RunPaths,
 };
 
-use super::fake_agent::{FakeAgent, Seen};
+use super::fake_agent::FakeAgent;
 use super::{Lab, eventually, spec};
 
 #[test]
@@ -36,12 +36,7 @@ fn a_process_is_created_found_and_known_after_a_restart() {
     );
     let world = client.world_show("a").unwrap();
     assert_eq!(world.members.len(), 1);
-    agent.wait(|seen| match seen {
-        Seen::World(application, generation) => {
-            (application == "a" && generation == world.generation).then_some(())
-        }
-        _ => None,
-    });
+    agent.world("a", world.generation);
 
     lab.restart();
     let hosts = agent.end();
