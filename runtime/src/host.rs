@@ -12,9 +12,13 @@
 //!     | -- Adopted{directory} -------------------> |
 //! ```
 //!
+//! A host that gets SIGTERM, or that no agent adopts in time, swaps out unasked: `Swapped` or
+//! `SwapFailed` comes then without a `SwapOut` before it, and the host ends either way.
+//!
 //! Messages are typed values of the codec behind a 32-bit little-endian length.
 
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 
 use praas_transport::{Address, Secret, TransportKind};
@@ -41,6 +45,9 @@ pub struct HostStart {
     pub modules: Vec<String>,
     /// Settings.
     pub settings: ProcessSettings,
+    /// Where to listen for TCP, at addresses that others can dial; port zero lets the kernel
+    /// choose. Empty is 127.0.0.1. Every host listens on shared memory besides.
+    pub listen: Vec<SocketAddr>,
     /// Number of the secret.
     pub key_id: u32,
     /// The application's secret.
@@ -53,8 +60,12 @@ pub struct HostStart {
     pub swap_dir: String,
     /// How they are written.
     pub swap: SwapConfig,
-    /// Whether to begin with the newest image there.
+    /// Whether to begin with the newest image there that verifies.
     pub restore: bool,
+    /// The generation of the last image that was confirmed; zero: there may be none, and the
+    /// process begins empty then. If it does not verify any more, an older one is loaded, and
+    /// `Ready` says so; that there is no image at all is an error.
+    pub swap_generation: u64,
     /// The agent's socket, to redial.
     pub agent_socket: String,
     /// Seconds that the host goes without an agent before it swaps out and ends.
@@ -103,6 +114,10 @@ pub struct HostHello {
     pub incarnation: u64,
     /// Where it listens.
     pub addresses: Vec<Address>,
+    /// The generation that it began with, as in [`FromHost::Ready`].
+    pub swap_generation: u64,
+    /// What was wrong with newer generations, as in [`FromHost::Ready`].
+    pub rejected: Vec<String>,
 }
 
 /// What a host says to an agent.
@@ -116,7 +131,7 @@ pub enum FromHost {
         addresses: Vec<Address>,
         /// The generation that it began with; zero is none.
         swap_generation: u64,
-        /// Newer generations that do not verify, and why.
+        /// Newer generations that do not verify or are missing, and why.
         rejected: Vec<String>,
     },
     /// The process cannot start; the host ends.
@@ -131,7 +146,7 @@ pub enum FromHost {
         /// Bytes written.
         bytes: u64,
     },
-    /// No image was written; the process serves on.
+    /// No image was written; the process serves on if the agent had asked for the swap.
     SwapFailed {
         /// Why.
         error: String,

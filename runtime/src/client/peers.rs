@@ -279,6 +279,11 @@ impl Peers {
         self.core.channel(target)
     }
 
+    /// Shows another credential on channels that are opened from now on.
+    pub fn credential_changed(&mut self, credential: Credential) {
+        self.outside.credential = credential;
+    }
+
     /// Takes another way to the directory: its agent has come back elsewhere.
     pub fn directory_moved(&mut self, addresses: Vec<Address>) {
         self.outside.directory = Directory::Agent(addresses);

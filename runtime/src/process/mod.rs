@@ -224,6 +224,15 @@ impl Process {
             })));
     }
 
+    /// Shows another credential to others from now on: the application's secret was replaced.
+    pub fn credential_changed(&self, credential: Credential) {
+        self.engine
+            .shared
+            .post(engine::Post::Control(Box::new(move |core| {
+                core.serve.peers.credential_changed(credential);
+            })));
+    }
+
     /// What it counts.
     pub fn stats(&self) -> ProcessStats {
         let shared = &self.engine.shared;
