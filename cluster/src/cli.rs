@@ -4,5 +4,8 @@ use std::process::ExitCode;
 
 /// Runs the `praas` command with the arguments of this process.
 pub fn main() -> ExitCode {
-    ExitCode::FAILURE
+    match std::env::args().nth(1).as_deref() {
+        Some("host") => crate::host::host_main(),
+        _ => ExitCode::FAILURE,
+    }
 }

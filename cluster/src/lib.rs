@@ -10,5 +10,7 @@
 //! All that one control plane or agent leaves on a node lies in one run directory ([`run_dir`]).
 
 pub mod cli;
+pub mod host;
 pub mod run_dir;
 pub mod session;
+pub mod topology;
