@@ -210,6 +210,12 @@ impl Endpoint {
     pub fn raw_fd(&self) -> RawFd {
         self.ops.poll.as_raw_fd()
     }
+
+    /// When progress is needed though the descriptor stays silent: handshakes and closing channels
+    /// have deadlines. [`Endpoint::wait`] then sees to them.
+    pub fn timer_next(&self) -> Option<Instant> {
+        self.ops.timed_next()
+    }
 }
 
 impl Drop for Endpoint {
