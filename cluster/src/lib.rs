@@ -13,4 +13,5 @@ pub mod cli;
 pub mod host;
 pub mod run_dir;
 pub mod session;
+pub mod spawn;
 pub mod topology;
