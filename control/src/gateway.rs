@@ -56,6 +56,9 @@ pub enum GatewayError {
     /// The process has no room for more.
     #[error("{0}")]
     Busy(String),
+    /// Input or output is above a limit of the data plane.
+    #[error("{0}")]
+    TooLarge(String),
     /// The deadline passed.
     #[error("no result within the deadline")]
     Deadline,
@@ -68,6 +71,7 @@ impl From<GatewayError> for Failure {
             GatewayError::Function(_) => ErrorKind::FunctionFailed,
             GatewayError::Process(_) => ErrorKind::ProcessFailed,
             GatewayError::Busy(_) => ErrorKind::LimitReached,
+            GatewayError::TooLarge(_) => ErrorKind::TooLarge,
             GatewayError::Deadline => ErrorKind::Timeout,
         };
         Failure::new(kind, error.to_string())

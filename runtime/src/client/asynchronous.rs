@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use crossbeam_queue::SegQueue;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use praas_transport::{Buf, WaitMode, Waker};
+use praas_transport::{Buf, Credential, WaitMode, Waker};
 use tokio::sync::oneshot;
 
 use super::core::{CallId, CallOptions, Refusal};
 use super::shell::{ClientConfig, ClientError, Shell};
+use crate::directory::Resolved;
 use crate::invocation::{InvokeError, Payload};
 
 type Answer = oneshot::Sender<Result<Payload, InvokeError>>;
@@ -33,6 +34,11 @@ enum Command {
     },
     Cancel {
         ticket: u64,
+    },
+    Place {
+        process: String,
+        place: Resolved,
+        credential: Credential,
     },
 }
 
@@ -145,6 +151,17 @@ impl AsyncClient {
         self.call(request, body.into(), options).await.map(|_| ())
     }
 
+    /// Tells where a process is, and what opens it from now on, to a client whose directory is a
+    /// fixed list. Calls that follow know it.
+    pub fn process_place(&self, process: &str, place: Resolved, credential: Credential) {
+        self.shared.commands.push(Command::Place {
+            process: process.into(),
+            place,
+            credential,
+        });
+        self.shared.waker.wake();
+    }
+
     async fn call(
         &self,
         request: Request,
@@ -224,6 +241,15 @@ impl Calls {
                 self.waiting.retain(|command| {
                     !matches!(command, Command::Call { ticket: other, .. } if *other == ticket)
                 });
+                return None;
+            }
+            Command::Place {
+                process,
+                place,
+                credential,
+            } => {
+                let peers = &mut shell.handler.peers;
+                peers.process_place(&process, place, credential);
                 return None;
             }
             Command::Call {

@@ -289,6 +289,15 @@ impl Peers {
         self.outside.directory = Directory::Agent(addresses);
     }
 
+    /// Learns where a process is, in a list that is fixed otherwise, and shows this credential from
+    /// now on. An open channel stays open; who finds no list has a better source.
+    pub fn process_place(&mut self, process: &str, place: Resolved, credential: Credential) {
+        self.outside.credential = credential;
+        if let Directory::Fixed(known) = &mut self.outside.directory {
+            known.insert(process.into(), place);
+        }
+    }
+
     /// When [`Peers::tick`] is needed next.
     pub fn timer_next(&self) -> Option<Instant> {
         match (self.core.timer_next(), self.outside.link.retry) {
