@@ -10,7 +10,12 @@
 //! All that one control plane or agent leaves on a node lies in one run directory ([`run_dir`]).
 
 pub mod cli;
+pub mod config;
+pub mod control_plane;
+pub mod daemon;
+pub mod gateway;
 pub mod host;
+pub mod launch;
 pub mod run_dir;
 pub mod session;
 pub mod spawn;

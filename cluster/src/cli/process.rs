@@ -1,0 +1,228 @@
+//! Processes: create, swap, stop, delete, and see what there is.
+
+use clap::{Args, Subcommand};
+use praas_control::api::Process;
+use praas_runtime::process::FUNCTIONS;
+use serde_json::json;
+
+use super::call::client_for;
+use super::error::CliError;
+use super::{Context, call};
+
+#[derive(Debug, Subcommand)]
+pub enum ProcessCommand {
+    /// Create a process and wait until it is ready
+    Create(NameArgs),
+    /// List the processes of an application
+    List {
+        /// The application
+        application: String,
+    },
+    /// Show one process
+    Show(NameArgs),
+    /// Name the functions of a process
+    Functions(NameArgs),
+    /// Swap a process out: its state goes to storage, its resources are freed
+    Swap(NameArgs),
+    /// Swap a process in, or start it again after a failure
+    SwapIn(NameArgs),
+    /// Stop a process: it finishes what runs and ends; its state is not kept
+    Stop(NameArgs),
+    /// Stop a process, delete its swap images and forget it
+    Delete(NameArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct NameArgs {
+    /// The application
+    application: String,
+    /// The process
+    process: String,
+    /// Milliseconds to wait until it is done; 0 does not wait [default: setting client.wait_ms]
+    #[arg(long, value_name = "MS")]
+    wait_ms: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct SwapArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// Swap it in instead
+    #[arg(long = "in")]
+    inwards: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// Only of these applications
+    applications: Vec<String>,
+}
+
+pub fn process(context: &Context, command: ProcessCommand) -> Result<(), CliError> {
+    match command {
+        ProcessCommand::Create(name) => act(context, &name, Verb::Create),
+        ProcessCommand::Swap(name) => act(context, &name, Verb::Swap),
+        ProcessCommand::SwapIn(name) => act(context, &name, Verb::SwapIn),
+        ProcessCommand::Stop(name) => act(context, &name, Verb::Stop),
+        ProcessCommand::List { application } => {
+            list(context, &context.control(None)?.process_list(&application)?)
+        }
+        ProcessCommand::Show(name) => {
+            let control = context.control(name.wait_ms)?;
+            list(
+                context,
+                &[control.process_show(&name.application, &name.process)?],
+            )
+        }
+        ProcessCommand::Functions(name) => functions(context, &name),
+        ProcessCommand::Delete(name) => {
+            let working = context.output.working("deleting");
+            let control = context.control(name.wait_ms)?;
+            control.process_delete(&name.application, &name.process)?;
+            drop(working);
+            let shown = format!("{}/{}", name.application, name.process);
+            let answer = json!({"deleted": shown});
+            context
+                .output
+                .answer(&answer, || format!("deleted  {shown}"))
+        }
+    }
+}
+
+pub fn swap(context: &Context, args: &SwapArgs) -> Result<(), CliError> {
+    let verb = match args.inwards {
+        true => Verb::SwapIn,
+        false => Verb::Swap,
+    };
+    act(context, &args.name, verb)
+}
+
+pub fn ps(context: &Context, args: &PsArgs) -> Result<(), CliError> {
+    let control = context.control(None)?;
+    let names = match args.applications.is_empty() {
+        false => args.applications.clone(),
+        true => {
+            let applications = control.application_list()?;
+            applications
+                .into_iter()
+                .map(|application| application.name)
+                .collect()
+        }
+    };
+    let mut processes = Vec::new();
+    for name in names {
+        processes.extend(control.process_list(&name)?);
+    }
+    list(context, &processes)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Verb {
+    Create,
+    Swap,
+    SwapIn,
+    Stop,
+}
+
+fn act(context: &Context, name: &NameArgs, verb: Verb) -> Result<(), CliError> {
+    let control = context.control(name.wait_ms)?;
+    let (application, process) = (&name.application, &name.process);
+    let doing = match verb {
+        Verb::Create => "starting",
+        Verb::Swap => "swapping out",
+        Verb::SwapIn => "swapping in",
+        Verb::Stop => "stopping",
+    };
+    let working = context
+        .output
+        .working(&format!("{doing} {application}/{process}"));
+    let done = match verb {
+        Verb::Create => control.process_create(application, process),
+        Verb::Swap => control.process_swap(application, process),
+        Verb::SwapIn => control.process_swap_in(application, process),
+        Verb::Stop => control.process_stop(application, process),
+    };
+    drop(working);
+    let done = done?;
+    context.output.answer(&done, || {
+        format!("{}  {}/{}", done.state, done.application, done.name)
+    })
+}
+
+fn functions(context: &Context, name: &NameArgs) -> Result<(), CliError> {
+    let mut client = client_for(context, &name.application, None)?;
+    let names: Vec<String> = call::typed(
+        &mut client,
+        &name.process,
+        FUNCTIONS,
+        &[],
+        call::deadline(context, name.wait_ms)?,
+    )?;
+    match context.output.json {
+        true => names
+            .iter()
+            .try_for_each(|name| context.output.object(&json!({"name": name}))),
+        false => names.iter().try_for_each(|name| context.output.line(name)),
+    }
+}
+
+fn list(context: &Context, processes: &[Process]) -> Result<(), CliError> {
+    let header = [
+        "APPLICATION",
+        "PROCESS",
+        "STATE",
+        "NODE",
+        "PID",
+        "INCARNATION",
+        "SWAPS",
+        "TRANSPORTS",
+        "ERROR",
+    ];
+    context.output.list(processes, &header, row)
+}
+
+fn row(process: &Process) -> Vec<String> {
+    // A state that nobody vouches for just now is the last that is known.
+    let state = match process.confirmed {
+        true => process.state.to_string(),
+        false => format!("{}?", process.state),
+    };
+    let transports: Vec<&str> = process.addresses.iter().map(|a| a.kind().name()).collect();
+    vec![
+        process.application.clone(),
+        process.name.clone(),
+        state,
+        process.node.clone().unwrap_or_default(),
+        process.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+        process.incarnation.to_string(),
+        process.swap_generation.to_string(),
+        transports.join(","),
+        process.error.clone().unwrap_or_default(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use praas_control::api::ProcessState;
+
+    #[test]
+    fn a_state_that_nobody_vouches_for_is_marked() {
+        let process = Process {
+            application: "a".into(),
+            name: "p".into(),
+            incarnation: 3,
+            state: ProcessState::Ready,
+            confirmed: false,
+            node: Some("n".into()),
+            pid: Some(7),
+            addresses: vec!["tcp:127.0.0.1:9".parse().unwrap()],
+            swap_generation: 1,
+            error: None,
+        };
+        assert_eq!(
+            row(&process),
+            ["a", "p", "ready?", "n", "7", "3", "1", "tcp", ""]
+        );
+    }
+}
