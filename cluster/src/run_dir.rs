@@ -8,6 +8,8 @@
 //!     hosts/<application>/<process>.json     what the agent knows of each host
 //!     logs/control.log  logs/agent.log  logs/<application>/<process>.log
 //!     swap/                     swap images, unless the settings name another place
+//!     control.lock  agent.lock  held by the one control plane and the one agent; launch.lock: `up`
+//!     spinners                  who spins just now
 //! ```
 //!
 //! Names of applications and processes are encoded, so that any name makes one path component.
@@ -116,6 +118,11 @@ impl RunDir {
     /// Where the agent says where it is ([`AgentAddr`]).
     pub fn agent_addr(&self) -> PathBuf {
         self.root.join("agent.addr")
+    }
+
+    /// The page by which processes of the node tell one another that they spin.
+    pub fn spinners(&self) -> PathBuf {
+        self.root.join("spinners")
     }
 
     /// The folder of the agent's records of its hosts.

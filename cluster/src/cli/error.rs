@@ -45,6 +45,14 @@ impl CliError {
         }
     }
 
+    /// Nobody reads the answer any more: no failure, but a reason to stop.
+    pub fn unread() -> Self {
+        Self {
+            code: 0,
+            ..Self::text("nobody reads the answer")
+        }
+    }
+
     /// What is wrong with how it was asked for.
     pub fn usage(text: impl Into<String>) -> Self {
         Self {
@@ -215,6 +223,9 @@ pub fn report(error: &CliError, json: bool) -> ExitCode {
         Some(source) => Some(source.as_ref()),
         None => None,
     };
+    if error.code() == 0 {
+        return ExitCode::SUCCESS;
+    }
     eprint!("{}", rendered(error, &causes(source), json));
     ExitCode::from(error.code())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -106,10 +106,7 @@ fn print(context: &Context, line: &[u8]) -> Result<(), CliError> {
             .output
             .object(&json!({"line": text.trim_end_matches('\n')}));
     }
-    let mut out = io::stdout().lock();
-    out.write_all(line)
-        .and_then(|()| out.flush())
-        .map_err(|error| CliError::new("cannot print the log", error))
+    context.output.bytes(line, true)
 }
 
 #[cfg(test)]

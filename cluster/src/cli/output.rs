@@ -138,7 +138,10 @@ impl Drop for Working {
 }
 
 fn unwritten(error: io::Error) -> CliError {
-    CliError::new("cannot print the answer", error)
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => CliError::unread(),
+        _ => CliError::new("cannot print the answer", error),
+    }
 }
 
 /// A table with aligned columns.

@@ -252,6 +252,7 @@ impl Work<'_> {
             control,
             self.run_dir.agent_addr(),
             self.run_dir.agent_socket(),
+            self.run_dir.spinners(),
         ] {
             remove(&path, |path| std::fs::remove_file(path))?;
         }

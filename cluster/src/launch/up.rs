@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{LaunchError, Progress, wait_until};
 use crate::daemon::{DaemonKind, LaunchLock, ProcessHandle, daemon_find};
-use crate::run_dir::{AgentAddr, RunDir};
+use crate::run_dir::{AgentAddr, RUN_DIR_ENV, RunDir};
 use crate::session::Session;
 use crate::spawn::{Spawn, Watched, log_open};
 
@@ -199,7 +199,8 @@ impl Launch<'_> {
             let log_start = log.metadata()?.len();
             let spawn = Spawn {
                 command: &command,
-                environment: &[],
+                // Where the page lies by which all processes of the node share their spinning.
+                environment: &[(RUN_DIR_ENV.into(), self.run_dir.root().into())],
                 stdin: null.as_fd(),
                 output: log.as_fd(),
             };
