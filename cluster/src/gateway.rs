@@ -132,7 +132,137 @@ fn error_map(process: String, error: InvokeError) -> GatewayError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use praas_runtime::function::Registry;
+    use praas_runtime::prelude::*;
+    use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
+    use praas_transport::{Credential, Keyring, Listen, Role, Secret, Ticket};
+
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[praas_runtime::function]
+    fn whoami(context: &Context) -> Vec<u8> {
+        format!("{} {}", context.process(), context.incarnation()).into()
+    }
+
+    #[praas_runtime::function]
+    fn waits(context: &Context) -> Result<(), FunctionError> {
+        context.message_get(None, "never", None)?;
+        Ok(())
+    }
+
+    praas_runtime::module!(static "gateway", [whoami, waits]);
+
+    /// An application without any cluster around it.
+    struct Lab {
+        secret: Secret,
+        gateway: Arc<ClusterGateway>,
+        runtime: tokio::runtime::Runtime,
+    }
+
+    impl Lab {
+        fn new() -> Self {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build();
+            Self {
+                secret: Secret::generate().unwrap(),
+                gateway: ClusterGateway::new(TransportConfig::default()),
+                runtime: runtime.unwrap(),
+            }
+        }
+
+        fn credential(&self) -> Credential {
+            let ticket = Ticket {
+                application: "app".into(),
+                role: Role::Client,
+                client_id: 0,
+                expires_unix_ms: u64::MAX,
+                key_id: 1,
+            };
+            Credential::issue(&self.secret, &ticket)
+        }
+
+        fn start(&self, name: &str, incarnation: u64) -> Process {
+            let ring = Keyring::new();
+            ring.insert("app", 1, self.secret.clone());
+            let mut registry = Registry::new();
+            registry.module_add(module()).unwrap();
+            let settings = ProcessSettings {
+                wait: WaitMode::Warm,
+                ..ProcessSettings::default()
+            };
+            Process::start(ProcessConfig {
+                application: "app".into(),
+                process: name.into(),
+                incarnation: Incarnation(incarnation),
+                listen: vec![Listen::Tcp(([127, 0, 0, 1], 0).into())],
+                authenticator: Arc::new(ring),
+                credential: self.credential(),
+                directory: Directory::Fixed(BTreeMap::new()),
+                force: None,
+                settings,
+                registry,
+                restore: None,
+            })
+            .unwrap()
+        }
+
+        fn invoke(
+            &self,
+            process: &Process,
+            function: &str,
+            within: Duration,
+        ) -> Result<Vec<u8>, GatewayError> {
+            let identity = process.identity();
+            let invocation = GatewayInvocation {
+                application: identity.application.to_string(),
+                process: identity.name.to_string(),
+                incarnation: identity.incarnation.0,
+                addresses: process.addresses().to_vec(),
+                credential: self.credential(),
+                function: function.into(),
+                input: Vec::new(),
+                deadline: Instant::now() + within,
+            };
+            self.runtime.block_on(self.gateway.invoke(invocation))
+        }
+    }
+
+    #[test]
+    fn one_client_follows_the_processes_of_its_application() {
+        let lab = Lab::new();
+        let (first, other) = (lab.start("p", 1), lab.start("q", 2));
+        let called = |process: &Process| lab.invoke(process, "whoami", PATIENCE).unwrap();
+        assert_eq!(called(&first), b"p 1");
+        assert_eq!(called(&other), b"q 2");
+        first.stop();
+        drop(first);
+        // Somewhere else, as somebody else.
+        let second = lab.start("p", 3);
+        assert_eq!(called(&second), b"p 3");
+        assert_eq!(called(&other), b"q 2");
+        assert_eq!(lab.gateway.clients.lock().unwrap().len(), 1);
+        second.stop();
+        other.stop();
+    }
+
+    #[test]
+    fn what_fails_keeps_its_meaning_and_the_deadline() {
+        let lab = Lab::new();
+        let process = lab.start("p", 1);
+        let unknown = lab.invoke(&process, "nothing", PATIENCE).unwrap_err();
+        assert!(
+            matches!(unknown, GatewayError::UnknownFunction { .. }),
+            "{unknown}"
+        );
+        let late = lab.invoke(&process, "waits", Duration::from_millis(50));
+        assert_eq!(late, Err(GatewayError::Deadline));
+        process.stop();
+    }
 
     #[test]
     fn errors_keep_their_meaning() {
