@@ -1,0 +1,46 @@
+//! Functions that end-to-end tests call.
+
+use praas_runtime::prelude::*;
+
+/// What goes in comes out.
+#[praas_runtime::function]
+fn echo(input: &[u8]) -> Vec<u8> {
+    input.to_vec()
+}
+
+/// Counts in a state object.
+#[praas_runtime::function]
+fn count(context: &Context, step: u64) -> Result<u64, FunctionError> {
+    let count = context.state_load("count")?.unwrap_or(0_u64) + step;
+    context.state_store("count", &count)?;
+    Ok(count)
+}
+
+/// Writes the state object "holding", then waits for a message under "release" and returns it: so a
+/// test says when the invocation ends.
+#[praas_runtime::function]
+fn hold(context: &Context) -> Result<Vec<u8>, FunctionError> {
+    context.state_put("holding", b"yes")?;
+    let message = context.message_get(None, "release", None)?;
+    Ok(message.payload.to_vec())
+}
+
+/// The operating-system process that runs it.
+#[praas_runtime::function]
+fn process_id() -> u64 {
+    std::process::id().into()
+}
+
+/// Returns an error.
+#[praas_runtime::function]
+fn fail(input: &[u8]) -> Result<(), FunctionError> {
+    Err(FunctionError::new(String::from_utf8_lossy(input)))
+}
+
+/// Panics.
+#[praas_runtime::function]
+fn panics() {
+    panic!("the lab panics, as it was asked to");
+}
+
+praas_runtime::module!("lab", [echo, count, hold, process_id, fail, panics]);

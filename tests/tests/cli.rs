@@ -1,0 +1,268 @@
+//! The whole system through its command: processes live, are swapped, and outlive what is killed
+//! around them.
+
+use praas_tests::lab::{Lab, eventually, is_there, kill};
+use serde_json::{Value, json};
+
+fn lab() -> Lab {
+    Lab::new(env!("CARGO_BIN_EXE_praas"))
+}
+
+/// A lab that runs, with an application of the test's functions and one process of it.
+fn lab_up() -> Lab {
+    let lab = lab();
+    lab.one(&["up"]);
+    let module = lab.module();
+    let module = module.to_str().expect("UTF-8");
+    lab.one(&[
+        "app",
+        "create",
+        "a",
+        "--module",
+        module,
+        "--setting",
+        "workers=2",
+    ]);
+    let process = lab.one(&["process", "create", "a", "p"]);
+    assert_eq!(process["state"], "ready", "{process}");
+    lab
+}
+
+fn pid(value: &Value) -> u32 {
+    let pid = value.as_u64().and_then(|pid| u32::try_from(pid).ok());
+    pid.unwrap_or_else(|| panic!("no process id: {value}"))
+}
+
+fn count(lab: &Lab, step: u64, more: &[&str]) -> u64 {
+    let step = step.to_string();
+    let call = [
+        "invoke", "a", "p", "count", "--data", &step, "--in", "u64", "--out", "u64",
+    ];
+    let answer = lab.one(&[&call, more].concat());
+    answer["value"].as_u64().expect("a number")
+}
+
+#[test]
+fn processes_are_called_swapped_and_come_back() {
+    let lab = lab_up();
+    // Starting what runs is no error, and finds it.
+    let up = lab.one(&["up"]);
+    assert_eq!(
+        (&up["control"]["started"], &up["agent"]["started"]),
+        (&json!(false), &json!(false))
+    );
+
+    for way in [
+        &["--transport", "shm"][..],
+        &["--transport", "tcp"],
+        &["--http"],
+    ] {
+        let call = ["invoke", "a", "p", "echo", "--data", "größe"];
+        assert_eq!(lab.one(&[&call, way].concat())["text"], "größe");
+    }
+    let large = vec![7; 3 << 20];
+    assert!(lab.piped(&["invoke", "a", "p", "echo"], &large) == large);
+    assert_eq!(count(&lab, 5, &[]), 5);
+
+    lab.one(&["state", "put", "a", "p", "k", "--data", "v"]);
+    assert_eq!(lab.one(&["state", "get", "a", "p", "k"])["text"], "v");
+    assert_eq!(lab.one(&["state", "list", "a", "p", "k"])["key"], "k");
+    lab.one(&["put", "a", "p", "m", "--data", "for later"]);
+
+    let swapped = lab.one(&["swap", "a", "p"]);
+    assert_eq!(swapped["state"], "swapped");
+    assert_eq!(lab.one(&["ps"])["pid"], Value::Null);
+    // By being called, over the data plane and over HTTP.
+    assert_eq!(count(&lab, 2, &[]), 7);
+    lab.one(&["swap", "a", "p"]);
+    assert_eq!(count(&lab, 1, &["--http"]), 8);
+    assert_eq!(lab.one(&["state", "get", "a", "p", "k"])["text"], "v");
+    let message = lab.one(&["get", "a", "p", "m"]);
+    assert_eq!(message["text"], "for later");
+    let ps = lab.one(&["ps"]);
+    assert_eq!(
+        (&ps["state"], &ps["swap_generation"]),
+        (&json!("ready"), &json!(2))
+    );
+    lab.problem(1, &["get", "a", "p", "m"]);
+    assert_eq!(
+        lab.one(&["state", "delete", "a", "p", "k"])["deleted"],
+        true
+    );
+}
+
+#[test]
+fn what_fails_says_so_and_the_process_serves_on() {
+    let lab = lab_up();
+    let problem = lab.problem(1, &["invoke", "a", "p", "nothing"]);
+    assert_eq!(problem["type"], "urn:praas:problem:not-found", "{problem}");
+    let problem = lab.problem(1, &["invoke", "a", "p", "fail", "--data", "on purpose"]);
+    assert!(problem.to_string().contains("on purpose"), "{problem}");
+    let problem = lab.problem(1, &["invoke", "a", "p", "panics"]);
+    assert!(
+        problem.to_string().contains("as it was asked to"),
+        "{problem}"
+    );
+    for way in [&[][..], &["--http"]] {
+        let call = ["invoke", "a", "p", "hold", "--timeout-ms", "300"];
+        let problem = lab.problem(1, &[&call, way].concat());
+        assert_eq!(problem["type"], "urn:praas:problem:timeout", "{problem}");
+        lab.one(&["put", "a", "p", "release"]);
+        lab.json(&["invoke", "a", "p", "echo"]);
+    }
+    let problem = lab.problem(
+        1,
+        &["invoke", "a", "nobody", "echo", "--timeout-ms", "20000"],
+    );
+    assert!(
+        problem["hint"]
+            .as_str()
+            .expect("a hint")
+            .contains("praas ps"),
+        "{problem}"
+    );
+    lab.problem(2, &["app", "create", "b/c"]);
+    lab.problem(2, &["invoke", "a"]);
+    lab.problem(1, &["app", "create", "a"]);
+    assert_eq!(count(&lab, 1, &[]), 1);
+}
+
+#[test]
+fn what_is_killed_comes_back_and_disturbs_nobody() {
+    let lab = lab_up();
+    lab.one(&["process", "create", "a", "q"]);
+    lab.one(&["swap", "a", "q"]);
+    let before = lab.json(&["ps"]);
+    let up = lab.one(&["up"]);
+
+    // A call that runs all the while.
+    let held = lab.background(&["invoke", "a", "p", "hold", "--data", ""]);
+    let holding = || lab.praas(&["state", "get", "a", "p", "holding"]).stdout == b"yes";
+    eventually("the call runs", || holding().then_some(()));
+
+    kill(pid(&up["control"]["pid"]));
+    // Not told of the control plane's end, the data plane goes on.
+    assert_eq!(lab.one(&["up"])["control"]["started"], true);
+    eventually("the same processes", || {
+        (lab.json(&["ps"]) == before).then_some(())
+    });
+
+    kill(pid(&up["agent"]["pid"]));
+    let up = lab.one(&["up"]);
+    assert_eq!(
+        (&up["control"]["started"], &up["agent"]["started"]),
+        (&json!(false), &json!(true))
+    );
+    eventually("the same processes", || {
+        (lab.json(&["ps"]) == before).then_some(())
+    });
+
+    lab.one(&["put", "a", "p", "release", "--data", "done"]);
+    let held = held.wait_with_output().expect("it ends");
+    assert!(held.status.success(), "{held:?}");
+    assert_eq!(held.stdout, b"done");
+    // And what was swapped out is still there to come back.
+    assert_eq!(
+        lab.one(&["invoke", "a", "q", "echo", "--data", "x"])["text"],
+        "x"
+    );
+    lab.one(&["down"]);
+    assert_eq!(lab.living(), []);
+}
+
+#[test]
+fn down_keeps_what_there_is_and_leaves_nothing() {
+    let lab = lab_up();
+    assert_eq!(count(&lab, 4, &[]), 4);
+    let down = lab.one(&["down"]);
+    assert_eq!(down["processes"], json!(["a/p"]));
+    assert_eq!(down["killed"], json!([]));
+    assert_eq!(lab.living(), []);
+    let run_dir = lab.run_dir();
+    for file in [
+        "control.addr",
+        "agent.addr",
+        "agent.sock",
+        "hosts",
+        "spinners",
+    ] {
+        assert!(!is_there(&run_dir.join(file)), "{file}");
+    }
+    // Once more is no error; neither is what follows.
+    assert_eq!(lab.one(&["down"])["control"], Value::Null);
+    lab.one(&["up"]);
+    assert_eq!(lab.one(&["ps"])["state"], "swapped");
+    assert_eq!(count(&lab, 1, &[]), 5);
+    let down = lab.one(&["down", "--stop", "--purge"]);
+    assert_eq!(down["purged"], true, "{down}");
+    assert!(!is_there(&run_dir));
+    assert_eq!(lab.living(), []);
+}
+
+#[test]
+fn down_ends_hosts_whose_agent_and_control_plane_are_dead() {
+    let lab = lab_up();
+    let up = lab.one(&["up"]);
+    let host = pid(&lab.one(&["ps"])["pid"]);
+    kill(pid(&up["agent"]["pid"]));
+    kill(pid(&up["control"]["pid"]));
+    let down = lab.one(&["down", "--kill"]);
+    assert_eq!(down["killed"], json!([host]));
+    assert_eq!(lab.living(), []);
+    lab.one(&["up"]);
+    assert_eq!(lab.one(&["ps"])["state"], "failed");
+    // It starts again when it is called; what it knew was never swapped out.
+    lab.one(&["process", "swap-in", "a", "p"]);
+    assert_eq!(count(&lab, 1, &[]), 1);
+}
+
+#[test]
+fn many_at_once_start_one_cluster() {
+    let lab = lab();
+    let starters: Vec<_> = (0..4).map(|_| lab.background(&["up", "--json"])).collect();
+    let mut controls = Vec::new();
+    let mut started = 0;
+    for starter in starters {
+        let output = starter.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{output:?}");
+        let up: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        started += u32::from(up["control"]["started"] == true);
+        controls.push((pid(&up["control"]["pid"]), pid(&up["agent"]["pid"])));
+    }
+    controls.dedup();
+    assert_eq!((controls.len(), started), (1, 1));
+    // Two daemons, and no more.
+    assert_eq!(lab.living().len(), 2, "{:?}", lab.living());
+    lab.one(&["down", "--purge"]);
+}
+
+#[test]
+fn commands_without_a_cluster_say_what_to_do() {
+    let lab = lab();
+    let problem = lab.problem(1, &["ps"]);
+    assert!(
+        problem["hint"]
+            .as_str()
+            .expect("a hint")
+            .contains("praas up"),
+        "{problem}"
+    );
+    lab.problem(2, &["frobnicate"]);
+    assert_eq!(lab.praas(&["--help"]).status.code(), Some(0));
+    let help = lab.praas(&["app", "--help"]).stdout;
+    assert!(!help.contains(&0x1b), "colours where no terminal is");
+    assert_eq!(lab.one(&["down"])["control"], Value::Null);
+    let info = lab.one(&["info"]);
+    assert_eq!(info["transports"][1]["transport"], "tcp");
+    let set = lab.one(&["config", "client.wait_ms", "--set", "client.wait_ms=7"]);
+    assert_eq!(set["value"], 7);
+    std::fs::create_dir(lab.run_dir()).expect("a directory");
+    std::fs::write(lab.run_dir().join("praas.toml"), "[control]\nhttp = 1\n").expect("a file");
+    let problem = lab.problem(2, &["config"]);
+    let detail = problem["detail"].as_str().expect("a detail");
+    assert!(
+        detail.contains("control.http") && detail.contains("praas.toml"),
+        "{problem}"
+    );
+    std::fs::write(lab.run_dir().join("praas.toml"), "").expect("a file");
+}
