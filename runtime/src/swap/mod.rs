@@ -26,6 +26,8 @@ mod writer;
 mod tests;
 
 pub use reader::{Loaded, Rejected, swap_in};
+#[doc(hidden)]
+pub use sections::fuzz_sections;
 pub use storage::{
     COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_encode,
     process_prefix,

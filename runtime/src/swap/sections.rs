@@ -18,8 +18,8 @@ use praas_transport::{Buf, BufPool};
 use super::RejectReason;
 use super::bytes::{Reader, malformed};
 use super::reader::ReadError;
-use crate::invocation::{ResultImage, SessionImage, Status};
-use crate::mailbox::{MailMessage, MailboxImage};
+use crate::invocation::{ResultImage, Session, SessionImage, Status};
+use crate::mailbox::{MailMessage, Mailbox, MailboxImage, MailboxLimits};
 
 /// Payloads from this many bytes on are streams of their own.
 pub(super) const BODY_MIN_BYTES: usize = 64 << 10;
@@ -173,4 +173,54 @@ pub(super) fn decode_sessions(bytes: &[u8]) -> Result<Vec<SessionImage>, RejectR
 
 fn put_length(out: &mut Vec<u8>, length: usize) {
     out.extend_from_slice(&(length as u64).to_le_bytes());
+}
+
+/// Reads arbitrary bytes as a mailbox and as sessions: what is accepted reads the same once
+/// written.
+#[doc(hidden)]
+pub fn fuzz_sections(bytes: &[u8]) {
+    let pool = BufPool::new(16 << 20);
+    if let Ok(mailbox) = decode_mailbox(bytes, Vec::new(), &pool) {
+        let (again, bodies) = encode_mailbox(&mailbox);
+        let bodies = bodies.into_iter().map(|body| Buf::from_vec(body.to_vec()));
+        let twice = decode_mailbox(&again, bodies.collect(), &pool);
+        assert!(
+            matches!(twice, Ok(twice) if twice == mailbox),
+            "another mailbox"
+        );
+        // What is known of resends is a value of the codec.
+        let limits = MailboxLimits {
+            messages_max: 1 << 10,
+            bytes_max: 1 << 20,
+        };
+        drop(Mailbox::new(limits).restore(mailbox));
+    }
+    if let Ok(sessions) = decode_sessions(bytes) {
+        let twice = decode_sessions(&encode_sessions(&sessions));
+        assert!(
+            matches!(&twice, Ok(twice) if *twice == sessions),
+            "other sessions"
+        );
+        for session in sessions {
+            drop(Session::restore(session, 64));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_sections_or_not(
+            count in 0..3_u8,
+            bytes in proptest::collection::vec(0..4_u8, 0..200),
+        ) {
+            let mut counted = vec![count, 0, 0, 0, 0, 0, 0, 0];
+            counted.extend(bytes);
+            fuzz_sections(&counted);
+        }
+    }
 }
