@@ -777,7 +777,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                 }
                 let deadline_us = call.options.deadline.map_or(0, |deadline| {
                     let left = deadline.saturating_duration_since(link.now()).as_micros();
-                    u32::try_from(left).unwrap_or(0).max(1)
+                    // What does not fit is further away than the header can say: no deadline there.
+                    u32::try_from(left).map_or(0, |left| left.max(1))
                 });
                 let acked_delta =
                     u32::try_from(call.sequence.saturating_sub(peer.base)).unwrap_or(u32::MAX);

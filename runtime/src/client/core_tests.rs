@@ -1,1 +1,92 @@
+//! The core against a link that only takes notes.
 
+use praas_transport::Address;
+
+use super::*;
+
+/// Answers at once, with the same process at every question.
+struct Notes {
+    now: Instant,
+    asked: Vec<Target>,
+    sent: Vec<(u8, u64, Vec<u8>)>,
+    channels: u32,
+}
+
+impl Link for Notes {
+    type Channel = u32;
+
+    fn connect(&mut self, _: &Resolved) -> Result<u32, String> {
+        self.channels += 1;
+        Ok(self.channels)
+    }
+
+    fn send(&mut self, _: u32, am: u8, tag: u64, header: &[u8], _: &Payload, _: u64) -> Sent {
+        self.sent.push((am, tag, header.to_vec()));
+        Sent::Done
+    }
+
+    fn resolve(&mut self, target: Target, _: &str) {
+        self.asked.push(target);
+    }
+
+    fn close(&mut self, _: u32) {}
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+}
+
+fn opened() -> (ClientCore<u32>, Notes, Target, u32) {
+    let mut notes = Notes {
+        now: Instant::now(),
+        asked: Vec::new(),
+        sent: Vec::new(),
+        channels: 0,
+    };
+    let mut core = ClientCore::new(CoreLimits::default());
+    let target = core.target("p").unwrap();
+    let function = core.function(target, "f").unwrap();
+    core.invoke(
+        &mut notes,
+        target,
+        function,
+        Payload::default(),
+        CallOptions::default(),
+        0,
+    )
+    .unwrap();
+    assert_eq!(notes.asked, [target]);
+    let resolved = Resolved {
+        incarnation: Incarnation(3),
+        addresses: vec![Address::Mem("p".into())],
+    };
+    core.on_resolved(&mut notes, target, Ok(resolved));
+    core.on_open(&mut notes, 1, Incarnation(3));
+    (core, notes, target, function)
+}
+
+/// The deadline that the last request tells its process, in microseconds.
+fn deadline_told(notes: &Notes) -> u32 {
+    let (am, _, header) = notes.sent.last().unwrap();
+    assert_eq!(*am, AM_INVOCATION);
+    RequestHeader::decode(header).unwrap().deadline_us
+}
+
+#[test]
+fn a_deadline_that_the_header_cannot_say_is_not_told() {
+    let (mut core, mut notes, target, function) = opened();
+    assert_eq!(deadline_told(&notes), 0, "none was given");
+    for (left, told) in [
+        (Duration::from_micros(1500), 1500),
+        (Duration::ZERO, 1),
+        (Duration::from_secs(2 * 3600), 0),
+    ] {
+        let options = CallOptions {
+            deadline: Some(notes.now + left),
+            idempotent: false,
+        };
+        core.invoke(&mut notes, target, function, Payload::default(), options, 0)
+            .unwrap();
+        assert_eq!(deadline_told(&notes), told, "{left:?} are left");
+    }
+}
