@@ -20,6 +20,8 @@ use praas_transport::{TransportConfig, TransportKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::agent::AgentConfig;
+
 /// What the names of environment variables with settings begin with; the section follows.
 const ENV_PREFIX: &str = "PRAAS_";
 
@@ -32,6 +34,8 @@ const FILE_MAX_BYTES: u64 = 1 << 20;
 pub struct ClusterConfig {
     /// The control plane's.
     pub control: ControlConfig,
+    /// The agent's.
+    pub agent: AgentConfig,
     /// The commands'.
     pub client: ClientSettings,
 }
@@ -190,6 +194,8 @@ impl Loaded {
             origins: layers.origins,
         };
         let check = loaded.config.control.check();
+        check.map_err(|error| ConfigError::Check(error.into()))?;
+        let check = loaded.config.agent.check();
         check.map_err(|error| ConfigError::Check(error.into()))?;
         Ok(loaded)
     }

@@ -160,6 +160,14 @@ pub enum FromHost {
 /// # Errors
 /// The socket's; a message above [`HOST_MESSAGE_MAX_BYTES`].
 pub fn host_send<T: Serialize>(mut to: &UnixStream, message: &T) -> io::Result<()> {
+    to.write_all(&host_frame(message)?)
+}
+
+/// The bytes of a message behind its length, for those who must not block.
+///
+/// # Errors
+/// A message above [`HOST_MESSAGE_MAX_BYTES`].
+pub fn host_frame<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let bytes = crate::codec::encode(message).map_err(io::Error::other)?;
     let length = u32::try_from(bytes.len()).ok();
     let length = length.filter(|length| *length as usize <= HOST_MESSAGE_MAX_BYTES);
@@ -172,7 +180,7 @@ pub fn host_send<T: Serialize>(mut to: &UnixStream, message: &T) -> io::Result<(
     let mut framed = Vec::with_capacity(4 + bytes.len());
     framed.extend_from_slice(&length.to_le_bytes());
     framed.extend_from_slice(&bytes);
-    to.write_all(&framed)
+    Ok(framed)
 }
 
 /// Puts messages together from what is read.

@@ -117,6 +117,8 @@ enum Command {
     Ticket(app::TicketArgs),
     /// Run a control plane in the foreground
     Control,
+    /// Run a node agent in the foreground
+    Agent(service::AgentArgs),
 }
 
 /// Runs the `praas` command with the arguments of this process.
@@ -178,6 +180,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Token(command) => app::token(&context, command),
         Command::Ticket(args) => app::ticket(&context, &args),
         Command::Control => service::control(&context),
+        Command::Agent(args) => service::agent(&context, args),
     }
 }
 

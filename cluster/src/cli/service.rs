@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::Context;
 use super::error::CliError;
+use crate::agent::agent_run;
 use crate::control_plane::control_run;
 use crate::launch::{self, Daemon, Down, DownMode, DownOptions, UpOptions};
 
@@ -140,6 +141,26 @@ pub fn control(context: &Context) -> Result<(), CliError> {
     log_begin();
     let config = context.config()?;
     control_run(&context.run_dir_make()?, config.control).map_err(CliError::of)
+}
+
+#[derive(Debug, clap::Args)]
+pub struct AgentArgs {
+    /// The node's name; the host's, if it is left out
+    #[arg(long)]
+    node: Option<String>,
+    /// Where the control plane is; as the run directory says, if it is left out
+    #[arg(long, value_name = "ADDRESS", num_args = 1..)]
+    control: Vec<praas_transport::Address>,
+}
+
+pub fn agent(context: &Context, args: AgentArgs) -> Result<(), CliError> {
+    log_begin();
+    let mut config = context.config()?.agent;
+    config.node = args.node.or(config.node);
+    if !args.control.is_empty() {
+        config.control = args.control;
+    }
+    agent_run(&context.run_dir_make()?, config).map_err(CliError::of)
 }
 
 /// Logs to standard error from now on.

@@ -1,0 +1,194 @@
+//! The settings of the node agent: every limit has a name with its unit and a default.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use praas_runtime::swap::SwapConfig;
+use praas_transport::{Address, TransportConfig, TransportKind};
+use serde::{Deserialize, Serialize};
+
+use crate::run_dir::RunDir;
+
+/// Settings of a node agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The node's name; left out, the host's.
+    pub node: Option<String>,
+    /// Where the control plane is; empty: where `control.addr` in the run directory says.
+    pub control: Vec<Address>,
+    /// The file with the cluster's secret; left out, the one in the run directory.
+    pub cluster_secret: Option<PathBuf>,
+    /// Where the directory is served over TCP; port zero lets the kernel choose. It is served over
+    /// shared memory besides.
+    pub directory_listen: SocketAddr,
+    /// Where hosts listen for TCP; port zero lets the kernel choose. Empty: on loopback.
+    pub host_listen: Vec<SocketAddr>,
+    /// Whether any of these may be an address beyond loopback.
+    pub beyond_loopback: bool,
+    /// Processors that hosts may use; zero: those that the agent may.
+    pub cpus: u32,
+    /// Bytes of memory that hosts may use; zero: all that the node has.
+    pub memory_bytes: u64,
+    /// The one transport by which hosts reach others; left out, the best that fits. The setting
+    /// `force` of an application goes before it.
+    pub force: Option<TransportKind>,
+    /// The program that is a host, with its first arguments; empty: `praas host` of this program.
+    pub host_command: Vec<String>,
+    /// Hosts that there may be.
+    pub hosts_max: usize,
+    /// Where swap images are kept; left out, `swap` in the run directory.
+    pub swap_dir: Option<PathBuf>,
+    /// How swap images are written. The setting `swap` of an application goes before it.
+    pub swap: SwapConfig,
+    /// Seconds that a host goes without an agent before it swaps out and ends.
+    pub agent_grace_s: u64,
+    /// Milliseconds that a host may take until it serves.
+    pub start_timeout_ms: u64,
+    /// Milliseconds that a host may take to stop, besides those that the setting
+    /// `quiesce_timeout_ms` of its application gives to running functions, before it is killed.
+    pub stop_timeout_ms: u64,
+    /// Milliseconds that a host may take to end after it said that it does, before it is killed.
+    pub exit_timeout_ms: u64,
+    /// Milliseconds that hosts of an earlier agent may take to redial, before they are killed.
+    pub adopt_timeout_ms: u64,
+    /// Milliseconds that the agent's own end waits for its hosts to swap out.
+    pub shutdown_timeout_ms: u64,
+    /// Milliseconds until a lost control plane is dialled again: at first, doubled each time.
+    pub redial_first_ms: u64,
+    /// Milliseconds until a lost control plane is dialled again: at most.
+    pub redial_max_ms: u64,
+    /// When hosts are ended because the control plane cannot be reached.
+    pub fence: Fence,
+    /// The control plane's setting of this name: milliseconds of silence after which it starts
+    /// processes elsewhere. After half of it hosts are swapped out, after three quarters killed.
+    pub lease_ms: u64,
+    /// Questions of clients and hosts that may wait for an answer.
+    pub questions_max: usize,
+    /// Milliseconds that a question waits for the control plane.
+    pub question_timeout_ms: u64,
+    /// Bytes of a host's log, after which the next start begins another; one old one is kept.
+    pub log_max_bytes: u64,
+    /// Settings of the agent's endpoint.
+    pub transport: TransportConfig,
+}
+
+/// When hosts are ended because the control plane cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fence {
+    /// If the control plane is on another node, as far as is known: one on this node does not live
+    /// on out of reach.
+    Auto,
+    /// In any case.
+    Always,
+    /// Never; right only if the control plane's `lease_ms` is zero.
+    Never,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            node: None,
+            control: Vec::new(),
+            cluster_secret: None,
+            directory_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            host_listen: Vec::new(),
+            beyond_loopback: false,
+            cpus: 0,
+            memory_bytes: 0,
+            force: None,
+            host_command: Vec::new(),
+            hosts_max: 10_000,
+            swap_dir: None,
+            swap: SwapConfig::default(),
+            agent_grace_s: 10,
+            start_timeout_ms: 300_000,
+            stop_timeout_ms: 5_000,
+            exit_timeout_ms: 5_000,
+            adopt_timeout_ms: 120_000,
+            shutdown_timeout_ms: 30_000,
+            redial_first_ms: 5,
+            redial_max_ms: 1_000,
+            fence: Fence::Auto,
+            lease_ms: 60_000,
+            questions_max: 65_536,
+            question_timeout_ms: 35_000,
+            log_max_bytes: 16 << 20,
+            transport: TransportConfig::default(),
+        }
+    }
+}
+
+/// A setting that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("setting {name} is {value}: {rule}")]
+pub struct ConfigError {
+    name: &'static str,
+    value: String,
+    rule: &'static str,
+}
+
+impl AgentConfig {
+    /// Where swap images are kept.
+    pub fn swap_root(&self, run_dir: &RunDir) -> PathBuf {
+        self.swap_dir.clone().unwrap_or_else(|| run_dir.swap_dir())
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the first setting that cannot be, and the rule that it breaks.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let fail = |name, value: String, rule| Err(ConfigError { name, value, rule });
+        let listens = self.host_listen.iter().map(|at| ("host_listen", at));
+        for (name, at) in listens.chain([("directory_listen", &self.directory_listen)]) {
+            if !at.ip().is_loopback() && !self.beyond_loopback {
+                let rule = "an address beyond loopback needs beyond_loopback = true";
+                return fail(name, at.to_string(), rule);
+            }
+        }
+        for (name, value) in [
+            ("hosts_max", self.hosts_max as u64),
+            ("questions_max", self.questions_max as u64),
+            ("redial_first_ms", self.redial_first_ms),
+            ("redial_max_ms", self.redial_max_ms),
+            ("agent_grace_s", self.agent_grace_s),
+        ] {
+            if value == 0 {
+                return fail(name, value.to_string(), "it must be at least 1");
+            }
+        }
+        // The control plane may notice the end of a channel that much earlier than we do.
+        let dead_after_ms = u64::from(self.transport.tcp_dead_after_ms);
+        if self.fence != Fence::Never && self.lease_ms / 4 <= dead_after_ms {
+            let rule = "it must be above four times transport.tcp_dead_after_ms";
+            return fail("lease_ms", self.lease_ms.to_string(), rule);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_checked() {
+        assert_eq!(AgentConfig::default().check(), Ok(()));
+        let refused = |change: fn(&mut AgentConfig), word: &str| {
+            let mut config = AgentConfig::default();
+            change(&mut config);
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        };
+        let beyond = "beyond_loopback";
+        refused(|c| c.directory_listen = ([0, 0, 0, 0], 1).into(), beyond);
+        refused(|c| c.host_listen = vec![([10, 0, 0, 1], 1).into()], beyond);
+        refused(|c| c.hosts_max = 0, "hosts_max");
+        refused(|c| c.lease_ms = 20_000, "lease_ms");
+        assert!(toml::from_str::<AgentConfig>("hosts_mx = 1").is_err());
+        let config: AgentConfig = toml::from_str("fence = 'never'\nlease_ms = 0").unwrap();
+        assert_eq!(config.check(), Ok(()));
+    }
+}

@@ -1,0 +1,563 @@
+//! The operating system's side of hosts: their processes, sockets and logs.
+//!
+//! Each host has a number here, from which its tokens in the poller are made; a number is never
+//! used again, so that what is ready late is nobody's.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use praas_control::agent::StartCommand;
+use praas_runtime::host::{FromHost, HostHello, HostStart, ToHost, host_frame};
+use praas_runtime::swap::DirStorage;
+use praas_transport::Address;
+
+use super::config::AgentConfig;
+use super::driver::TOKEN_LISTENER;
+use super::hosts::{HostKey, Hosts};
+use super::record::{FoundHost, HostRecord, host_arguments, hosts_find, image_find, records_read};
+use super::settings::HostSettings;
+use super::socket::{self, HostSocket};
+use crate::run_dir::RunDir;
+use crate::spawn::{Poller, Spawn, Watched, log_open, start_time};
+
+/// What a token is, in its lowest bits: those below it are the driver's.
+const SOCKET: u64 = 1;
+const PIDFD: u64 = 2;
+const VISITOR: u64 = 3;
+
+/// Who dials `agent.sock` says who it is within this.
+const VISIT: Duration = Duration::from_secs(10);
+const VISITORS_MAX: usize = 1024;
+
+/// Bytes of a log's end that are looked at for the last line.
+const TAIL_BYTES: u64 = 4096;
+/// Characters of it that are shown.
+const LINE_MAX: usize = 300;
+
+/// What hosts' descriptors tell.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Said(FromHost),
+    /// The connection is gone.
+    Unlinked,
+    /// It is back, and has been told that it is adopted.
+    Redialled(HostHello),
+    /// It is dead, and how.
+    Died(String),
+}
+
+#[derive(Debug)]
+struct Process {
+    key: HostKey,
+    watched: Watched,
+    socket: Option<HostSocket>,
+    /// Whether the poller waits for room in the socket.
+    waits: bool,
+    log: PathBuf,
+    log_start: u64,
+}
+
+#[derive(Debug)]
+struct Visitor {
+    socket: HostSocket,
+    pid: u32,
+    until: Instant,
+}
+
+/// The processes of all hosts.
+pub(super) struct Processes {
+    run_dir: RunDir,
+    config: AgentConfig,
+    directory: Vec<Address>,
+    command: Vec<OsString>,
+    poller: Poller,
+    listener: UnixListener,
+    processes: HashMap<u64, Process>,
+    numbers: HashMap<HostKey, u64>,
+    visitors: HashMap<u64, Visitor>,
+    last: u64,
+}
+
+impl Processes {
+    pub(super) fn new(
+        run_dir: &RunDir,
+        config: &AgentConfig,
+        directory: Vec<Address>,
+        poller: Poller,
+        listener: UnixListener,
+    ) -> io::Result<Self> {
+        poller.add(&listener, TOKEN_LISTENER, false)?;
+        let command = match config.host_command.is_empty() {
+            true => vec![std::env::current_exe()?.into(), "host".into()],
+            false => config.host_command.iter().map(OsString::from).collect(),
+        };
+        Ok(Self {
+            run_dir: run_dir.clone(),
+            config: config.clone(),
+            directory,
+            command,
+            poller,
+            listener,
+            processes: HashMap::new(),
+            numbers: HashMap::new(),
+            visitors: HashMap::new(),
+            last: 0,
+        })
+    }
+
+    pub(super) fn poller(&self) -> &Poller {
+        &self.poller
+    }
+
+    pub(super) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Vec<u64>> {
+        self.poller.wait(timeout)
+    }
+
+    /// Starts a host's process and tells it what to be: its id, when it was started, and where its
+    /// log begins.
+    pub(super) fn spawn(
+        &mut self,
+        key: &HostKey,
+        start: StartCommand,
+        settings: HostSettings,
+    ) -> Result<(u32, u64, u64), String> {
+        let log_path = self.run_dir.host_log(&key.application, &key.process);
+        let (log, log_start) = self
+            .log_begin(&log_path)
+            .map_err(|error| format!("cannot open its log {}: {error}", log_path.display()))?;
+        let mut command = self.command.clone();
+        let arguments = host_arguments(&self.run_dir, key, start.incarnation);
+        command.extend(arguments.into_iter().map(OsString::from));
+        let start = ToHost::Start(Box::new(self.host_start(start, settings)));
+        let begun = || -> io::Result<(Watched, HostSocket)> {
+            let (ours, theirs) = UnixStream::pair()?;
+            let mut socket = HostSocket::new(ours)?;
+            let spawn = Spawn {
+                command: &command,
+                environment: &[],
+                stdin: theirs.as_fd(),
+                output: log.as_fd(),
+            };
+            let watched = spawn.start()?;
+            if let Err(error) = socket.send(host_frame(&start)?.into(), false) {
+                watched.kill();
+                return Err(error);
+            }
+            Ok((watched, socket))
+        };
+        let program = command[0].display();
+        let (watched, socket) =
+            begun().map_err(|error| format!("cannot start its host {program}: {error}"))?;
+        let pid = watched.pid();
+        let started = start_time(pid).unwrap_or(0);
+        let number = self
+            .insert(key.clone(), watched, log_path, log_start)
+            .map_err(|error| format!("cannot watch its host: {error}"))?;
+        if let Err(error) = self.socket_set(number, socket) {
+            tracing::error!(%key, %error, "cannot wait for what a host says");
+        }
+        Ok((pid, started, log_start))
+    }
+
+    fn host_start(&self, start: StartCommand, settings: HostSettings) -> HostStart {
+        let swap_dir = self.config.swap_root(&self.run_dir);
+        HostStart {
+            application: start.application,
+            process: start.process,
+            incarnation: start.incarnation,
+            modules: start.modules,
+            settings: settings.process,
+            listen: self.config.host_listen.clone(),
+            key_id: start.key_id,
+            secret: start.secret,
+            directory: self.directory.clone(),
+            force: settings.force.or(self.config.force),
+            swap_dir: swap_dir.display().to_string(),
+            swap: settings.swap.unwrap_or(self.config.swap),
+            restore: start.restore,
+            swap_generation: start.swap_generation,
+            agent_socket: self.run_dir.agent_socket().display().to_string(),
+            agent_grace_s: self.config.agent_grace_s,
+            cpus: super::host_cpus(),
+        }
+    }
+
+    /// Opens a log, and begins another if it has become long.
+    fn log_begin(&self, path: &Path) -> io::Result<(File, u64)> {
+        let log = log_open(path)?;
+        let length = log.metadata()?.len();
+        if length <= self.config.log_max_bytes {
+            return Ok((log, length));
+        }
+        fs::rename(path, path.with_extension("log.1"))?;
+        Ok((log_open(path)?, 0))
+    }
+
+    /// Finds the hosts of an agent before this one; how many live.
+    pub(super) fn adopt(&mut self, now: Instant, hosts: &mut Hosts) -> io::Result<usize> {
+        let mut found = hosts_find(&self.run_dir)?;
+        let mut adopted = 0;
+        for mut record in records_read(&self.run_dir)? {
+            let key = record.key();
+            let same = |host: &FoundHost| host.key == key && host.incarnation == record.incarnation;
+            let at = found.iter().position(same);
+            let at = at.map(|at| found.swap_remove(at));
+            if let Some(host) = at.filter(|_| record.pid == 0) {
+                // It was spawned, and that was not written any more.
+                record.pid = host.pid;
+                record.started = start_time(host.pid).unwrap_or(0);
+            }
+            match self.watch(&record) {
+                Some(watched) => {
+                    self.adopt_one(now, hosts, record, watched)?;
+                    adopted += 1;
+                }
+                None => {
+                    let image = self.image_find(&record);
+                    hosts.adopt_dead(now, record, image);
+                }
+            }
+        }
+        for host in found {
+            tracing::error!(key = %host.key, pid = host.pid, "a host has no record");
+            let mut record = HostRecord::new(&host.key, host.incarnation);
+            record.pid = host.pid;
+            record.started = start_time(host.pid).unwrap_or(0);
+            match self.watch(&record) {
+                // Two of one process: this is the one that nobody knows.
+                Some(watched) if self.numbers.contains_key(&host.key) => watched.kill(),
+                Some(watched) => {
+                    self.adopt_one(now, hosts, record, watched)?;
+                    adopted += 1;
+                }
+                None => {}
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// Holds on to a recorded process, if it lives.
+    fn watch(&self, record: &HostRecord) -> Option<Watched> {
+        let watched = Watched::open(record.pid).ok()?;
+        // Looked at after it is held: so it is the same.
+        let lives = record.is_same_process() && watched.exit().ok()?.is_none();
+        lives.then_some(watched)
+    }
+
+    fn adopt_one(
+        &mut self,
+        now: Instant,
+        hosts: &mut Hosts,
+        record: HostRecord,
+        watched: Watched,
+    ) -> io::Result<()> {
+        let key = record.key();
+        tracing::info!(%key, incarnation = record.incarnation, pid = record.pid, "a host lives");
+        record.write(&self.run_dir)?;
+        let log = self.run_dir.host_log(&key.application, &key.process);
+        self.insert(key, watched, log, record.log_start)?;
+        hosts.adopt(now, record);
+        Ok(())
+    }
+
+    /// The image that a dead host wrote last, if it did.
+    fn image_find(&self, record: &HostRecord) -> Option<u64> {
+        let root = self.config.swap_root(&self.run_dir);
+        if !root.exists() {
+            return None;
+        }
+        let storage = DirStorage::new(root).ok()?;
+        image_find(&storage, &record.key(), record.incarnation)
+    }
+
+    fn insert(
+        &mut self,
+        key: HostKey,
+        watched: Watched,
+        log: PathBuf,
+        log_start: u64,
+    ) -> io::Result<u64> {
+        self.last += 1;
+        self.poller.add(&watched, self.last << 2 | PIDFD, false)?;
+        self.numbers.insert(key.clone(), self.last);
+        let process = Process {
+            key,
+            watched,
+            socket: None,
+            waits: false,
+            log,
+            log_start,
+        };
+        self.processes.insert(self.last, process);
+        Ok(self.last)
+    }
+
+    fn socket_set(&mut self, number: u64, socket: HostSocket) -> io::Result<()> {
+        let Some(process) = self.processes.get_mut(&number) else {
+            return Ok(());
+        };
+        process.waits = socket.waits();
+        let token = number << 2 | SOCKET;
+        self.poller.add(socket.stream(), token, process.waits)?;
+        process.socket = Some(socket);
+        Ok(())
+    }
+
+    /// Sends a message; those whose connections turn out to be gone.
+    pub(super) fn send(&mut self, to: &[HostKey], message: &ToHost) -> Vec<HostKey> {
+        let world = matches!(message, ToHost::World(_));
+        let frame: Arc<[u8]> = match host_frame(message) {
+            Ok(frame) => frame.into(),
+            Err(error) => {
+                tracing::error!(%error, "cannot tell hosts");
+                return Vec::new();
+            }
+        };
+        let mut gone = Vec::new();
+        for key in to {
+            let number = self.numbers.get(key).copied();
+            let Some((number, process)) =
+                number.and_then(|number| Some((number, self.processes.get_mut(&number)?)))
+            else {
+                continue;
+            };
+            let Some(socket) = &mut process.socket else {
+                continue;
+            };
+            match socket.send(Arc::clone(&frame), world) {
+                Ok(()) => process.waits_update(&self.poller, number),
+                Err(error) => {
+                    tracing::warn!(%key, %error, "cannot tell a host");
+                    process.socket = None;
+                    gone.push(key.clone());
+                }
+            }
+        }
+        gone
+    }
+
+    /// Kills a host; its death is heard of later.
+    pub(super) fn kill(&self, key: &HostKey) {
+        let process = self.numbers.get(key);
+        if let Some(process) = process.and_then(|number| self.processes.get(number)) {
+            process.watched.kill();
+        }
+    }
+
+    /// Something is ready: what that tells.
+    pub(super) fn ready(&mut self, token: u64, hosts: &Hosts) -> Vec<(HostKey, Heard)> {
+        let number = token >> 2;
+        let mut all = Vec::new();
+        match token & 3 {
+            SOCKET => self.socket_ready(number, &mut all),
+            PIDFD => {
+                // What it has said comes before its death.
+                self.socket_ready(number, &mut all);
+                self.pidfd_ready(number, &mut all);
+            }
+            _ => all.extend(self.visitor_ready(number, hosts)),
+        }
+        all
+    }
+
+    fn socket_ready(&mut self, number: u64, all: &mut Vec<(HostKey, Heard)>) {
+        let Some(process) = self.processes.get_mut(&number) else {
+            return;
+        };
+        let Some(socket) = &mut process.socket else {
+            return;
+        };
+        let key = &process.key;
+        let flushed = socket.flush();
+        loop {
+            let error = match (socket.hear(), &flushed) {
+                (socket::Heard::Message(message), _) => {
+                    all.push((key.clone(), Heard::Said(*message)));
+                    continue;
+                }
+                (socket::Heard::Nothing, Ok(())) => {
+                    return process.waits_update(&self.poller, number);
+                }
+                (socket::Heard::Nothing, Err(error)) => error.to_string(),
+                (socket::Heard::Closed(Some(error)), _) => error.to_string(),
+                (socket::Heard::Closed(None), _) => "it is closed".into(),
+            };
+            tracing::debug!(%key, error, "the connection to a host is gone");
+            all.push((key.clone(), Heard::Unlinked));
+            process.socket = None;
+            return;
+        }
+    }
+
+    fn pidfd_ready(&mut self, number: u64, all: &mut Vec<(HostKey, Heard)>) {
+        let Some(process) = self.processes.get(&number) else {
+            return;
+        };
+        let exit = match process.watched.exit() {
+            Ok(None) => return,
+            Ok(Some(exit)) => exit.to_string(),
+            Err(error) => format!("how cannot be told: {error}"),
+        };
+        let how = match last_line(&process.log, process.log_start) {
+            Some(line) => format!("{exit}; it said last: {line}"),
+            None => exit,
+        };
+        if let Some(process) = self.processes.remove(&number) {
+            self.numbers.remove(&process.key);
+            all.push((process.key, Heard::Died(how)));
+        }
+    }
+
+    /// Takes whoever dials.
+    pub(super) fn accept(&mut self, now: Instant) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    if let Err(error) = self.visit(now, stream) {
+                        tracing::warn!(%error, "not taking a connection on agent.sock");
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on agent.sock");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn visit(&mut self, now: Instant, stream: UnixStream) -> io::Result<()> {
+        let peer = rustix::net::sockopt::socket_peercred(&stream)?;
+        if peer.uid != rustix::process::geteuid() {
+            let text = format!("it is user {}'s", peer.uid.as_raw());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        if self.visitors.len() >= VISITORS_MAX {
+            return Err(io::Error::other("too many have not said who they are"));
+        }
+        let socket = HostSocket::new(stream)?;
+        self.last += 1;
+        self.poller
+            .add(socket.stream(), self.last << 2 | VISITOR, false)?;
+        let visitor = Visitor {
+            socket,
+            pid: peer.pid.as_raw_pid().unsigned_abs(),
+            until: now + VISIT,
+        };
+        self.visitors.insert(self.last, visitor);
+        Ok(())
+    }
+
+    fn visitor_ready(&mut self, number: u64, hosts: &Hosts) -> Option<(HostKey, Heard)> {
+        let visitor = self.visitors.get_mut(&number)?;
+        let heard = match visitor.socket.hear() {
+            socket::Heard::Nothing => return None,
+            heard => heard,
+        };
+        let mut visitor = self.visitors.remove(&number)?;
+        self.poller.remove(visitor.socket.stream());
+        let socket::Heard::Message(message) = heard else {
+            tracing::warn!(
+                pid = visitor.pid,
+                ?heard,
+                "who dialled agent.sock is no host"
+            );
+            return None;
+        };
+        let FromHost::Hello(hello) = *message else {
+            tracing::warn!(
+                pid = visitor.pid,
+                "who dialled agent.sock does not say who it is"
+            );
+            return None;
+        };
+        let key = HostKey {
+            application: hello.application.clone(),
+            process: hello.process.clone(),
+        };
+        let known = hosts.expects(&key, hello.incarnation, visitor.pid);
+        let number = self.numbers.get(&key).copied().filter(|_| known);
+        let Some(number) = number.filter(|_| hello.pid == visitor.pid) else {
+            tracing::warn!(%key, pid = visitor.pid, ?hello, "not a host that is waited for");
+            return None;
+        };
+        let directory = self.directory.clone();
+        let linked = host_frame(&ToHost::Adopted { directory })
+            .and_then(|frame| visitor.socket.send(frame.into(), false))
+            .and_then(|()| self.socket_set(number, visitor.socket));
+        match linked {
+            Ok(()) => Some((key, Heard::Redialled(hello))),
+            Err(error) => {
+                tracing::warn!(%key, %error, "a host is gone as soon as it was back");
+                None
+            }
+        }
+    }
+
+    /// When [`Processes::tick`] is needed next.
+    pub(super) fn deadline_next(&self) -> Option<Instant> {
+        self.visitors.values().map(|visitor| visitor.until).min()
+    }
+
+    /// Turns away those who do not say who they are.
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.visitors.retain(|_, visitor| visitor.until > now);
+    }
+}
+
+impl Process {
+    /// Waits for room in the socket exactly while something waits for it.
+    fn waits_update(&mut self, poller: &Poller, number: u64) {
+        let Some(socket) = &self.socket else {
+            return;
+        };
+        if self.waits == socket.waits() {
+            return;
+        }
+        self.waits = socket.waits();
+        let token = number << 2 | SOCKET;
+        if let Err(error) = poller.change(socket.stream(), token, self.waits) {
+            tracing::error!(key = %self.key, %error, "cannot wait for room to a host");
+        }
+    }
+}
+
+/// The last line of a log that is not empty, from where a host's part begins.
+fn last_line(path: &Path, from: u64) -> Option<String> {
+    let mut log = File::open(path).ok()?;
+    let length = log.metadata().ok()?.len();
+    let from = from.max(length.saturating_sub(TAIL_BYTES)).min(length);
+    log.seek(SeekFrom::Start(from)).ok()?;
+    let mut tail = Vec::new();
+    log.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
+    let text = String::from_utf8_lossy(&tail);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(line.trim().chars().take(LINE_MAX).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_is_the_hosts_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        assert_eq!(last_line(&path, 0), None);
+        fs::write(&path, "of another\nfirst\nlast \n\n").unwrap();
+        assert_eq!(last_line(&path, 11).as_deref(), Some("last"));
+        assert_eq!(last_line(&path, 24), None);
+        assert_eq!(last_line(&path, 1000), None);
+        let long = format!("{}\n", "x".repeat(9_000));
+        fs::write(&path, long).unwrap();
+        assert_eq!(last_line(&path, 0).unwrap().len(), LINE_MAX);
+    }
+}

@@ -1,0 +1,211 @@
+//! Sockets to hosts, which never block: a host that does not read holds up nobody.
+//!
+//! A host gets messages over the socket that was its standard input, or, after the end of an agent
+//! that had started it, over one that it dialled itself, on `agent.sock` in the run directory.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use praas_runtime::host::{FromHost, HOST_MESSAGE_MAX_BYTES, HostReader};
+
+/// Bytes that may wait for a host; of world views only the newest waits.
+const QUEUE_MAX_BYTES: usize = 4 * HOST_MESSAGE_MAX_BYTES;
+
+/// Bytes that the path of a socket may have.
+const SOCKET_PATH_MAX_BYTES: usize = 107;
+
+/// What a socket has to say.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Message(Box<FromHost>),
+    /// Nothing more for now.
+    Nothing,
+    /// It is closed, or what comes over it is no message.
+    Closed(Option<io::Error>),
+}
+
+/// A connection to a host.
+#[derive(Debug)]
+pub(super) struct HostSocket {
+    stream: UnixStream,
+    reader: HostReader,
+    /// What waits, framed, and whether it is a world view; of the first a part may be sent.
+    queue: VecDeque<(Arc<[u8]>, bool)>,
+    sent: usize,
+    queued_bytes: usize,
+}
+
+impl HostSocket {
+    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            reader: HostReader::default(),
+            queue: VecDeque::new(),
+            sent: 0,
+            queued_bytes: 0,
+        })
+    }
+
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    pub(super) fn hear(&mut self) -> Heard {
+        loop {
+            return match self.reader.next(&self.stream) {
+                Ok(Some(message)) => Heard::Message(Box::new(message)),
+                Ok(None) => Heard::Closed(None),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Heard::Nothing,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Heard::Closed(Some(error)),
+            };
+        }
+    }
+
+    /// Queues a framed message, and sends what goes.
+    pub(super) fn send(&mut self, frame: Arc<[u8]>, world: bool) -> io::Result<()> {
+        if world {
+            // An older view that waits untouched is of no use any more.
+            let begun = usize::from(self.sent > 0);
+            let stale = self.queue.iter().skip(begun).position(|(_, world)| *world);
+            if let Some((old, _)) = stale.and_then(|at| self.queue.remove(begun + at)) {
+                self.queued_bytes -= old.len();
+            }
+        }
+        self.queued_bytes += frame.len();
+        self.queue.push_back((frame, world));
+        self.flush()?;
+        match self.queued_bytes > QUEUE_MAX_BYTES {
+            true => Err(io::Error::other("it does not read what it is sent")),
+            false => Ok(()),
+        }
+    }
+
+    /// Sends what goes now.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        while let Some((frame, _)) = self.queue.front() {
+            match (&self.stream).write(frame.get(self.sent..).unwrap_or_default()) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if self.sent >= frame.len() {
+                self.queued_bytes -= frame.len();
+                self.sent = 0;
+                self.queue.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something waits to be sent.
+    pub(super) fn waits(&self) -> bool {
+        !self.queue.is_empty()
+    }
+}
+
+/// Listens at a path, which may be longer than a socket's address; what an agent before this one
+/// left there is replaced.
+pub(super) fn socket_bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = with_short_path(path, |path| UnixListener::bind(path))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Connects to a path, which may be longer than a socket's address.
+///
+/// # Errors
+/// Nobody listens there.
+pub fn socket_connect(path: &Path) -> io::Result<UnixStream> {
+    with_short_path(path, |path| UnixStream::connect(path))
+}
+
+/// A long path is gone by way of a descriptor of its folder.
+fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    if path.as_os_str().len() <= SOCKET_PATH_MAX_BYTES {
+        return act(path);
+    }
+    let (folder, name) = path.parent().zip(path.file_name()).ok_or_else(|| {
+        let text = format!("{} is no path of a socket", path.display());
+        io::Error::new(io::ErrorKind::InvalidInput, text)
+    })?;
+    let folder = File::open(folder)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+    act(&short)
+}
+
+#[cfg(test)]
+mod tests {
+    use praas_runtime::host::{ToHost, host_frame};
+    use praas_runtime::world::{Member, MemberState, World};
+    use praas_transport::wire::Incarnation;
+
+    use super::*;
+
+    #[test]
+    fn a_long_path_is_no_obstacle_and_a_stale_socket_neither() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("x".repeat(200));
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("agent.sock");
+        drop(socket_bind(&path).unwrap());
+        assert!(path.exists());
+        assert!(socket_connect(&path).is_err());
+        let listener = socket_bind(&path).unwrap();
+        let _stream = socket_connect(&path).unwrap();
+        listener.accept().unwrap();
+    }
+
+    fn world(generation: u64) -> Arc<[u8]> {
+        let member = Member {
+            name: "x".repeat(200_000),
+            incarnation: Incarnation(1),
+            state: MemberState::Ready,
+            addresses: Vec::new(),
+        };
+        let members = vec![member];
+        let world = World {
+            generation,
+            members,
+        };
+        host_frame(&ToHost::World(world)).unwrap().into()
+    }
+
+    #[test]
+    fn of_world_views_that_wait_only_the_newest_is_sent() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut socket = HostSocket::new(ours).unwrap();
+        for generation in 1..=100 {
+            socket.send(world(generation), true).unwrap();
+        }
+        let stop: Arc<[u8]> = host_frame(&ToHost::Stop).unwrap().into();
+        socket.send(stop, false).unwrap();
+        assert!(socket.waits());
+        let reader = std::thread::spawn(move || {
+            let (mut reader, mut seen) = (HostReader::default(), Vec::new());
+            while let Some(ToHost::World(world)) = reader.next(&theirs).unwrap() {
+                seen.push(world.generation);
+            }
+            seen
+        });
+        while socket.waits() {
+            socket.flush().unwrap();
+            std::thread::yield_now();
+        }
+        let seen = reader.join().unwrap();
+        assert!(seen.len() < 10 && seen.is_sorted(), "{seen:?}");
+        assert_eq!(seen.last(), Some(&100));
+    }
+}
