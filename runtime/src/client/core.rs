@@ -605,6 +605,17 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         }
     }
 
+    /// A channel was refused, for a reason that does not pass: what waits for it ends now.
+    pub fn on_refused(&mut self, channel: C, reason: &str) {
+        let Some(target) = self.by_channel.remove(&channel) else {
+            return;
+        };
+        let peer = &mut self.peers[target.0 as usize];
+        peer.link = Bond::Idle;
+        peer.failing_since = None;
+        self.unavailable(target, reason);
+    }
+
     /// A reply to an invocation came.
     #[inline]
     pub fn on_reply<L: Link<Channel = C>>(

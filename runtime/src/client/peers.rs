@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use praas_transport::{
     Address, ChannelId, CloseReason, Credential, Dial, Incarnation, Ops, Posted, PostedBuf,
-    SendError, TransportKind, address_choose,
+    RefuseReason, SendError, TransportKind, address_choose,
 };
 
 use super::core::{
@@ -350,13 +350,21 @@ impl Peers {
 
     /// A channel has ended; `true` if it was ours.
     pub fn on_close(&mut self, ops: &mut Ops, channel: ChannelId, reason: &CloseReason) -> bool {
+        let for_good = match reason {
+            CloseReason::Refused { reason, .. } => refused_for_good(*reason),
+            _ => false,
+        };
         if self.outside.link.channel == Some(channel) {
-            self.directory_lost(&reason.to_string());
+            self.directory_lost(&reason.to_string(), for_good);
             self.settle(ops);
             return true;
         }
         if !self.core.owns(channel) {
             return false;
+        }
+        if for_good {
+            self.core.on_refused(channel, &reason.to_string());
+            return true;
         }
         let graceful = matches!(reason, CloseReason::Closed | CloseReason::Superseded);
         self.core.on_close(
@@ -514,19 +522,19 @@ impl Peers {
                 self.outside.link.channel = Some(channel);
                 self.outside.link.open = false;
             }
-            Err(reason) => self.directory_lost(&reason),
+            Err(reason) => self.directory_lost(&reason, false),
         }
     }
 
-    /// The directory is out of reach: it is tried again, for a while.
-    fn directory_lost(&mut self, reason: &str) {
+    /// The directory is out of reach: it is tried again, for a while, unless that is in vain.
+    fn directory_lost(&mut self, reason: &str, for_good: bool) {
         let now = Instant::now();
         let link = &mut self.outside.link;
         link.channel = None;
         link.open = false;
         link.sent_below = 0;
         let since = *link.failing_since.get_or_insert(now);
-        if now.saturating_duration_since(since) >= DIRECTORY_PATIENCE {
+        if for_good || now.saturating_duration_since(since) >= DIRECTORY_PATIENCE {
             link.failing_since = None;
             link.backoff = None;
             for (_, (target, _)) in std::mem::take(&mut link.asked) {
@@ -539,4 +547,19 @@ impl Peers {
         link.retry = Some(now + backoff);
         link.backoff = Some((backoff * 2).min(RETRY_MAX));
     }
+}
+
+/// Whether dialling again with the same ticket is in vain. A key that is not known may be on its
+/// way to the listener; a listener that has no room or is about to end may be another one soon.
+fn refused_for_good(reason: RefuseReason) -> bool {
+    matches!(
+        reason,
+        RefuseReason::Version
+            | RefuseReason::Malformed
+            | RefuseReason::Expired
+            | RefuseReason::BadProof
+            | RefuseReason::WrongApplication
+            | RefuseReason::WrongRole
+            | RefuseReason::WrongUser
+    )
 }
