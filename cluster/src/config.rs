@@ -313,8 +313,7 @@ impl Layers {
             found.push((key.clone(), value.to_string_lossy().into_owned(), origin));
         }
         for (key, text, origin) in found {
-            let value = self.value_of(&key, &text);
-            self.set(&key, value, &origin)?;
+            self.set_text(&key, &text, &origin)?;
         }
         Ok(())
     }
@@ -328,41 +327,51 @@ impl Layers {
         if !self.known.contains_key(key) {
             return Err(self.unknown(key, &origin));
         }
-        let value = self.value_of(key, text);
-        self.set(key, value, &origin)
+        self.set_text(key, text, &origin)
     }
 
-    /// The value that a text stands for: as in the file, but texts need no quotes.
-    fn value_of(&self, key: &str, text: &str) -> Value {
-        if let Some(Value::String(_)) = self.known.get(key) {
-            return Value::String(text.into());
-        }
+    /// Sets one value as in the file, but texts need no quotes, and lists of texts no brackets.
+    fn set_text(&mut self, key: &str, text: &str, origin: &Origin) -> Result<(), ConfigError> {
+        let plain = Value::String(text.into());
         let parsed: Option<toml::Table> = format!("value = {text}").parse().ok();
-        let value = parsed.and_then(|mut table| table.remove("value"));
-        value
-            .and_then(|value| serde_json::to_value(value).ok())
-            .unwrap_or_else(|| Value::String(text.into()))
+        let parsed = parsed.and_then(|mut table| table.remove("value"));
+        let parsed = parsed.and_then(|value| serde_json::to_value(value).ok());
+        match (self.known.get(key), parsed) {
+            (Some(Value::String(_)), _) => self.set(key, plain, origin),
+            (Some(Value::Array(_)), None) => {
+                let words = text
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|word| !word.is_empty());
+                self.set(key, words.collect(), origin)
+            }
+            // What may be left out can be a text that looks like a number.
+            (Some(Value::Null), Some(value)) if !value.is_string() => {
+                let wrong = self.set(key, value, origin);
+                wrong.or_else(|wrong| self.set(key, plain, origin).map_err(|_| wrong))
+            }
+            (_, Some(value)) => self.set(key, value, origin),
+            (_, None) => self.set(key, plain, origin),
+        }
     }
 
     /// Sets one value; the settings are made anew, so that the error is about this one.
     fn set(&mut self, key: &str, value: Value, origin: &Origin) -> Result<(), ConfigError> {
-        let mut at = &mut self.tree;
+        let mut tree = self.tree.clone();
+        let mut at = &mut tree;
         for name in key.split('.') {
             at = &mut at[name];
         }
         let text = value.to_string();
         *at = value;
-        match serde_json::from_value(self.tree.clone()) {
-            Ok(config) => self.config = config,
-            Err(source) => {
-                return Err(ConfigError::Value {
-                    key: key.into(),
-                    value: text,
-                    origin: origin.clone(),
-                    source,
-                });
-            }
-        }
+        self.config =
+            serde_json::from_value(tree.clone()).map_err(|source| ConfigError::Value {
+                key: key.into(),
+                value: text,
+                origin: origin.clone(),
+                source,
+            })?;
+        self.tree = tree;
         self.origins.insert(key.into(), origin.clone());
         Ok(())
     }

@@ -325,10 +325,13 @@ fn host_is(pid: u32, run_dir: &RunDir) -> bool {
     let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
         return false;
     };
-    let mut words = line.split(|byte| *byte == 0).skip(1);
-    words.next() == Some(b"host")
-        && words.next() == Some(b"--run-dir")
-        && words.next() == Some(run_dir.root().as_os_str().as_bytes())
+    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    let root = run_dir.root().as_os_str().as_bytes();
+    // Before them is the program, which a setting may have made several words.
+    words
+        .iter()
+        .position(|word| *word == b"--run-dir")
+        .is_some_and(|at| at >= 2 && words[at - 1] == b"host" && words.get(at + 1) == Some(&root))
 }
 
 #[cfg(test)]

@@ -217,6 +217,23 @@ fn down_ends_hosts_whose_agent_and_control_plane_are_dead() {
 }
 
 #[test]
+fn down_swaps_out_hosts_whose_agent_is_dead() {
+    let lab = lab_up();
+    assert_eq!(count(&lab, 6, &[]), 6);
+    let up = lab.one(&["up"]);
+    let host = pid(&lab.one(&["ps"])["pid"]);
+    kill(pid(&up["agent"]["pid"]));
+    let down = lab.one(&["down"]);
+    assert_eq!(
+        (&down["ended"], &down["killed"]),
+        (&json!([host]), &json!([]))
+    );
+    assert_eq!(lab.living(), []);
+    lab.one(&["up"]);
+    assert_eq!(count(&lab, 1, &[]), 7);
+}
+
+#[test]
 fn many_at_once_start_one_cluster() {
     let lab = lab();
     let starters: Vec<_> = (0..4).map(|_| lab.background(&["up", "--json"])).collect();

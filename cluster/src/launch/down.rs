@@ -65,7 +65,7 @@ pub struct Down {
     pub agent: Option<u32>,
     /// Processes that were swapped out or stopped in good order, as `application/process`.
     pub processes: Vec<String>,
-    /// Process ids of hosts that ran without an agent and ended by themselves.
+    /// Process ids of hosts that ran without an agent and ended when they were asked to.
     pub ended: Vec<u32>,
     /// Process ids that were ended by SIGKILL.
     pub killed: Vec<u32>,
@@ -208,19 +208,22 @@ impl Work<'_> {
         }
     }
 
-    /// Ends hosts that have no agent. They swap out and end by themselves after a while, and are
-    /// given the time for it if their state is to be kept.
+    /// Ends hosts that have no agent: those whose state is to be kept swap out when they are asked
+    /// to end, and are given the time for it.
     fn hosts_end(&mut self) -> Result<(), LaunchError> {
         let hosts = self.hosts()?;
         if hosts.is_empty() {
             return Ok(());
         }
-        let text = format!("waiting for {} hosts without an agent", hosts.len());
+        let text = format!("ending {} hosts without an agent", hosts.len());
         self.options.progress.step(&text);
+        if self.options.mode == DownMode::Swap {
+            hosts.iter().for_each(|host| host.signal(Signal::TERM));
+        }
         for host in hosts {
             let failed = |source| system(format!("watch host {}", host.pid()), source);
-            let by_itself = self.options.mode == DownMode::Swap;
-            if by_itself && host.wait(self.deadline).map_err(failed)? {
+            let gently = self.options.mode == DownMode::Swap;
+            if gently && host.wait(self.deadline).map_err(failed)? {
                 self.done.ended.push(host.pid());
             } else {
                 self.kill(&host)?;
