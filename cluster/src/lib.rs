@@ -10,6 +10,7 @@
 //! All that one control plane or agent leaves on a node lies in one run directory ([`run_dir`]).
 
 pub mod agent;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control_plane;

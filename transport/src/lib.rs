@@ -31,6 +31,7 @@ pub use endpoint::{
     SendFailure, TransportError, WaitMode, Waker,
 };
 pub use one_sided::{Access, OneSidedError, RemoteKey};
+pub use shm::bare;
 #[doc(hidden)]
 pub use shm::fuzz_shm;
 pub use ticket::{Authenticator, Credential, Keyring, RefuseReason, Role, Secret, Ticket};

@@ -15,6 +15,7 @@
 //! Who sleeps says so by a flag in the segment, and is woken by a byte on the socket: `sleep.rs`.
 #![allow(unsafe_code)]
 
+pub mod bare;
 mod fuzz;
 #[cfg(all(test, not(praas_loom)))]
 mod golden;

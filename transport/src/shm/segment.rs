@@ -99,6 +99,22 @@ impl Mapping {
     }
 }
 
+impl Mapping {
+    /// Copies from one place of the mapping to another, as fast as the processor can. Both sides
+    /// must agree that neither writes there meanwhile; nothing that guards against a peer is made
+    /// of this.
+    #[inline]
+    pub(crate) fn copy_within(&self, from: usize, to: usize, len: usize) {
+        assert!(from <= self.len && len <= self.len - from);
+        assert!(to <= self.len && len <= self.len - to && from.abs_diff(to) >= len);
+        // SAFETY: both ranges are within the mapping and do not overlap, by the assertions.
+        unsafe {
+            let base = self.at.as_ptr();
+            std::ptr::copy_nonoverlapping(base.add(from), base.add(to), len);
+        }
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the range is our own mapping; whoever borrowed from it borrowed `self`.
