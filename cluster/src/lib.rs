@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod control_plane;
 pub mod daemon;
+pub mod demo;
 pub mod gateway;
 pub mod host;
 pub mod launch;

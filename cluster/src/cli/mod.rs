@@ -1,6 +1,7 @@
 //! The `praas` command.
 //!
 //! ```text
+//!   demo                                   a cluster of its own, for a show
 //!   up down                                launch
 //!   app process ps node token ticket       control plane, over HTTP
 //!   invoke put get state                   processes, over the data plane
@@ -14,6 +15,7 @@
 
 mod app;
 mod call;
+mod demo;
 mod error;
 mod logs;
 mod node;
@@ -33,6 +35,7 @@ use praas_control::ControlClient;
 use self::error::{CliError, report};
 use self::output::Output;
 use crate::config::{ClusterConfig, Loaded};
+use crate::demo::DemoOptions;
 use crate::run_dir::{RUN_DIR_ENV, RunDir};
 use crate::session::Session;
 
@@ -46,6 +49,7 @@ use crate::session::Session;
 )]
 #[command(after_help = "\
 Try it:
+  praas demo                                      watch it all work
   praas up                                        start a control plane and an agent here
   praas app create demo --module ./libdemo.so     deploy functions
   praas process create demo p                     allocate a process
@@ -78,6 +82,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Cluster handwritten digits as cloud processes on a cluster of its own, from nothing to nothing
+    Demo(DemoOptions),
     /// Start a control plane and an agent here, if they do not run
     Up(service::UpArgs),
     /// Swap all processes out and end everything here
@@ -163,6 +169,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
         output,
     };
     match cli.command {
+        Command::Demo(options) => demo::demo(&context, options),
         Command::Up(args) => service::up(&context, &args),
         Command::Down(args) => service::down(&context, &args),
         Command::App(command) => app::application(&context, command),

@@ -1,0 +1,111 @@
+//! A cluster that nobody else sees, in a temporary directory, and that leaves nothing.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use praas_runtime::client::Client;
+use praas_transport::TransportKind;
+use tempfile::TempDir;
+
+use super::DemoError;
+use crate::launch::{self, DownMode, DownOptions, UpOptions};
+use crate::run_dir::RunDir;
+use crate::session::Session;
+
+/// How long each of up and down may take.
+const LAUNCH: Duration = Duration::from_secs(60);
+/// How long an end in good order may take.
+const STOP: Duration = Duration::from_secs(20);
+
+/// A cluster in a temporary directory.
+#[derive(Debug)]
+pub(super) struct PrivateCluster {
+    /// `None` once it was taken down: it does not come up again then.
+    dir: Mutex<Option<TempDir>>,
+    run_dir: RunDir,
+}
+
+impl PrivateCluster {
+    /// Makes the directory; nothing runs yet.
+    pub(super) fn new() -> Result<Self, DemoError> {
+        let failed = |source| DemoError::system("make a temporary run directory", source);
+        let dir = tempfile::Builder::new()
+            .prefix("praas-demo-")
+            .tempdir()
+            .map_err(failed)?;
+        let run_dir = RunDir::create(&dir.path().join("run")).map_err(failed)?;
+        Ok(Self {
+            dir: Mutex::new(Some(dir)),
+            run_dir,
+        })
+    }
+
+    /// Starts control plane and agent. Settings of the user's own cluster that may be in the
+    /// environment must not lead to its ports; what is in `above` goes above all.
+    pub(super) fn start(&self, above: &[String]) -> Result<Session, DemoError> {
+        let dir = self.lock();
+        if dir.is_none() {
+            return Err(DemoError::Interrupted("a signal"));
+        }
+        let mut settings = vec![
+            "control.http_listen=127.0.0.1:0".into(),
+            "control.agent_listen=127.0.0.1:0".into(),
+        ];
+        settings.extend_from_slice(above);
+        let options = UpOptions {
+            settings,
+            timeout: LAUNCH,
+            ..UpOptions::default()
+        };
+        launch::up(&self.run_dir, &options)?;
+        Ok(Session::open(&self.run_dir)?)
+    }
+
+    /// A client of an application there.
+    pub(super) fn client(
+        &self,
+        application: &str,
+        force: Option<TransportKind>,
+    ) -> Result<Client, DemoError> {
+        Ok(Session::open(&self.run_dir)?.client(application, force)?)
+    }
+
+    /// Takes it down in good order, else by force.
+    pub(super) fn stop(&self) -> Result<(), DemoError> {
+        self.down(&[DownMode::Stop, DownMode::Kill])
+    }
+
+    /// Takes it down at once.
+    pub(super) fn kill(&self) -> Result<(), DemoError> {
+        self.down(&[DownMode::Kill])
+    }
+
+    /// Takes down what is there, in the first way that works, and removes the directory.
+    fn down(&self, modes: &[DownMode]) -> Result<(), DemoError> {
+        let mut dir = self.lock();
+        let Some(path) = dir.take() else {
+            return Ok(());
+        };
+        let mut outcome = Ok(());
+        for &mode in modes {
+            let options = DownOptions {
+                mode,
+                purge: true,
+                timeout: STOP,
+                ..DownOptions::default()
+            };
+            outcome = launch::down(&self.run_dir, &options).map(drop);
+            match &outcome {
+                Ok(_) => break,
+                Err(error) => tracing::warn!(%error, "the cluster does not go in good order"),
+            }
+        }
+        let removed = path.close();
+        outcome?;
+        removed.map_err(|source| DemoError::system("remove the temporary run directory", source))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<TempDir>> {
+        self.dir.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
