@@ -1,5 +1,6 @@
 //! The rules of the house that a compiler does not check: which crate may see which, where unsafe
-//! code may be, and what a default build needs.
+//! code may be, what a default build needs, that every decoder is fuzzed, and that documents name
+//! what is there.
 //!
 //! ```text
 //!             benches      tests            (nobody depends on these)
@@ -261,4 +262,108 @@ fn unsafe_code_is_where_it_may_be() {
         "unsafe code belongs to {UNSAFE_IN:?}, not to {}",
         wrong.join(", ")
     );
+}
+
+/// Every decoder's body is public as `fuzz_*`: each has its target, and proptest runs it by default.
+#[test]
+fn every_decoder_is_fuzzed() {
+    let targets = workspace().join("fuzz/fuzz_targets");
+    let manifest = std::fs::read_to_string(workspace().join("fuzz/Cargo.toml")).unwrap();
+    let mut called = String::new();
+    for entry in std::fs::read_dir(targets).unwrap() {
+        let path = entry.unwrap().path();
+        called.push_str(&std::fs::read_to_string(&path).unwrap());
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let declared = format!("name = \"{name}\"");
+        assert!(
+            manifest.contains(&declared),
+            "fuzz/Cargo.toml: no {declared}"
+        );
+    }
+    let mut bodies = 0;
+    for (below, path) in sources() {
+        let source = std::fs::read_to_string(path).unwrap();
+        for (at, found) in source.match_indices("\npub fn fuzz_") {
+            let name = source[at + found.len() - "fuzz_".len()..]
+                .split('(')
+                .next()
+                .unwrap_or_default();
+            bodies += 1;
+            assert!(
+                called.contains(&format!("::{name}(")),
+                "{below}: no target in fuzz/ calls {name}"
+            );
+            let calls = source.matches(&format!("{name}(")).count();
+            let elsewhere = ["swap/mod.rs"].iter().any(|file| below.ends_with(file));
+            assert!(
+                calls > 1 || elsewhere,
+                "{below}: no test there calls {name} under proptest"
+            );
+        }
+    }
+    assert!(bodies > 10, "these are not all");
+}
+
+/// The files that a document names: targets of its links, and paths in backticks.
+fn files_named(document: &str) -> Vec<String> {
+    let mut named = Vec::new();
+    for (at, _) in document.match_indices("](") {
+        let target = document[at + 2..].split([')', '#']).next();
+        named.extend(target.map(str::to_owned));
+    }
+    for word in document.split('`').skip(1).step_by(2) {
+        let word = word.split("::").next().unwrap_or_default();
+        let path = word
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+        let folder = [
+            "benches/",
+            "cluster/",
+            "control/",
+            "docs/",
+            "examples/",
+            "fuzz/",
+        ]
+        .iter()
+        .chain(&["runtime/", "tests/", "transport/"])
+        .any(|folder| word.starts_with(folder));
+        if path && folder {
+            named.push(word.to_owned());
+        }
+    }
+    named
+}
+
+#[test]
+fn documents_name_what_is_there() {
+    // What is to come, each with the document that says so.
+    const TO_COME: &[&str] = &[
+        "transport/src/verbs/mod.rs",
+        "cluster/src/agent/",
+        "cluster/src/cli/mod.rs",
+        "cluster/src/gateway.rs",
+        "cluster/src/host/",
+        "cluster/src/host/mod.rs",
+        "cluster/src/topology.rs",
+    ];
+    let root = workspace();
+    let mut missing = Vec::new();
+    for folder in ["", "docs"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "md") {
+                continue;
+            }
+            let document = std::fs::read_to_string(&path).unwrap();
+            for named in files_named(&document) {
+                let here = path.parent().unwrap_or(&root).join(&named);
+                let away = named.contains("://") || named.is_empty();
+                if !away && !here.exists() && !root.join(&named).exists() {
+                    missing.push(format!("{}: {named}", path.display()));
+                }
+            }
+        }
+    }
+    missing.retain(|text| !TO_COME.iter().any(|file| text.ends_with(file)));
+    assert!(missing.is_empty(), "no such files:\n{}", missing.join("\n"));
 }
