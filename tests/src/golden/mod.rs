@@ -163,37 +163,36 @@ impl Golden {
 
 /// Where golden bytes and those of now part, in words; nothing if they do not.
 fn difference(golden: &[u8], fields: &[Field]) -> Option<String> {
-    let now: Vec<u8> = fields
-        .iter()
-        .flat_map(|field| &field.bytes)
-        .copied()
-        .collect();
-    let shared = golden.iter().zip(&now).take_while(|(a, b)| a == b).count();
-    if shared == golden.len() && shared == now.len() {
-        return None;
-    }
-    let mut start = 0;
-    let mut place = "behind the last field".to_owned();
+    let (mut start, mut places) = (0, Vec::new());
     for field in fields {
-        let end = start + field.bytes.len();
-        if (start..end).contains(&shared) {
-            place = format!("in field `{}` (bytes {start} to {end})", field.name);
-            break;
+        let (now, end) = (&field.bytes, start + field.bytes.len());
+        let before = golden.get(start..end.min(golden.len())).unwrap_or_default();
+        if before != now {
+            let (name, before, now) = (&field.name, hex(before), hex(now));
+            places.push(format!(
+                "field `{name}` (bytes {start} to {end}): golden {before}, now {now}"
+            ));
         }
         start = end;
     }
-    let byte = |bytes: &[u8]| {
-        bytes
-            .get(shared)
-            .map_or("nothing".into(), |byte| format!("{byte:02x}"))
-    };
-    Some(format!(
-        "byte {shared}, {place}: golden {}, now {}; {} bytes golden, {} now",
-        byte(golden),
-        byte(&now),
-        golden.len(),
-        now.len()
-    ))
+    if start < golden.len() {
+        places.push(format!("{} bytes more are golden", golden.len() - start));
+    }
+    // What comes after the first difference is as a rule only moved; but a length in front of
+    // everything differs whatever else does.
+    places.truncate(2);
+    (!places.is_empty()).then(|| places.join("; "))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    match bytes {
+        [] => "nothing".into(),
+        bytes => bytes
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    }
 }
 
 #[cfg(test)]
@@ -206,20 +205,11 @@ mod tests {
         assert_eq!(fields[2].name, "the rest");
         assert_eq!(difference(&[1, 2, 3, 4], &fields), None);
         let text = difference(&[1, 2, 9, 4], &fields).unwrap();
-        assert!(
-            text.contains("byte 2, in field `b` (bytes 1 to 3)"),
-            "{text}"
-        );
-        assert!(
-            difference(&[1, 2, 3], &fields)
-                .unwrap()
-                .contains("golden nothing")
-        );
-        assert!(
-            difference(&[1, 2, 3, 4, 5], &fields)
-                .unwrap()
-                .contains("behind the last")
-        );
+        assert_eq!(text, "field `b` (bytes 1 to 3): golden 0209, now 0203");
+        let text = difference(&[1, 2, 3], &fields).unwrap();
+        assert!(text.contains("golden nothing, now 04"), "{text}");
+        let text = difference(&[1, 2, 3, 4, 5], &fields).unwrap();
+        assert_eq!(text, "1 bytes more are golden");
     }
 
     #[test]
