@@ -38,6 +38,8 @@ pub(crate) struct TcpWire {
     stream: TcpStream,
     bulk: Option<TcpStream>,
     bulk_early: Vec<u8>,
+    /// What is to be said on the bulk lane before anything else.
+    bulk_greeting: Vec<u8>,
     /// Received and not yet parsed: `rx[start..end]`.
     rx: Option<RxBuf>,
     start: usize,
@@ -64,6 +66,7 @@ impl TcpWire {
             stream,
             bulk: None,
             bulk_early: Vec::new(),
+            bulk_greeting: Vec::new(),
             rx: None,
             start: 0,
             end: early.len(),
@@ -91,6 +94,36 @@ impl TcpWire {
         self.bulk = Some(stream);
         self.bulk_early = early;
         self.bulk_drained = false;
+    }
+
+    /// Adds the bulk lane that we dial: it may not be connected yet, and begins with `greeting`.
+    pub(crate) fn bulk_dial(
+        &mut self,
+        stream: TcpStream,
+        greeting: Vec<u8>,
+    ) -> Result<(), WireFault> {
+        self.bulk_greeting = greeting;
+        self.bulk_attach(stream, Vec::new());
+        self.bulk_greet().map(|_| ())
+    }
+
+    /// Whether the greeting is out; goes on with it if it is not.
+    fn bulk_greet(&mut self) -> Result<bool, WireFault> {
+        let Some(bulk) = &mut self.bulk else {
+            return Ok(false);
+        };
+        while !self.bulk_greeting.is_empty() {
+            match bulk.write(&self.bulk_greeting) {
+                Ok(sent) => drop(self.bulk_greeting.drain(..sent)),
+                Err(error)
+                    if would_block(&error) || error.kind() == io::ErrorKind::NotConnected =>
+                {
+                    return Ok(false);
+                }
+                Err(error) => return Err(fault(error)),
+            }
+        }
+        Ok(true)
     }
 
     /// The header and whole length of the frame at the start of the pending bytes, if all there.
@@ -249,6 +282,9 @@ impl Wire for TcpWire {
     }
 
     fn bulk_write(&mut self, bytes: &[u8]) -> Result<usize, WireFault> {
+        if !self.bulk_greet()? {
+            return Ok(0);
+        }
         let Some(bulk) = &mut self.bulk else {
             return Ok(0);
         };
@@ -262,6 +298,9 @@ impl Wire for TcpWire {
     }
 
     fn bulk_read(&mut self, into: &mut [u8]) -> Result<usize, WireFault> {
+        if !self.bulk_greet()? {
+            return Ok(0);
+        }
         let Some(bulk) = &mut self.bulk else {
             return Ok(0);
         };
@@ -320,7 +359,10 @@ impl Wire for TcpWire {
 
     fn ready(&mut self, bulk: bool) -> Result<(), WireFault> {
         match bulk {
-            true => self.bulk_drained = false,
+            true => {
+                self.bulk_drained = false;
+                self.bulk_greet()?;
+            }
             false => self.drained = false,
         }
         Ok(())

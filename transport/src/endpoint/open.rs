@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mio::net::TcpStream;
 use mio::{Interest, Token};
@@ -201,21 +201,22 @@ impl Ops {
             return;
         };
         let token = Token((slot as usize) << 2 | TOKEN_BULK);
-        let opened = lane_connect(to, &channel.session, self.config.tcp_dead_after_ms);
-        let opened = opened.and_then(|mut stream| {
+        let opened = TcpStream::connect(to).and_then(|mut stream| {
+            socket_prepare(&stream, self.config.tcp_dead_after_ms)?;
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll
                 .registry()
                 .register(&mut stream, token, interest)?;
             Ok(stream)
         });
-        match opened {
-            Ok(stream) => {
-                if let Some(tcp) = tcp_wire(&mut channel.wire) {
-                    tcp.bulk_attach(stream, Vec::new());
-                }
-            }
-            Err(error) => self.channel_fault(slot, WireFault::Io(error)),
+        let greeting = bulk_hello(&channel.session);
+        let dialled = match (opened, tcp_wire(&mut channel.wire)) {
+            (Ok(stream), Some(tcp)) => tcp.bulk_dial(stream, greeting),
+            (Ok(_), None) => Ok(()),
+            (Err(error), _) => Err(WireFault::Io(error)),
+        };
+        if let Err(fault) = dialled {
+            self.channel_fault(slot, fault);
         }
     }
 
@@ -258,19 +259,4 @@ fn tcp_wire(wire: &mut AnyWire) -> Option<&mut TcpWire> {
         },
         _ => None,
     }
-}
-
-fn lane_connect(
-    to: std::net::SocketAddr,
-    session: &[u8; 16],
-    dead_after_ms: u32,
-) -> io::Result<TcpStream> {
-    // The greeting must be the first bytes, so this connects before it goes on. Peers of a large
-    // message are near; a host that is gone has ended the channel's first socket, too.
-    let stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
-    io::Write::write_all(&mut &stream, &bulk_hello(session))?;
-    stream.set_nonblocking(true)?;
-    let stream = TcpStream::from_std(stream);
-    socket_prepare(&stream, dead_after_ms)?;
-    Ok(stream)
 }
