@@ -607,3 +607,63 @@ fn golden_abi() {
     assert_eq!(MODULE_SYMBOL, b"praas_module_v1\0");
     golden.close();
 }
+
+/// The tables of the documents, against the golden files: a number that is changed in one place
+/// only is found.
+#[test]
+fn golden_numbers_are_the_documents() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let read = |path: &str| std::fs::read_to_string(format!("{root}/{path}")).unwrap();
+    let wire = read("docs/wire.md");
+    let abi = read("docs/abi.md");
+    let mut wrong = Vec::new();
+    for file in [
+        "frame-kinds",
+        "message-kinds",
+        "statuses",
+        "roles",
+        "refusals",
+    ] {
+        for line in read(&format!("tests/golden/codes/{file}")).lines() {
+            let (code, name) = line.split_once(' ').unwrap();
+            let lower = name.to_lowercase();
+            let forms = [
+                format!("| {code} | {name}"),
+                format!("| {code} {name} |"),
+                format!("{code} {lower}"),
+            ];
+            if !forms.iter().any(|form| wire.contains(form)) {
+                wrong.push(format!("docs/wire.md: {line} ({file})"));
+            }
+        }
+    }
+    for table in [
+        "Bytes",
+        "RawView",
+        "MessageView",
+        "FunctionTable",
+        "ModuleTable",
+        "HostTable",
+    ] {
+        let text = read(&format!("tests/golden/abi/{table}"));
+        let (size, fields) = text.split_once(" bytes\n").unwrap();
+        if !abi.contains(&format!("**{table}** ({size})")) {
+            wrong.push(format!("docs/abi.md: {table} has {size} bytes"));
+        }
+        for line in fields.lines() {
+            let (offset, field) = line.split_once(' ').unwrap();
+            let forms = [
+                format!("| {offset} | {field} |"),
+                format!("{offset} `{field}`"),
+            ];
+            if !forms.iter().any(|form| abi.contains(form)) {
+                wrong.push(format!("docs/abi.md: {table}: {line}"));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "not in the documents:\n{}",
+        wrong.join("\n")
+    );
+}
