@@ -1,7 +1,7 @@
 //! The whole system through its command: processes live, are swapped, and outlive what is killed
 //! around them.
 
-use praas_tests::lab::{Lab, eventually, is_there, kill};
+use praas_tests::cluster_lab::{Lab, eventually, is_there, kill};
 use serde_json::{Value, json};
 
 fn lab() -> Lab {
