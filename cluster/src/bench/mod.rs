@@ -249,8 +249,8 @@ pub struct LatencyOptions {
     /// The two CPUs to pin the two processes to; else the first two that may be used.
     #[arg(long, value_name = "CPU,CPU", value_parser = pin_parse)]
     pub pin: Option<(usize, usize)>,
-    /// Print one JSON object a line.
-    #[arg(long)]
+    /// Print one JSON object a line: the command's own `--json`.
+    #[arg(skip)]
     pub json: bool,
 }
 
@@ -335,6 +335,7 @@ impl fmt::Display for Measured {
             over_channel_ns,
         } = &self.record;
         let (p50, p99) = (time_text(*p50_ns), time_text(*p99_ns));
+        let transport = transport.name();
         write!(f, "{transport:<6}{what:<9}{bytes:>9}{p50:>12}{p99:>12}")?;
         let (low, high) = self.interval.unwrap_or_default();
         if let Some(ratio) = floor_ratio {

@@ -5,7 +5,7 @@
 //!   up down                                launch
 //!   app process ps node token ticket       control plane, over HTTP
 //!   invoke put get state                   processes, over the data plane
-//!   logs info config                       this node
+//!   logs info config bench                 this node
 //!   control agent host                     what `up` starts, in the foreground
 //! ```
 //!
@@ -34,6 +34,7 @@ use praas_control::ControlClient;
 
 use self::error::{CliError, report};
 use self::output::Output;
+use crate::bench::{self, BenchError, LatencyOptions, PEER_COMMAND};
 use crate::config::{ClusterConfig, Loaded};
 use crate::demo::DemoOptions;
 use crate::run_dir::{RUN_DIR_ENV, RunDir};
@@ -113,6 +114,9 @@ enum Command {
     Info,
     /// Show every setting, its value and where it is from
     Config(node::ConfigArgs),
+    /// Measure what messages and invocations cost here
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// List nodes, and declare dead ones dead
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -127,12 +131,24 @@ enum Command {
     Agent(service::AgentArgs),
 }
 
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Measure round trips between two processes, beside the least possible
+    Latency(LatencyOptions),
+}
+
 /// Runs the `praas` command with the arguments of this process.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // For agents, not for people; it starts many times a second.
     if arguments.get(1).is_some_and(|command| command == "host") {
         return crate::host::host_main();
+    }
+    if arguments
+        .get(1)
+        .is_some_and(|command| command == PEER_COMMAND)
+    {
+        return bench::peer_main();
     }
     let matches = match Cli::command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
@@ -183,12 +199,26 @@ fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Logs(args) => logs::logs(&context, &args),
         Command::Info => node::info(&context),
         Command::Config(args) => node::config(&context, &args),
+        Command::Bench(BenchCommand::Latency(mut options)) => {
+            options.json = output.json;
+            bench_run(&options)
+        }
         Command::Node(command) => node::node(&context, command),
         Command::Token(command) => app::token(&context, command),
         Command::Ticket(args) => app::ticket(&context, &args),
         Command::Control => service::control(&context),
         Command::Agent(args) => service::agent(&context, args),
     }
+}
+
+fn bench_run(options: &LatencyOptions) -> Result<(), CliError> {
+    bench::latency_run(options).map_err(|error| match error {
+        BenchError::Output(error) => output::unwritten(error),
+        BenchError::Transport(_) | BenchError::Size(_) | BenchError::Nothing(_) => {
+            CliError::usage(error.to_string())
+        }
+        error => CliError::new("cannot measure", error),
+    })
 }
 
 /// What every command works with.

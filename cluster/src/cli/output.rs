@@ -137,7 +137,8 @@ impl Drop for Working {
     }
 }
 
-fn unwritten(error: io::Error) -> CliError {
+/// The answer could not be written.
+pub fn unwritten(error: io::Error) -> CliError {
     match error.kind() {
         io::ErrorKind::BrokenPipe => CliError::unread(),
         _ => CliError::new("cannot print the answer", error),
