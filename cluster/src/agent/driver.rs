@@ -147,7 +147,7 @@ impl Driver {
     /// Runs until it is told to stop, by `stop`, and all is in order.
     pub(super) fn run(&mut self, endpoint: &mut Endpoint, stop: &OwnedFd) -> io::Result<()> {
         self.processes.poller().add(stop, TOKEN_STOP, false)?;
-        while self.stage != Stage::Over {
+        loop {
             self.endpoint_progress(endpoint);
             while let Ok((request, result)) = self.images.done.try_recv() {
                 self.control
@@ -157,6 +157,9 @@ impl Driver {
             self.step(endpoint, now);
             self.act(endpoint);
             self.cut_note();
+            if self.stage == Stage::Over {
+                break;
+            }
             let next = self.deadline_next(endpoint);
             let timeout = match endpoint.arm() {
                 true => next.map(|next| next.saturating_duration_since(Instant::now())),
@@ -241,11 +244,16 @@ impl Driver {
             }
             None => {}
         }
-        self.stage_step(now);
+        loop {
+            let stage = self.stage_next(now);
+            if std::mem::replace(&mut self.stage, stage) == stage {
+                return;
+            }
+        }
     }
 
-    fn stage_step(&mut self, now: Instant) {
-        self.stage = match self.stage {
+    fn stage_next(&mut self, now: Instant) -> Stage {
+        match self.stage {
             Stage::SwappingOut(_) | Stage::Killing(_) if self.hosts.is_empty() => {
                 Stage::Closing(now + CLOSING)
             }
@@ -260,7 +268,7 @@ impl Driver {
             }
             Stage::Closing(until) if until <= now || self.control.is_flushed() => Stage::Over,
             stage => stage,
-        };
+        }
     }
 
     fn stop_signalled(&mut self, stop: &OwnedFd) {
