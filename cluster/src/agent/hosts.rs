@@ -871,3 +871,7 @@ fn member(member: Member) -> world::Member {
         addresses: member.addresses,
     }
 }
+
+#[cfg(test)]
+#[path = "hosts_tests.rs"]
+mod tests;
