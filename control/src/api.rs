@@ -174,7 +174,7 @@ pub struct Process {
     pub addresses: Vec<Address>,
     /// How often its state was swapped out.
     pub swap_generation: u64,
-    /// Why it failed.
+    /// Why it failed; of one that lives, what was wrong with newer swap images than it began with.
     pub error: Option<String>,
 }
 

@@ -77,7 +77,7 @@ pub struct HostReport {
     pub addresses: Vec<Address>,
     /// The generation of the last swap image that is whole; zero if there is none.
     pub swap_generation: u64,
-    /// Why it failed.
+    /// Why it failed; of one that lives, what was wrong with newer swap images than it began with.
     pub error: Option<String>,
 }
 
@@ -138,8 +138,9 @@ pub struct StartCommand {
     pub secret: Secret,
     /// Whether it continues from the newest swap image that is whole.
     pub restore: bool,
-    /// The generation of the last image that was confirmed: one that is older is an error, not a
-    /// fallback. Zero: there may be none, and it starts empty then.
+    /// The generation of the last image that was confirmed. If it does not verify any more, an
+    /// older one is loaded, and the report of the ready process says so in `error`; that there is
+    /// no image at all is an error. Zero: there may be none, and it starts empty then.
     pub swap_generation: u64,
 }
 

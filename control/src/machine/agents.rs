@@ -227,7 +227,7 @@ impl Registry {
                 return;
             }
             record.node = Some(node);
-            record.error = None;
+            record.error = report.error.clone();
             if !commanded {
                 record.state = report.state;
             }

@@ -303,6 +303,20 @@ fn a_process_is_swapped_out_and_in() {
 }
 
 #[test]
+fn what_was_wrong_with_newer_images_is_shown_while_the_process_lives() {
+    let mut bench = Bench::new();
+    let start = bench.ready();
+    let error = Some("generation 1 was loaded".to_owned());
+    let mut loaded = report(&start, ProcessState::Ready);
+    loaded.error.clone_from(&error);
+    bench.say(1, FromAgent::Report(loaded));
+    assert_eq!(bench.show().state, ProcessState::Ready);
+    assert_eq!(bench.show().error, error);
+    bench.say(1, swapped(&start, 2));
+    assert_eq!(bench.show().error, None);
+}
+
+#[test]
 fn a_swap_that_is_refused_leaves_the_process_serving() {
     let mut bench = Bench::new();
     bench.ready();
