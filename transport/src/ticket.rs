@@ -314,7 +314,13 @@ impl Authenticator for Keyring {
         let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
         let secret = secrets
             .get(&(ticket.application.clone(), ticket.key_id))
-            .ok_or(RefuseReason::UnknownKey)?;
+            .ok_or_else(|| {
+                let known = secrets.keys().any(|(name, _)| *name == ticket.application);
+                match known || secrets.is_empty() {
+                    true => RefuseReason::UnknownKey,
+                    false => RefuseReason::WrongApplication,
+                }
+            })?;
         if ticket.expires_unix_ms <= now_unix_ms {
             return Err(RefuseReason::Expired);
         }

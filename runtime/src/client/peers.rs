@@ -355,7 +355,11 @@ impl Peers {
             _ => false,
         };
         if self.outside.link.channel == Some(channel) {
-            self.directory_lost(&reason.to_string(), for_good);
+            // An agent may not have heard yet of an application that is new.
+            let unknown = RefuseReason::WrongApplication;
+            let unknown =
+                matches!(reason, CloseReason::Refused { reason, .. } if *reason == unknown);
+            self.directory_lost(&reason.to_string(), for_good && !unknown);
             self.settle(ops);
             return true;
         }

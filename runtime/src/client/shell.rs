@@ -184,7 +184,7 @@ impl Handler for ClientHandler {
         channel: ChannelId,
         incoming: Incoming<'_>,
     ) -> Disposition {
-        result_accept(&self.peers, ops, channel, &incoming)
+        result_accept(&mut self.peers, ops, channel, &incoming)
     }
 
     fn on_large(&mut self, ops: &mut Ops, channel: ChannelId, message: LargeMessage) -> Flow {
@@ -235,9 +235,10 @@ pub(crate) fn reply_read(am: u8, header: &[u8]) -> Option<(Kind, Status)> {
     Some((kind, Status::from_code(status)?))
 }
 
-/// Whether to take a large result: one that is waited for, if there is memory for it.
+/// Whether to take a large result: one that is waited for, if there is memory for it. If there is
+/// none, the call ends here.
 pub(crate) fn result_accept(
-    peers: &Peers,
+    peers: &mut Peers,
     ops: &mut Ops,
     channel: ChannelId,
     incoming: &Incoming<'_>,
@@ -250,9 +251,22 @@ pub(crate) fn result_accept(
     if !wanted {
         return Disposition::Refuse(Status::Cancelled as u32);
     }
-    match usize::try_from(incoming.len).map(|len| ops.pool().alloc(len)) {
-        Ok(Ok(buf)) => Disposition::Accept(buf),
-        // Parked for good would hang the caller: the call ends here.
-        _ => Disposition::Refuse(Status::Exhausted as u32),
+    let limit = ops.config().message_max_bytes;
+    let (status, text) = match usize::try_from(incoming.len).map(|len| ops.pool().alloc(len)) {
+        _ if incoming.len > limit => {
+            let text = format!(
+                "a result of {} bytes, with a limit of {limit}",
+                incoming.len
+            );
+            (Status::TooLarge, text)
+        }
+        Ok(Ok(buf)) => return Disposition::Accept(buf),
+        Ok(Err(error)) => (Status::Exhausted, error.to_string()),
+        Err(error) => (Status::TooLarge, error.to_string()),
+    };
+    if incoming.am == AM_INVOCATION {
+        let text = Payload::Inline(text.as_bytes().into());
+        peers.on_reply(ops, channel, incoming.tag, status, text);
     }
+    Disposition::Refuse(status as u32)
 }

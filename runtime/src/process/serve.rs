@@ -490,6 +490,9 @@ impl Serve {
     /// Whether to take a large message that is announced.
     fn incoming_judge(&self, ops: &mut Ops, incoming: &Incoming<'_>) -> Disposition {
         let settings = &self.shared.settings;
+        if incoming.len > settings.transport.message_max_bytes {
+            return Disposition::Refuse(Status::TooLarge as u32);
+        }
         let refusal = match (
             incoming.am,
             incoming.header.first().copied().and_then(Kind::from_code),
@@ -606,7 +609,7 @@ impl Handler for Serve {
         incoming: Incoming<'_>,
     ) -> Disposition {
         match self.peers.owns(channel) {
-            true => crate::client::result_accept(&self.peers, ops, channel, &incoming),
+            true => crate::client::result_accept(&mut self.peers, ops, channel, &incoming),
             false => self.incoming_judge(ops, &incoming),
         }
     }

@@ -12,6 +12,7 @@ use super::types::{
 use super::{Endpoint, Event, Listening, Slot, State};
 use crate::address::TransportKind;
 use crate::backend::{Received, Wire};
+use crate::config::MESSAGE_HARD_MAX_BYTES;
 use crate::sync::atomic::{Ordering, fence};
 use crate::wire::FrameKind;
 
@@ -274,7 +275,7 @@ impl Endpoint {
             return Flow::Continue;
         };
         let header = received.user_header();
-        let transfer = match channel.announced(&received.header, header, limit) {
+        let transfer = match channel.announced(&received.header, header, MESSAGE_HARD_MAX_BYTES) {
             Ok(transfer) => transfer,
             Err(error) => {
                 self.ops.channel_fault(id.slot, error.into());
@@ -293,7 +294,11 @@ impl Endpoint {
             len: received.header.len(),
         };
         let incoming_id = incoming.id;
+        let too_large = received.header.len() > limit;
         let outcome = match handler.on_incoming(&mut self.ops, id, incoming) {
+            Disposition::Accept(_) | Disposition::Park if too_large => {
+                self.ops.refuse(incoming_id, u32::MAX)
+            }
             Disposition::Accept(into) => self.ops.accept(incoming_id, into),
             Disposition::Refuse(reason) => self.ops.refuse(incoming_id, reason),
             Disposition::Park => Ok(()),

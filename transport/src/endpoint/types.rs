@@ -116,7 +116,8 @@ pub struct Incoming<'a> {
     pub len: u64,
 }
 
-/// What to do with a large message that is announced.
+/// What to do with a large message that is announced. One above this side's `message_max_bytes` is
+/// refused, with `u32::MAX` for a reason unless the handler gives another.
 #[derive(Debug)]
 pub enum Disposition {
     /// Receive it into this buffer, which is as long as it.
