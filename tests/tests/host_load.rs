@@ -1,0 +1,263 @@
+//! Many invocations at once against real hosts: everybody gets what is theirs, nobody waits for
+//! what is not.
+//!
+//! `PRAAS_STORM_INVOCATIONS` says how many the storm makes over each transport; a seed that fails
+//! is printed, and `PRAAS_SEED` repeats it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use praas_runtime::client::{CallId, CallOptions, Client, FunctionRef};
+use praas_runtime::invocation::InvokeError;
+use praas_tests::lab::{Lab, PATIENCE, object_wait};
+use praas_transport::TransportKind;
+
+const KINDS: [TransportKind; 2] = [TransportKind::Shm, TransportKind::Tcp];
+
+/// The largest input of the storm.
+const STORM_MAX_BYTES: usize = 1 << 20;
+/// Invocations that one client of the storm has under way.
+const STORM_INFLIGHT: usize = 64;
+
+fn lab() -> Lab {
+    Lab::new(env!("CARGO_BIN_EXE_praas"))
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("PRAAS_SEED").ok();
+    seed.map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap())
+}
+
+fn storm_invocations() -> usize {
+    let set = std::env::var("PRAAS_STORM_INVOCATIONS").ok();
+    set.map_or(20_000, |count| count.parse().unwrap())
+}
+
+/// One client's part of the storm: what goes out comes back, whatever is under way beside it.
+struct Storm<'a> {
+    client: Client,
+    echo: FunctionRef,
+    random: fastrand::Rng,
+    /// Random bytes; each input is some range of them.
+    bytes: &'a [u8],
+    sent: HashMap<CallId, std::ops::Range<usize>>,
+}
+
+impl<'a> Storm<'a> {
+    fn new(mut client: Client, seed: u64, bytes: &'a [u8]) -> Self {
+        let echo = client.function("p", "echo").unwrap();
+        Self {
+            client,
+            echo,
+            random: fastrand::Rng::with_seed(seed),
+            bytes,
+            sent: HashMap::new(),
+        }
+    }
+
+    fn run(mut self, count: usize) {
+        for _ in 0..count {
+            if self.sent.len() == STORM_INFLIGHT {
+                self.one_ends();
+            }
+            let range = self.range();
+            let input = &self.bytes[range.clone()];
+            let call = self.client.submit(self.echo, input, CallOptions::default());
+            let twice = self.sent.insert(call.unwrap(), range);
+            assert!(twice.is_none(), "a call's id was used twice");
+        }
+        while !self.sent.is_empty() {
+            self.one_ends();
+        }
+        assert!(self.client.wait_any(Some(Instant::now())).is_none());
+    }
+
+    /// Sizes are log-uniform from zero on.
+    fn range(&mut self) -> std::ops::Range<usize> {
+        let exponent = self.random.f64() * ((STORM_MAX_BYTES + 1) as f64).ln();
+        let len = (exponent.exp() as usize - 1).min(STORM_MAX_BYTES);
+        let begin = self.random.usize(0..=self.bytes.len() - len);
+        begin..begin + len
+    }
+
+    fn one_ends(&mut self) {
+        let deadline = Some(Instant::now() + PATIENCE);
+        let (call, outcome) = self.client.wait_any(deadline).expect("a result in time");
+        let range = self.sent.remove(&call).expect("a call of this client");
+        let output = outcome.unwrap();
+        assert!(
+            output.as_ref() == &self.bytes[range.clone()],
+            "{} bytes came back for the {} of {range:?}",
+            output.as_ref().len(),
+            range.len()
+        );
+    }
+}
+
+fn storm(kind: TransportKind) {
+    let seed = seed();
+    let count = storm_invocations();
+    println!("{count} invocations over {kind}: PRAAS_SEED={seed}");
+    let lab = lab();
+    let host = lab.start("p");
+    let mut bytes = vec![0; 4 * STORM_MAX_BYTES];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for number in 1..=2 {
+            let (client, bytes) = (lab.client(kind), &bytes[..]);
+            let storm = move || Storm::new(client, seed ^ number, bytes).run(count / 2);
+            scope.spawn(storm);
+        }
+    });
+    println!("{count} invocations over {kind} took {:?}", begun.elapsed());
+    drop(host);
+}
+
+#[test]
+fn storm_over_shm_gives_each_its_own() {
+    storm(TransportKind::Shm);
+}
+
+#[test]
+fn storm_over_tcp_gives_each_its_own() {
+    storm(TransportKind::Tcp);
+}
+
+#[test]
+fn a_function_that_sleeps_holds_up_nobody() {
+    let lab = lab();
+    let host = lab.start("p");
+    for kind in KINDS {
+        let mut client = lab.client(kind);
+        let sleeps = client.function("p", "sleeps").unwrap();
+        let input = praas_runtime::codec::encode(&1_000u64).unwrap();
+        let sleeping = client.submit(sleeps, &input, CallOptions::default());
+        let sleeping = sleeping.unwrap();
+        object_wait(&mut client, "p", "sleeping");
+        let mut other = lab.client(kind);
+        for _ in 0..100 {
+            assert_eq!(client.invoke("p", "echo", b"same").unwrap(), b"same");
+            assert_eq!(other.invoke("p", "echo", b"other").unwrap(), b"other");
+        }
+        // All of them came back before the one.
+        let first = client.wait_any(Some(Instant::now()));
+        assert!(first.is_none(), "{kind}: the sleeper was waited for");
+        assert_eq!(client.wait(sleeping).unwrap().as_ref(), b"");
+        client
+            .invoke("p", praas_runtime::process::STATE_DELETE, b"sleeping")
+            .unwrap();
+    }
+    drop(host);
+}
+
+#[test]
+fn calls_to_and_fro_from_all_workers_end() {
+    let lab = lab();
+    let limit = |start: &mut praas_runtime::host::HostStart| {
+        start.settings.workers_blocked_max = 4;
+    };
+    let hosts = ["a", "b"].map(|name| lab.start_with(name, limit).unwrap());
+    let calls = 100;
+    std::thread::scope(|scope| {
+        for kind in KINDS {
+            for (name, other) in [("a", "b"), ("b", "a")] {
+                let mut client = lab.client(kind);
+                scope.spawn(move || {
+                    let there = client.function(name, "there").unwrap();
+                    let input = praas_runtime::codec::encode(other).unwrap();
+                    for _ in 0..calls {
+                        let call = client.submit(there, &input, CallOptions::default());
+                        call.unwrap();
+                    }
+                    let (mut good, mut exhausted) = (0, 0);
+                    while good + exhausted < calls {
+                        let deadline = Some(Instant::now() + PATIENCE);
+                        let (_, outcome) = client.wait_any(deadline).expect("no call hangs");
+                        match outcome {
+                            Ok(output) => {
+                                assert_eq!(output.as_ref(), 5u64.to_le_bytes());
+                                good += 1;
+                            }
+                            Err(InvokeError::Exhausted(_)) => exhausted += 1,
+                            Err(error) => panic!("{name} to {other} over {kind}: {error}"),
+                        }
+                    }
+                    println!(
+                        "{name} to {other} over {kind}: {good} results, {exhausted} exhausted"
+                    );
+                });
+            }
+        }
+    });
+    // Both serve on, and nobody is left waiting.
+    for (mut host, name) in hosts.into_iter().zip(["a", "b"]) {
+        let mut client = lab.client(TransportKind::Shm);
+        assert_eq!(client.invoke(name, "echo", b"on").unwrap(), b"on");
+        assert_eq!(host.stats().blocked, 0);
+    }
+}
+
+/// Waits for the small call, and tells whether the large one had ended before.
+fn small_call(client: &mut Client, noop: FunctionRef, bulk: CallId, ended: &mut bool) -> bool {
+    let call = client
+        .submit(noop, b"12345678", CallOptions::default())
+        .unwrap();
+    loop {
+        let deadline = Some(Instant::now() + PATIENCE);
+        let (done, outcome) = client.wait_any(deadline).expect("a result in time");
+        let output = outcome.unwrap();
+        if done == bulk {
+            assert_eq!(output.as_ref(), (1u64 << 30).to_le_bytes());
+            *ended = true;
+        }
+        if done == call {
+            return *ended;
+        }
+    }
+}
+
+#[test]
+fn a_gibibyte_in_flight_does_not_delay_small_invocations() {
+    let lab = lab();
+    let host = lab.start("p");
+    for kind in KINDS {
+        let mut client = lab.client(kind);
+        let noop = client.function("p", "noop").unwrap();
+        let length = client.function("p", "length").unwrap();
+        client
+            .call(noop, b"12345678", CallOptions::default())
+            .unwrap();
+        let large = client.pool().alloc(1 << 30).unwrap().freeze();
+        let begun = Instant::now();
+        let payload = praas_runtime::invocation::Payload::Buf(large);
+        let bulk = client
+            .submit_payload(length, payload, CallOptions::default())
+            .unwrap();
+        let mut ended = false;
+        let mut beside: Vec<Duration> = Vec::new();
+        loop {
+            let sent = Instant::now();
+            if small_call(&mut client, noop, bulk, &mut ended) {
+                break;
+            }
+            beside.push(sent.elapsed());
+        }
+        let total = begun.elapsed();
+        beside.sort_unstable();
+        let at = |part: usize| beside[(beside.len() - 1) * part / 100];
+        println!(
+            "1 GiB over {kind} took {total:?}; {} small ones beside it: median {:?}, p99 {:?}, \
+             worst {:?}",
+            beside.len(),
+            at(50),
+            at(99),
+            at(100)
+        );
+        assert!(beside.len() >= 100, "{kind}: {} in {total:?}", beside.len());
+        // None waited for a tenth of it, and most for next to nothing.
+        assert!(at(50) < total / 100, "{kind}: {:?} of {total:?}", at(50));
+        assert!(at(99) < total / 10, "{kind}: {:?} of {total:?}", at(99));
+    }
+    drop(host);
+}
