@@ -153,11 +153,17 @@ fn a_function_that_sleeps_holds_up_nobody() {
 
 #[test]
 fn calls_to_and_fro_from_all_workers_end() {
+    for workers_blocked_max in [4, 200] {
+        calls_to_and_fro(workers_blocked_max);
+    }
+}
+
+fn calls_to_and_fro(workers_blocked_max: usize) {
     let lab = lab();
     let limit = |start: &mut praas_runtime::host::HostStart| {
-        start.settings.workers_blocked_max = 4;
+        start.settings.workers_blocked_max = workers_blocked_max;
     };
-    let hosts = ["a", "b"].map(|name| lab.start_with(name, limit).unwrap());
+    let mut hosts = ["a", "b"].map(|name| lab.start_with(name, limit).unwrap());
     let calls = 100;
     std::thread::scope(|scope| {
         for kind in KINDS {
@@ -191,9 +197,12 @@ fn calls_to_and_fro_from_all_workers_end() {
         }
     });
     // Both serve on, and nobody is left waiting.
-    for (mut host, name) in hosts.into_iter().zip(["a", "b"]) {
+    for (host, name) in hosts.iter_mut().zip(["a", "b"]) {
         let mut client = lab.client(TransportKind::Shm);
-        assert_eq!(client.invoke(name, "echo", b"on").unwrap(), b"on");
+        let other = if name == "a" { "b" } else { "a" };
+        let input = praas_runtime::codec::encode(other).unwrap();
+        let output = client.invoke(name, "there", &input).unwrap();
+        assert_eq!(output, 5u64.to_le_bytes());
         assert_eq!(host.stats().blocked, 0);
     }
 }

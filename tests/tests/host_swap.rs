@@ -1,0 +1,185 @@
+//! Swap across hosts: everything comes back, and what does not verify is named and passed over.
+
+use std::path::{Path, PathBuf};
+
+use praas_runtime::client::{CallOptions, Client, Directory};
+use praas_runtime::host::HostStart;
+use praas_runtime::mailbox::Source;
+use praas_runtime::process::{MESSAGE_TAKE, MessageTakeInput};
+use praas_tests::lab::Lab;
+use praas_transport::{Credential, TransportKind};
+
+fn lab() -> Lab {
+    Lab::new(env!("CARGO_BIN_EXE_praas"))
+}
+
+fn restoring(generation: u64) -> impl Fn(&mut HostStart) {
+    move |start| (start.restore, start.swap_generation) = (true, generation)
+}
+
+fn count(client: &mut Client) -> u64 {
+    client.invoke_value("p", "counts", &()).unwrap()
+}
+
+/// A client that is always the same one to processes: its invocations have the ids of those of
+/// the one before.
+fn same_client(lab: &Lab, kind: TransportKind) -> Client {
+    let mut config = lab.client_config(kind);
+    let mut ticket = lab.ticket();
+    ticket.client_id = 77;
+    config.credential = Credential::issue(lab.secret(), &ticket);
+    Client::new(config).unwrap()
+}
+
+#[test]
+fn state_messages_and_results_move_to_the_next_host() {
+    for kind in [TransportKind::Shm, TransportKind::Tcp] {
+        let lab = lab();
+        let mut first = lab.start("p");
+        let mut config = lab.client_config(kind);
+        config.directory = Directory::Agent(lab.directory().to_vec());
+        let mut staying = Client::new(config).unwrap();
+        let before = count(&mut staying);
+        // Larger than a chunk, so that it is one of several.
+        let body = vec![before as u8; 600_000];
+        let options = CallOptions::default();
+        staying.message_put("p", "k", &body, options).unwrap();
+        staying.message_put("p", "k", b"second", options).unwrap();
+        let recorded = count(&mut same_client(&lab, kind));
+        assert_eq!(first.swap_out(), Ok(1));
+
+        let mut second = lab.start_with("p", restoring(1)).unwrap();
+        assert_eq!((second.swap_generation, &second.rejected), (1, &Vec::new()));
+        assert_ne!(second.pid(), first.pid());
+        // The same invocation again: answered from what is recorded, not run.
+        assert_eq!(count(&mut same_client(&lab, kind)), recorded, "{kind}");
+        // A client that was there before carries on.
+        assert_eq!(count(&mut staying), recorded + 1, "{kind}");
+        let take = MessageTakeInput {
+            source: Source::Any,
+            key: "k".into(),
+        };
+        for expected in [&body[..], b"second"] {
+            let taken: Option<(String, Vec<u8>)> =
+                staying.invoke_value("p", MESSAGE_TAKE, &take).unwrap();
+            assert!(taken.is_some_and(|(_, body)| body == expected), "{kind}");
+        }
+        let none: Option<(String, Vec<u8>)> =
+            staying.invoke_value("p", MESSAGE_TAKE, &take).unwrap();
+        assert!(none.is_none());
+        assert_eq!(second.swap_out(), Ok(2));
+    }
+}
+
+/// The files of the process's images whose names begin so, the newest last.
+fn images(swap: &Path, prefix: &str) -> Vec<PathBuf> {
+    let dir = swap.join("lab/p");
+    let entries = std::fs::read_dir(dir).unwrap();
+    let named = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with(prefix)
+    };
+    let mut images: Vec<_> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(named)
+        .collect();
+    images.sort();
+    images
+}
+
+fn newest(swap: &Path, prefix: &str) -> PathBuf {
+    images(swap, prefix).pop().unwrap()
+}
+
+/// A copy of a swap directory with the one process.
+fn copy(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(to.path().join("lab/p")).unwrap();
+    for image in images(from, "") {
+        let name = image.file_name().unwrap();
+        std::fs::copy(&image, to.path().join("lab/p").join(name)).unwrap();
+    }
+    to
+}
+
+fn bit_flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn tear(path: &Path) {
+    let bytes = std::fs::read(path).unwrap();
+    std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+fn remove(path: &Path) {
+    std::fs::remove_file(path).unwrap();
+}
+
+/// What is done to a file, to which, and what is said of it.
+type Damage = (fn(&Path), &'static str, &'static str);
+
+#[test]
+fn damage_is_named_and_the_older_generation_loads() {
+    let lab = lab();
+    for generation in 0..2 {
+        let mut host = lab.start_with("p", restoring(generation)).unwrap();
+        let mut client = lab.client(TransportKind::Shm);
+        assert_eq!(count(&mut client), generation + 1);
+        let ballast = vec![generation as u8; 600_000];
+        let options = CallOptions::default();
+        client.message_put("p", "k", &ballast, options).unwrap();
+        assert_eq!(host.swap_out(), Ok(generation + 1));
+    }
+    let damages: [Damage; 6] = [
+        (bit_flip, "pack-", "hash mismatch"),
+        (tear, "pack-", "bytes, not "),
+        (remove, "pack-", "missing pack pack-"),
+        (bit_flip, "manifest-", "checksum mismatch"),
+        (tear, "manifest-", ""),
+        (remove, "manifest-", "generation 2 is missing"),
+    ];
+    for (damage, prefix, said) in damages {
+        let swap = copy(&lab.swap_dir());
+        damage(&newest(swap.path(), prefix));
+        let in_swap = |start: &mut HostStart, generation| {
+            restoring(generation)(start);
+            start.swap_dir = swap.path().display().to_string();
+        };
+        let mut host = lab.start_with("p", |start| in_swap(start, 2)).unwrap();
+        assert_eq!(host.swap_generation, 1, "{prefix} {said}");
+        let [rejected] = &host.rejected[..] else {
+            panic!("{:?}", host.rejected);
+        };
+        assert!(rejected.contains(said), "{rejected}");
+        let named = said.ends_with("is missing") || rejected.contains("manifest-");
+        assert!(named, "{rejected}");
+        assert!(host.log_text().contains("an older generation is loaded"));
+        let mut client = lab.client(TransportKind::Tcp);
+        assert_eq!(count(&mut client), 2, "{prefix} {said}");
+        let generation = host.swap_out().unwrap();
+        assert!(generation > 1);
+        let again = lab.start_with("p", |start| in_swap(start, generation));
+        let again = again.unwrap();
+        assert_eq!(again.swap_generation, generation);
+        let mut client = lab.client(TransportKind::Tcp);
+        assert_eq!(count(&mut client), 3);
+    }
+}
+
+#[test]
+fn a_process_of_which_nothing_verifies_does_not_start() {
+    let lab = lab();
+    let mut host = lab.start("p");
+    count(&mut lab.client(TransportKind::Shm));
+    assert_eq!(host.swap_out(), Ok(1));
+    bit_flip(&newest(&lab.swap_dir(), "manifest-"));
+    let error = lab.start_with("p", restoring(1)).unwrap_err();
+    assert!(
+        error.contains("none of its 1 generations verifies"),
+        "{error}"
+    );
+    assert!(error.contains("checksum mismatch"), "{error}");
+}
