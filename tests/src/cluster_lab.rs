@@ -209,7 +209,7 @@ pub fn eventually<T>(what: &str, mut holds: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Kills a process as `kill -9` does.
+/// Kills a process as `kill -9` does, and waits until it is gone.
 ///
 /// # Panics
 /// There is none of this number.
@@ -219,6 +219,12 @@ pub fn kill(pid: u32) {
         .and_then(rustix::process::Pid::from_raw);
     let pid = pid.expect("a process id");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it lives");
+    // A zombie has let go of all that it had.
+    let line = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
+    eventually("it is gone", || {
+        let line = std::fs::read(&line).unwrap_or_default();
+        line.is_empty().then_some(())
+    });
 }
 
 /// Whether a path is there.

@@ -107,7 +107,6 @@ fn what_fails_says_so_and_the_process_serves_on() {
         let call = ["invoke", "a", "p", "hold", "--timeout-ms", "300"];
         let problem = lab.problem(1, &[&call, way].concat());
         assert_eq!(problem["type"], "urn:praas:problem:timeout", "{problem}");
-        lab.one(&["put", "a", "p", "release"]);
         lab.json(&["invoke", "a", "p", "echo"]);
     }
     let problem = lab.problem(

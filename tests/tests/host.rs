@@ -120,7 +120,7 @@ fn a_host_outlives_its_agent_and_is_adopted_again() {
     client
         .message_put("p", "go", b"gone", CallOptions::default())
         .unwrap();
-    assert_eq!(*client.wait(call).unwrap(), *b"gone");
+    assert_eq!(&*client.wait(call).unwrap(), b"gone");
     assert_eq!(host.swap_out(), Ok(1));
 }
 
@@ -163,7 +163,7 @@ fn a_swap_that_fails_leaves_the_process_as_it_was() {
     let error = host.swap_out().unwrap_err();
     assert!(error.contains("1 functions still run"), "{error}");
     assert_eq!(client.invoke("p", "echo", b"on").unwrap(), b"on");
-    assert_eq!(*client.wait(call.unwrap()).unwrap(), *b"");
+    assert_eq!(&*client.wait(call.unwrap()).unwrap(), b"");
     // SIGTERM ends it all the same, and its exit code tells.
     let call = client.submit(sleeps, &input, CallOptions::default());
     object_wait(&mut client, "p", "sleeping");

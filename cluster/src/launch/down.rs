@@ -19,6 +19,8 @@ use crate::session::Session;
 const AT_ONCE: usize = 8;
 /// How long SIGKILL may take to end a process.
 const KILL: Duration = Duration::from_secs(20);
+/// How long the control plane is waited for before the agent is looked at again.
+const ASK: Duration = Duration::from_millis(500);
 
 /// What becomes of the processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,8 +99,11 @@ pub fn down(run_dir: &RunDir, options: &DownOptions) -> Result<Down, LaunchError
     work.done.control = control.as_ref().map(ProcessHandle::pid);
     work.done.agent = agent.as_ref().map(ProcessHandle::pid);
     let both = control.is_some() && agent.is_some();
-    if both && options.mode != DownMode::Kill {
-        work.processes_end()?;
+    if let Some(agent) = &agent
+        && both
+        && options.mode != DownMode::Kill
+    {
+        work.processes_end(agent)?;
     }
     if let Some(agent) = agent {
         // It swaps out what is left when it is asked to end; only a control plane can tell it to
@@ -138,11 +143,18 @@ impl Work<'_> {
         daemon_find(self.run_dir, kind).map_err(|source| system(doing(), source))
     }
 
-    /// Swaps out or stops every process that lives, several at once.
-    fn processes_end(&mut self) -> Result<(), LaunchError> {
+    /// Swaps out or stops every process that lives, several at once, for as long as the agent
+    /// lives that is to do it.
+    fn processes_end(&mut self, agent: &ProcessHandle) -> Result<(), LaunchError> {
         let session = Session::open(self.run_dir)?;
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let control = session.control.with_wait(left);
+        let control = session.control.with_wait(ASK);
+        let stop = || match Instant::now() < self.deadline {
+            true => agent
+                .wait(Instant::now())
+                .unwrap_or(true)
+                .then_some(Stop::AgentDied),
+            false => Some(Stop::Late),
+        };
         let live = processes_live(&control)?;
         let total = live.len();
         let (verb, doing) = match self.options.mode {
@@ -162,8 +174,9 @@ impl Work<'_> {
                 process
             };
             let name = format!("{}/{}", process.application, process.name);
-            match process_end(&control, &process, self.options.mode) {
-                Ok(()) => lock(&done).push(name),
+            match process_end(&control, &process, self.options.mode, &stop) {
+                Ok(true) => lock(&done).push(name),
+                Ok(false) => {}
                 Err(why) => lock(&failed).push((process.application, process.name, why)),
             }
         };
@@ -332,26 +345,51 @@ fn processes_live(control: &ControlClient) -> Result<Vec<Process>, LaunchError> 
     Ok(live)
 }
 
-/// Swaps out or stops one process; why that is not so, in the end.
-fn process_end(control: &ControlClient, process: &Process, mode: DownMode) -> Result<(), String> {
+/// Why a process is not waited for any longer.
+enum Stop {
+    /// Nobody is left to swap it out; its host does so by itself.
+    AgentDied,
+    /// There is no more time.
+    Late,
+}
+
+/// Swaps out or stops one process; whether it was done, or why it cannot be.
+fn process_end(
+    control: &ControlClient,
+    process: &Process,
+    mode: DownMode,
+    stop: &impl Fn() -> Option<Stop>,
+) -> Result<bool, String> {
     let (application, name) = (&process.application, &process.name);
-    let outcome = match mode {
-        DownMode::Stop => control.process_stop(application, name),
-        _ => control.process_swap(application, name),
-    };
-    match outcome {
-        Ok(process) if !process.state.is_live() => Ok(()),
-        Ok(process) => Err(format!("it is {}", process.state)),
-        Err(error) => match control.process_show(application, name) {
-            // It failed, was deleted, or was swapped out by another.
-            Ok(now) if !now.state.is_live() => match (mode, now.state, now.error) {
-                (DownMode::Swap, ProcessState::Failed, why) => {
-                    Err(why.unwrap_or_else(|| error.to_string()))
-                }
-                _ => Ok(()),
+    loop {
+        let outcome = match mode {
+            DownMode::Stop => control.process_stop(application, name),
+            _ => control.process_swap(application, name),
+        };
+        let (now, error) = match outcome {
+            Ok(now) => (now, None),
+            Err(error) => match control.process_show(application, name) {
+                Ok(now) => (now, Some(error)),
+                Err(gone) if gone.kind() == Some(ErrorKind::NotFound) => return Ok(true),
+                Err(_) => return Err(error.to_string()),
             },
-            Err(now) if now.kind() == Some(ErrorKind::NotFound) => Ok(()),
-            _ => Err(error.to_string()),
-        },
+        };
+        if !now.state.is_live() {
+            // What failed by itself meanwhile has nothing to keep any more; who was told to keep it
+            // is told so.
+            return match (mode, now.state) {
+                (DownMode::Swap, ProcessState::Failed) if error.is_some() => {
+                    Err(now.error.unwrap_or_else(|| "it failed".into()))
+                }
+                _ => Ok(true),
+            };
+        }
+        match (stop(), error) {
+            (Some(Stop::AgentDied), _) => return Ok(false),
+            (None, None) => {}
+            (None, Some(error)) if error.kind() == Some(ErrorKind::Timeout) => {}
+            (_, Some(error)) => return Err(error.to_string()),
+            (Some(Stop::Late), None) => return Err(format!("it is still {}", now.state)),
+        }
     }
 }
