@@ -111,6 +111,7 @@ impl Registry {
                 false => ProcessState::Failed,
             };
             let error = format!("it is no longer on node {name:?}");
+            self.image_assume(&key);
             self.died(&key, state, Some(error));
         }
         let here = |entry: &Entry| entry.record.node.as_deref() == Some(name.as_str());
@@ -371,17 +372,21 @@ impl Registry {
         }
     }
 
+    /// Hosts that miss their agent swap out before they end, of which nobody tells. Only where no
+    /// image of an earlier life can be taken for theirs is that of use.
+    fn image_assume(&mut self, key: &Key) {
+        self.update(key, |entry| {
+            if !entry.record.images {
+                entry.record.images = true;
+                entry.record.restorable = true;
+            }
+        });
+    }
+
     fn node_dead(&mut self, name: &str, why: &str) {
         let here = |entry: &Entry| entry.record.node.as_deref() == Some(name);
         for key in self.keys(here) {
-            self.update(&key, |entry| {
-                // Hosts that miss their agent swap out before they end. Only where no image of an
-                // earlier life can be taken for theirs is that of use.
-                if !entry.record.images {
-                    entry.record.images = true;
-                    entry.record.restorable = true;
-                }
-            });
+            self.image_assume(&key);
             let stopping = self.entry(&key).is_some_and(|entry| entry.record.stopping);
             let state = match stopping {
                 true => ProcessState::Gone,
