@@ -22,16 +22,21 @@ struct Run {
 
 impl Run {
     fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, |_| ())
+    }
+
+    fn start_with(arguments: &[&str], environment: impl FnOnce(&mut Command)) -> Self {
         let tmp = tempfile::tempdir().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_praas"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_praas"));
+        command
             .arg("demo")
             .args(arguments)
             .env("TMPDIR", tmp.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        environment(&mut command);
+        let child = command.spawn().unwrap();
         Self { tmp, child }
     }
 
@@ -90,8 +95,8 @@ fn nothing_left(tmp: &Path) {
     assert!(files.is_empty(), "{files:?} are left");
 }
 
-/// Checks what it finds over a transport.
-fn finds_over(transport: &str) {
+/// Checks what it finds over a transport: the inertia.
+fn finds_over(transport: &str) -> f64 {
     let run = Run::start(&["--json", "--transport", transport, "--latency-ms", "12"]);
     let (status, stdout, stderr) = run.end();
     assert!(status.success(), "{status}: {stderr}");
@@ -106,6 +111,7 @@ fn finds_over(transport: &str) {
     assert_eq!(demo["transport"], transport);
     assert_eq!(demo["swapped"], true);
     latency_check(demo["latency"].as_array().unwrap());
+    inertia
 }
 
 /// Every figure of the table is there, with just its fields.
@@ -135,14 +141,27 @@ fn latency_check(records: &[Value]) {
     assert!(wanted.is_empty(), "{wanted:?} are missing");
 }
 
+/// One after the other: two pairs of processes that spin would measure one another.
 #[test]
-fn the_digits_are_clustered_over_shm() {
-    finds_over("shm");
+fn the_digits_are_clustered_the_same_over_all_transports() {
+    let inertias = ["shm", "tcp"].map(finds_over);
+    assert_eq!(inertias[0].to_bits(), inertias[1].to_bits());
 }
 
+/// The settings of a cluster of the user's own are not the demonstration's.
 #[test]
-fn the_digits_are_clustered_over_tcp() {
-    finds_over("tcp");
+fn it_keeps_to_itself() {
+    let own = tempfile::tempdir().unwrap();
+    let run = Run::start_with(&["--latency-ms", "0", "--json"], |command| {
+        command
+            .env("PRAAS_CONTROL_HTTP_LISTEN", "127.0.0.1:1")
+            .env("PRAAS_AGENT_CONTROL", "tcp:127.0.0.1:1")
+            .env("PRAAS_AGENT_SWAP_DIR", own.path());
+    });
+    let (status, stdout, stderr) = run.end();
+    assert!(status.success(), "{status}: {stderr}");
+    assert!(stdout.contains("\"latency\":[]"), "{stdout}");
+    assert_eq!(std::fs::read_dir(own.path()).unwrap().count(), 0);
 }
 
 #[test]

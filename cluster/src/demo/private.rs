@@ -1,5 +1,6 @@
 //! A cluster that nobody else sees, in a temporary directory, and that leaves nothing.
 
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,17 +41,13 @@ impl PrivateCluster {
         })
     }
 
-    /// Starts control plane and agent. Settings of the user's own cluster that may be in the
-    /// environment must not lead to its ports; what is in `above` goes above all.
+    /// Starts control plane and agent; the settings in `above` go above all.
     pub(super) fn start(&self, above: &[String]) -> Result<Session, DemoError> {
         let dir = self.lock();
         if dir.is_none() {
             return Err(DemoError::Interrupted("a signal"));
         }
-        let mut settings = vec![
-            "control.http_listen=127.0.0.1:0".into(),
-            "control.agent_listen=127.0.0.1:0".into(),
-        ];
+        let mut settings = self.settings();
         settings.extend_from_slice(above);
         let options = UpOptions {
             settings,
@@ -59,6 +56,24 @@ impl PrivateCluster {
         };
         launch::up(&self.run_dir, &options)?;
         Ok(Session::open(&self.run_dir)?)
+    }
+
+    /// What settings of the user's own cluster, which may be in the environment, must not change:
+    /// whatever leads to its ports or files.
+    fn settings(&self) -> Vec<String> {
+        let file = |key: &str, path: &Path| format!("{key}={}", path.display());
+        vec![
+            "control.http_listen=127.0.0.1:0".into(),
+            "control.agent_listen=127.0.0.1:0".into(),
+            "agent.control=[]".into(),
+            "agent.directory_listen=127.0.0.1:0".into(),
+            "agent.host_listen=[]".into(),
+            file("agent.swap_dir", &self.run_dir.swap_dir()),
+            file(
+                "agent.cluster_secret",
+                &self.run_dir.control().cluster_secret,
+            ),
+        ]
     }
 
     /// A client of an application there.
