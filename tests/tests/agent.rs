@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Child;
 
-use praas_tests::lab::{Lab, eventually, is_there, kill};
+use praas_tests::cluster_lab::{Lab, eventually, is_there, kill};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
