@@ -59,7 +59,7 @@ fn a_host_that_is_killed_is_reported_and_leaves_nothing() {
     eventually("no record", || (!is_there(&record(&lab))).then_some(()));
     // It starts again, and what is said of a start that fails is the host's own word.
     lab.one(&["process", "swap-in", "a", "p"]);
-    lab.one(&["app", "create", "b", "--module", "/no/such.so"]);
+    lab.one(&["app", "create", "b", "--module", "/no/such.so", "--remote"]);
     let problem = lab.problem(1, &["process", "create", "b", "p"]);
     assert!(problem.to_string().contains("/no/such.so"), "{problem}");
     lab.one(&["app", "create", "c", "--setting", "wrkers=1"]);

@@ -333,6 +333,16 @@ impl Processes {
             };
             match socket.send(Arc::clone(&frame), world) {
                 Ok(()) => process.waits_update(&self.poller, number),
+                // It has ended or is about to; what it said before, as that its image is whole, is
+                // still to be read. The socket is ready for that.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                    ) =>
+                {
+                    tracing::debug!(%key, %error, "a host has ended before it was told");
+                }
                 Err(error) => {
                     tracing::warn!(%key, %error, "cannot tell a host");
                     process.socket = None;
