@@ -338,6 +338,23 @@ fn a_swap_that_is_refused_leaves_the_process_serving() {
 }
 
 #[test]
+fn a_host_that_ended_unseen_may_have_left_an_image() {
+    let mut bench = Bench::new();
+    let first = bench.ready();
+    assert!(!first.restore);
+    bench.handle(Event::Lost { link: 1 });
+    bench.told();
+    // It missed its agent, swapped out and ended before there was another.
+    bench.hello(2, "n", vec![]);
+    assert_eq!(bench.show().state, ProcessState::Failed);
+    bench.ask(process(Verb::Ensure));
+    match bench.told().as_slice() {
+        [(2, ToAgent::Start(start))] => assert!(start.restore && start.swap_generation == 0),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn a_stopped_process_starts_only_when_created_again_and_then_empty() {
     let mut bench = Bench::new();
     let start = bench.ready();
