@@ -57,12 +57,28 @@ pub enum Exit {
     Unknown,
 }
 
+/// The signals by which processes usually end.
+const SIGNALS: [(i32, &str); 12] = [
+    (libc::SIGHUP, "SIGHUP"),
+    (libc::SIGINT, "SIGINT"),
+    (libc::SIGQUIT, "SIGQUIT"),
+    (libc::SIGILL, "SIGILL"),
+    (libc::SIGABRT, "SIGABRT"),
+    (libc::SIGBUS, "SIGBUS"),
+    (libc::SIGFPE, "SIGFPE"),
+    (libc::SIGKILL, "SIGKILL"),
+    (libc::SIGSEGV, "SIGSEGV"),
+    (libc::SIGPIPE, "SIGPIPE"),
+    (libc::SIGTERM, "SIGTERM"),
+    (libc::SIGXCPU, "SIGXCPU"),
+];
+
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Status(status) => write!(f, "exit status {status}"),
-            Self::Signal(signal) => match Signal::from_named_raw(*signal) {
-                Some(signal) => write!(f, "killed by {signal:?}"),
+            Self::Signal(signal) => match SIGNALS.iter().find(|(number, _)| number == signal) {
+                Some((_, name)) => write!(f, "killed by {name}"),
                 None => write!(f, "killed by signal {signal}"),
             },
             Self::Unknown => f.write_str("how is not known"),
@@ -486,7 +502,9 @@ mod tests {
         assert_eq!(other.exit().unwrap(), None);
         assert_eq!(start_time(watched.pid()), Some(started));
         watched.kill();
-        assert_eq!(end_wait(&watched), Exit::Signal(libc::SIGKILL));
+        let exit = end_wait(&watched);
+        assert_eq!(exit, Exit::Signal(libc::SIGKILL));
+        assert_eq!(exit.to_string(), "killed by SIGKILL");
         assert_eq!(other.exit().unwrap(), Some(Exit::Unknown));
         assert!(Watched::open(watched.pid()).is_err());
         watched.kill();

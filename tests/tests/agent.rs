@@ -54,7 +54,7 @@ fn a_host_that_is_killed_is_reported_and_leaves_nothing() {
     assert!(is_there(&record(&lab)));
     kill(pid(&lab.one(&["ps"])["pid"]));
     let why = state_wait(&lab, "failed");
-    assert!(why.contains("its host ended: killed by"), "{why}");
+    assert!(why.contains("its host ended: killed by SIGKILL"), "{why}");
     assert_eq!(hosts(&lab), 0);
     eventually("no record", || (!is_there(&record(&lab))).then_some(()));
     // It starts again, and what is said of a start that fails is the host's own word.
