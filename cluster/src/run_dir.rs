@@ -125,6 +125,11 @@ impl RunDir {
         self.root.join("spinners")
     }
 
+    /// Since when the agent has been cut off from the control plane, where that matters.
+    pub fn agent_cut(&self) -> PathBuf {
+        self.root.join("agent.cut")
+    }
+
     /// The folder of the agent's records of its hosts.
     pub fn hosts(&self) -> PathBuf {
         self.root.join("hosts")

@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 use super::config::AgentConfig;
 use crate::run_dir::{RunDir, file_replace};
 
-const FILE: &str = "agent.cut";
-
 fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     now.try_into().unwrap_or_default()
@@ -21,7 +19,7 @@ fn since_boot() -> Duration {
 /// Notes that the agent is cut off since then.
 pub(super) fn cut_write(run_dir: &RunDir, since: Instant) {
     let at = since_boot().saturating_sub(since.elapsed()).as_millis();
-    let path = run_dir.root().join(FILE);
+    let path = run_dir.agent_cut();
     if let Err(error) = file_replace(&path, at.to_string().as_bytes()) {
         tracing::error!(path = %path.display(), %error, "cannot write when the lease began");
     }
@@ -29,9 +27,9 @@ pub(super) fn cut_write(run_dir: &RunDir, since: Instant) {
 
 /// Notes that it is not, or that there is nothing to fence.
 pub(super) fn cut_clear(run_dir: &RunDir) {
-    match fs::remove_file(run_dir.root().join(FILE)) {
+    match fs::remove_file(run_dir.agent_cut()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::error!(%error, "cannot remove {FILE}");
+            tracing::error!(%error, "cannot remove agent.cut");
         }
         _ => {}
     }
@@ -46,7 +44,7 @@ pub(super) fn cut_inherited(
     now: Instant,
 ) -> (Instant, bool) {
     let grace = Duration::from_secs(config.agent_grace_s);
-    let text = fs::read_to_string(run_dir.root().join(FILE));
+    let text = fs::read_to_string(run_dir.agent_cut());
     let noted = text.ok().and_then(|text| text.trim().parse().ok());
     let noted_for = noted.map(|at| since_boot().saturating_sub(Duration::from_millis(at)));
     let ago = noted_for.unwrap_or_default().max(grace);

@@ -269,16 +269,28 @@ impl Work<'_> {
             self.run_dir.agent_addr(),
             self.run_dir.agent_socket(),
             self.run_dir.spinners(),
+            self.run_dir.agent_cut(),
         ] {
             remove(&path, |path| std::fs::remove_file(path))?;
         }
-        remove(&self.run_dir.hosts(), |path| std::fs::remove_dir_all(path))
+        // Records that are left are of hosts whose end the control plane has not heard of: by them
+        // the next agent tells it what was swapped out.
+        remove(&self.run_dir.hosts(), |path| {
+            match std::fs::remove_dir(path) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                removed => removed,
+            }
+        })
     }
 
     /// Removes the rest of what is ours, and the directory if nothing else is in it.
     fn purge(&mut self) -> Result<(), LaunchError> {
         let root = self.run_dir.root();
-        for dir in [root.join("logs"), self.run_dir.swap_dir()] {
+        for dir in [
+            root.join("logs"),
+            self.run_dir.swap_dir(),
+            self.run_dir.hosts(),
+        ] {
             remove(&dir, |path| std::fs::remove_dir_all(path))?;
         }
         let control = self.run_dir.control();
