@@ -209,22 +209,19 @@ pub fn eventually<T>(what: &str, mut holds: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Kills a process as `kill -9` does, and waits until it is gone.
+/// Kills a process as `kill -9` does, and waits until it has let go of everything.
 ///
 /// # Panics
-/// There is none of this number.
+/// There is none of this number, or it does not end.
 pub fn kill(pid: u32) {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    let pid = pid.expect("a process id");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it lives");
-    // A zombie has let go of all that it had.
-    let line = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
-    eventually("it is gone", || {
-        let line = std::fs::read(&line).unwrap_or_default();
-        line.is_empty().then_some(())
-    });
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pidfd = pidfd_open(pid.expect("a process id"), PidfdFlags::empty()).expect("it lives");
+    pidfd_send_signal(&pidfd, Signal::KILL).expect("it lives");
+    let patience = Timespec::try_from(PATIENCE).expect("a minute");
+    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience));
+    assert_eq!(ended, Ok(1), "it does not end");
 }
 
 /// Whether a path is there.

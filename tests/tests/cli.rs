@@ -107,6 +107,7 @@ fn what_fails_says_so_and_the_process_serves_on() {
         let call = ["invoke", "a", "p", "hold", "--timeout-ms", "300"];
         let problem = lab.problem(1, &[&call, way].concat());
         assert_eq!(problem["type"], "urn:praas:problem:timeout", "{problem}");
+        // The deadline has ended the function, too.
         lab.json(&["invoke", "a", "p", "echo"]);
     }
     let problem = lab.problem(
