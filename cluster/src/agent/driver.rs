@@ -328,11 +328,7 @@ impl Driver {
                     Err(why) => self.hosts.spawn_failed(now, &key, why),
                 }
             }
-            Action::Send(to, message) => {
-                for key in self.processes.send(&to, &message) {
-                    self.hosts.unlinked(now, &key);
-                }
-            }
+            Action::Send(to, message) => self.processes.send(&to, &message),
             Action::Kill(key) => self.processes.kill(&key),
             Action::Say(message) => self.control.say(ops, &message),
             Action::RecordWrite(record) => {

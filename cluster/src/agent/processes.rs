@@ -145,11 +145,9 @@ impl Processes {
                 stdin: theirs.as_fd(),
                 output: log.as_fd(),
             };
+            let frame = host_frame(&start)?;
             let watched = spawn.start()?;
-            if let Err(error) = socket.send(host_frame(&start)?.into(), false) {
-                watched.kill();
-                return Err(error);
-            }
+            socket.send(frame.into(), false);
             Ok((watched, socket))
         };
         let program = command[0].display();
@@ -310,47 +308,22 @@ impl Processes {
         Ok(())
     }
 
-    /// Sends a message; those whose connections turn out to be gone.
-    pub(super) fn send(&mut self, to: &[HostKey], message: &ToHost) -> Vec<HostKey> {
+    /// Sends a message to those that can be told.
+    pub(super) fn send(&mut self, to: &[HostKey], message: &ToHost) {
         let world = matches!(message, ToHost::World(_));
         let frame: Arc<[u8]> = match host_frame(message) {
             Ok(frame) => frame.into(),
-            Err(error) => {
-                tracing::error!(%error, "cannot tell hosts");
-                return Vec::new();
-            }
+            Err(error) => return tracing::error!(%error, "cannot tell hosts"),
         };
-        let mut gone = Vec::new();
-        for key in to {
-            let number = self.numbers.get(key).copied();
-            let Some((number, process)) =
-                number.and_then(|number| Some((number, self.processes.get_mut(&number)?)))
-            else {
+        for number in to.iter().filter_map(|key| self.numbers.get(key)) {
+            let Some(process) = self.processes.get_mut(number) else {
                 continue;
             };
-            let Some(socket) = &mut process.socket else {
-                continue;
-            };
-            match socket.send(Arc::clone(&frame), world) {
-                Ok(()) => process.waits_update(&self.poller, number),
-                // It has ended or is about to; what it said before, as that its image is whole, is
-                // still to be read. The socket is ready for that.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-                    ) =>
-                {
-                    tracing::debug!(%key, %error, "a host has ended before it was told");
-                }
-                Err(error) => {
-                    tracing::warn!(%key, %error, "cannot tell a host");
-                    process.socket = None;
-                    gone.push(key.clone());
-                }
+            if let Some(socket) = &mut process.socket {
+                socket.send(Arc::clone(&frame), world);
+                process.waits_update(&self.poller, *number);
             }
         }
-        gone
     }
 
     /// Kills a host; its death is heard of later.
@@ -385,19 +358,16 @@ impl Processes {
             return;
         };
         let key = &process.key;
-        let flushed = socket.flush();
+        socket.flush();
         loop {
-            let error = match (socket.hear(), &flushed) {
-                (socket::Heard::Message(message), _) => {
+            let error = match socket.hear() {
+                socket::Heard::Message(message) => {
                     all.push((key.clone(), Heard::Said(*message)));
                     continue;
                 }
-                (socket::Heard::Nothing, Ok(())) => {
-                    return process.waits_update(&self.poller, number);
-                }
-                (socket::Heard::Nothing, Err(error)) => error.to_string(),
-                (socket::Heard::Closed(Some(error)), _) => error.to_string(),
-                (socket::Heard::Closed(None), _) => "it is closed".into(),
+                socket::Heard::Nothing => return process.waits_update(&self.poller, number),
+                socket::Heard::Closed(Some(error)) => error.to_string(),
+                socket::Heard::Closed(None) => "it is closed".into(),
             };
             tracing::debug!(%key, error, "the connection to a host is gone");
             all.push((key.clone(), Heard::Unlinked));
@@ -501,7 +471,7 @@ impl Processes {
         };
         let directory = self.directory.clone();
         let linked = host_frame(&ToHost::Adopted { directory })
-            .and_then(|frame| visitor.socket.send(frame.into(), false))
+            .map(|frame| visitor.socket.send(frame.into(), false))
             .and_then(|()| self.socket_set(number, visitor.socket));
         match linked {
             Ok(()) => Some((key, Heard::Redialled(hello))),

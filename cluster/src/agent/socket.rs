@@ -38,6 +38,8 @@ pub(super) struct HostSocket {
     queue: VecDeque<(Arc<[u8]>, bool)>,
     sent: usize,
     queued_bytes: usize,
+    /// Nothing can be sent any more; what the host has said can still be read.
+    mute: bool,
 }
 
 impl HostSocket {
@@ -49,6 +51,7 @@ impl HostSocket {
             queue: VecDeque::new(),
             sent: 0,
             queued_bytes: 0,
+            mute: false,
         })
     }
 
@@ -68,8 +71,13 @@ impl HostSocket {
         }
     }
 
-    /// Queues a framed message, and sends what goes.
-    pub(super) fn send(&mut self, frame: Arc<[u8]>, world: bool) -> io::Result<()> {
+    /// Queues a framed message, and sends what goes. A host that is ending does not hear it, nor
+    /// one that does not read, which is cut off; either may have said something that is not read
+    /// yet, after which comes the socket's end.
+    pub(super) fn send(&mut self, frame: Arc<[u8]>, world: bool) {
+        if self.mute {
+            return;
+        }
         if world {
             // An older view that waits untouched is of no use any more.
             let begun = usize::from(self.sent > 0);
@@ -80,15 +88,20 @@ impl HostSocket {
         }
         self.queued_bytes += frame.len();
         self.queue.push_back((frame, world));
-        self.flush()?;
-        match self.queued_bytes > QUEUE_MAX_BYTES {
-            true => Err(io::Error::other("it does not read what it is sent")),
-            false => Ok(()),
+        self.flush();
+        if self.queued_bytes > QUEUE_MAX_BYTES {
+            self.silence("it does not read what it is sent");
         }
     }
 
     /// Sends what goes now.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self) {
+        if let Err(error) = self.flush_inner() {
+            self.silence(&error.to_string());
+        }
+    }
+
+    fn flush_inner(&mut self) -> io::Result<()> {
         while let Some((frame, _)) = self.queue.front() {
             match (&self.stream).write(frame.get(self.sent..).unwrap_or_default()) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -104,6 +117,15 @@ impl HostSocket {
             }
         }
         Ok(())
+    }
+
+    fn silence(&mut self, why: &str) {
+        tracing::debug!(why, "a host cannot be told any more");
+        self.mute = true;
+        self.queue.clear();
+        self.queued_bytes = 0;
+        // It may be shut down already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
     }
 
     /// Whether something waits to be sent.
@@ -148,7 +170,7 @@ fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> 
 
 #[cfg(test)]
 mod tests {
-    use praas_runtime::host::{ToHost, host_frame};
+    use praas_runtime::host::{ToHost, host_frame, host_send};
     use praas_runtime::world::{Member, MemberState, World};
     use praas_transport::wire::Incarnation;
 
@@ -188,10 +210,10 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut socket = HostSocket::new(ours).unwrap();
         for generation in 1..=100 {
-            socket.send(world(generation), true).unwrap();
+            socket.send(world(generation), true);
         }
         let stop: Arc<[u8]> = host_frame(&ToHost::Stop).unwrap().into();
-        socket.send(stop, false).unwrap();
+        socket.send(stop, false);
         assert!(socket.waits());
         let reader = std::thread::spawn(move || {
             let (mut reader, mut seen) = (HostReader::default(), Vec::new());
@@ -201,11 +223,26 @@ mod tests {
             seen
         });
         while socket.waits() {
-            socket.flush().unwrap();
+            socket.flush();
             std::thread::yield_now();
         }
         let seen = reader.join().unwrap();
         assert!(seen.len() < 10 && seen.is_sorted(), "{seen:?}");
         assert_eq!(seen.last(), Some(&100));
+    }
+
+    #[test]
+    fn the_last_words_of_a_host_are_heard_whatever_it_is_told_meanwhile() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut socket = HostSocket::new(ours).unwrap();
+        let error = String::from("last words");
+        host_send(&theirs, &FromHost::SwapFailed { error }).unwrap();
+        drop(theirs);
+        for generation in 1..3 {
+            socket.send(world(generation), true);
+        }
+        assert!(!socket.waits());
+        assert!(matches!(socket.hear(), Heard::Message(_)));
+        assert!(matches!(socket.hear(), Heard::Closed(_)));
     }
 }
