@@ -81,7 +81,7 @@ pub struct DemoOptions {
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pub workers: u16,
     /// Milliseconds for each figure of the latency table; 0 leaves the table out
-    #[arg(long, value_name = "MS", default_value_t = 300,
+    #[arg(long, value_name = "MS", default_value_t = 200,
           value_parser = clap::value_parser!(u64).range(..=60_000))]
     pub latency_ms: u64,
     /// No progress is shown: the caller prints the results for a script.
