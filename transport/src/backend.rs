@@ -48,12 +48,14 @@ pub(crate) struct RxPool {
 impl RxPool {
     const KEPT: usize = 16;
 
+    #[inline]
     pub(crate) fn take(&mut self) -> RxBuf {
         self.free
             .pop()
             .unwrap_or_else(|| vec![0; RX_BYTES].into_boxed_slice())
     }
 
+    #[inline]
     pub(crate) fn give(&mut self, buf: RxBuf) {
         if self.free.len() < Self::KEPT {
             self.free.push(buf);
@@ -62,6 +64,7 @@ impl RxPool {
 }
 
 /// A frame that was received: its bytes are in `buf`, in private memory.
+#[derive(Default)]
 pub(crate) struct Received {
     pub(crate) header: FrameHeader,
     pub(crate) buf: RxBuf,
@@ -70,10 +73,12 @@ pub(crate) struct Received {
 }
 
 impl Received {
+    #[inline]
     pub(crate) fn user_header(&self) -> &[u8] {
         &self.buf[self.at..self.at + usize::from(self.header.uhdr_len)]
     }
 
+    #[inline]
     pub(crate) fn payload(&self) -> &[u8] {
         let start = self.at + usize::from(self.header.uhdr_len);
         &self.buf[start..start + self.header.len() as usize]
@@ -159,23 +164,76 @@ macro_rules! each {
     };
 }
 
+impl AnyWire {
+    /// The header comes by value: on the way through shared memory it then stays in registers,
+    /// since nobody has its address.
+    #[inline(never)]
+    fn send_frame_other(
+        &mut self,
+        header: FrameHeader,
+        user_header: &[u8],
+        payload: &[&[u8]],
+    ) -> Result<Posted, WireFault> {
+        each!(self, wire => wire.send_frame(&header, user_header, payload))
+    }
+
+    /// Receives the next frame into a place that is used again and again; whether there was one.
+    #[inline(always)]
+    pub(crate) fn recv_into(
+        &mut self,
+        pool: &mut RxPool,
+        into: &mut Received,
+    ) -> Result<bool, WireFault> {
+        match self {
+            AnyWire::Shm(wire) => wire.recv_into(pool, into),
+            other => other.recv_into_other(pool, into),
+        }
+    }
+
+    #[inline(never)]
+    fn recv_into_other(
+        &mut self,
+        pool: &mut RxPool,
+        into: &mut Received,
+    ) -> Result<bool, WireFault> {
+        let Some(received) = self.recv_frame(pool)? else {
+            return Ok(false);
+        };
+        let kept = std::mem::replace(into, received).buf;
+        if !kept.is_empty() {
+            pool.give(kept);
+        }
+        Ok(true)
+    }
+
+    /// Takes back the buffer of the frame that was received last, if it belongs to this wire.
+    #[inline(always)]
+    pub(crate) fn recycle_from(&mut self, received: &mut Received, pool: &mut RxPool) {
+        match self {
+            AnyWire::Shm(_) => {}
+            other => other.recycle(std::mem::take(&mut received.buf), pool),
+        }
+    }
+}
+
 impl Wire for AnyWire {
-    #[inline]
+    #[inline(always)]
     fn send_frame(
         &mut self,
         header: &FrameHeader,
         user_header: &[u8],
         payload: &[&[u8]],
     ) -> Result<Posted, WireFault> {
-        each!(self, wire => wire.send_frame(header, user_header, payload))
+        match self {
+            AnyWire::Shm(wire) => wire.send_frame(header, user_header, payload),
+            other => other.send_frame_other(*header, user_header, payload),
+        }
     }
 
-    #[inline]
     fn recv_frame(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
         each!(self, wire => wire.recv_frame(pool))
     }
 
-    #[inline]
     fn recycle(&mut self, buf: RxBuf, pool: &mut RxPool) {
         each!(self, wire => wire.recycle(buf, pool));
     }

@@ -51,7 +51,7 @@ pub use self::types::{
     WaitMode, Waker,
 };
 use crate::address::Address;
-use crate::backend::RxPool;
+use crate::backend::{Received, RxPool};
 use crate::buf::BufPool;
 use crate::config::TransportConfig;
 use crate::mem::MemListener;
@@ -104,6 +104,8 @@ pub struct Endpoint {
     roused: bool,
     spinner: Spinner,
     turn: usize,
+    /// The frame that is handled, in a place of its own so that it need not be moved.
+    received: Received,
 }
 
 /// What may be done with an endpoint from within its handler.
@@ -198,6 +200,7 @@ impl Endpoint {
             roused: false,
             spinner: Spinner::new(SpinnerPage::shared()),
             turn: 0,
+            received: Received::default(),
         })
     }
 

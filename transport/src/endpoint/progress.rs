@@ -11,7 +11,7 @@ use super::types::{
 };
 use super::{Endpoint, Event, Listening, Slot, State};
 use crate::address::TransportKind;
-use crate::backend::{Received, Wire};
+use crate::backend::Wire;
 use crate::config::MESSAGE_HARD_MAX_BYTES;
 use crate::sync::atomic::{Ordering, fence};
 use crate::wire::FrameKind;
@@ -22,6 +22,9 @@ const ACTIVE_ALWAYS: usize = 8;
 const FRAMES_PER_TURN: usize = 64;
 /// Empty rounds of a spinning wait between two looks at the clock.
 const ROUNDS_PER_CLOCK: u32 = 64;
+/// Empty rounds of a spinning wait before the processor is told that it spins: telling it costs as
+/// much as half a small message.
+const ROUNDS_UNHINTED: u32 = 32;
 /// Empty rounds of a spinning wait between two questions whether it still may.
 const ROUNDS_PER_RENEWAL: u32 = 4096;
 /// A round over TCP costs a system call, so it counts for as many.
@@ -99,7 +102,9 @@ impl Endpoint {
                     spins &= self.spinner.renew();
                 }
             }
-            crate::sync::spin_hint();
+            if rounds > ROUNDS_UNHINTED {
+                crate::sync::spin_hint();
+            }
         }
         self.spinner.rest();
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -196,23 +201,23 @@ impl Endpoint {
     }
 
     /// Frames, bulk and room of one channel.
-    #[inline]
+    #[inline(always)]
     fn channel_round<H: Handler>(&mut self, slot: u32, handler: &mut H) -> (usize, Flow) {
         let mut count = 0;
         for _ in 0..FRAMES_PER_TURN {
             let State::Open(channel) = &mut self.ops.slots[slot as usize].state else {
                 return (count, Flow::Continue);
             };
-            let received = match channel.wire.recv_frame(&mut self.ops.rx) {
-                Ok(Some(received)) => received,
-                Ok(None) => break,
+            match channel.wire.recv_into(&mut self.ops.rx, &mut self.received) {
+                Ok(true) => {}
+                Ok(false) => break,
                 Err(fault) => {
                     self.ops.channel_fault(slot, fault);
                     break;
                 }
-            };
+            }
             count += 1;
-            if self.frame(slot, received, handler) == Flow::Stop {
+            if self.frame(slot, handler) == Flow::Stop {
                 return (count, Flow::Stop);
             }
         }
@@ -220,12 +225,14 @@ impl Endpoint {
         (count + more, flow)
     }
 
-    fn frame<H: Handler>(&mut self, slot: u32, received: Received, handler: &mut H) -> Flow {
+    #[inline(always)]
+    fn frame<H: Handler>(&mut self, slot: u32, handler: &mut H) -> Flow {
         let id = ChannelId {
             slot,
             generation: self.ops.slots[slot as usize].generation,
         };
-        let header = received.header;
+        let received = &self.received;
+        let header = &received.header;
         let kind = match header.kind() {
             Ok(kind) => kind,
             Err(error) => {
@@ -243,12 +250,12 @@ impl Endpoint {
                 };
                 handler.on_message(&mut self.ops, id, message)
             }
-            FrameKind::Rts => self.announced(id, &received, handler),
+            FrameKind::Rts => self.announced(id, handler),
             FrameKind::Immediate => {
                 handler.on_immediate(&mut self.ops, id, header.id(), header.aux())
             }
             _ => {
-                self.ops.control_frame(id, kind, &header);
+                self.ops.control_frame(id, kind, header);
                 Flow::Continue
             }
         };
@@ -257,19 +264,18 @@ impl Endpoint {
                 generation,
                 state: State::Open(channel),
             } if *generation == id.generation => {
-                channel.wire.recycle(received.buf, &mut self.ops.rx);
+                let wire = &mut channel.wire;
+                wire.recycle_from(&mut self.received, &mut self.ops.rx);
             }
-            _ => self.ops.rx.give(received.buf),
+            // The buffer stays where it is, for the next frame of whatever channel.
+            _ => {}
         }
         flow
     }
 
-    fn announced<H: Handler>(
-        &mut self,
-        id: ChannelId,
-        received: &Received,
-        handler: &mut H,
-    ) -> Flow {
+    #[inline(never)]
+    fn announced<H: Handler>(&mut self, id: ChannelId, handler: &mut H) -> Flow {
+        let received = &self.received;
         let limit = self.ops.config.message_max_bytes;
         let Some(channel) = self.ops.channel(id) else {
             return Flow::Continue;
@@ -343,6 +349,7 @@ impl Endpoint {
         self.channel_work(slot, handler)
     }
 
+    #[inline(never)]
     fn channel_work<H: Handler>(&mut self, slot: u32, handler: &mut H) -> (usize, Flow) {
         let id = ChannelId {
             slot,

@@ -40,6 +40,7 @@ impl Ops {
     }
 
     /// The largest payload in bytes that [`Ops::send`] takes; zero if the channel is not open.
+    #[inline]
     pub fn eager_max(&self, channel: ChannelId) -> usize {
         self.info(channel).map_or(0, |info| info.eager_max)
     }

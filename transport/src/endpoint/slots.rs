@@ -12,6 +12,7 @@ use crate::backend::Wire;
 
 impl Ops {
     /// What is known of a channel; `None` once it is closed.
+    #[inline]
     pub fn info(&self, channel: ChannelId) -> Option<&ChannelInfo> {
         match self.slots.get(channel.slot as usize) {
             Some(Slot {

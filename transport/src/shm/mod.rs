@@ -176,6 +176,7 @@ impl ShmWire {
         Ok(wire)
     }
 
+    #[inline]
     fn word(&self, direction: usize, word: Word) -> usize {
         self.layout.word_at(direction, word)
     }
@@ -219,6 +220,7 @@ impl ShmWire {
         self.tx_large = true;
     }
 
+    #[inline]
     fn body_max(&self) -> usize {
         let ring = match self.rx_large {
             true => self.layout.ring_bytes / 2,
@@ -228,25 +230,51 @@ impl ShmWire {
     }
 
     /// The next frame in the ring, if any, without asking whether the peer lives.
-    #[inline]
-    fn take(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
+    #[inline(always)]
+    fn take(&mut self, pool: &mut RxPool, into: &mut Received) -> Result<bool, WireFault> {
         if !self.rx.ready() {
-            return Ok(None);
+            return Ok(false);
         }
         let mut bytes = [0; 32];
         self.rx.header(&mut bytes);
-        if bytes[0] == MARKER_KIND {
-            if self.rx_large {
-                return Err(WireError::Malformed {
-                    what: "ring grown twice",
-                }
-                .into());
-            }
-            self.rx_large = true;
-            let lines = SegmentLines::large(&self.segment, self.layout, 1 - self.direction);
-            self.rx = RingReader::new(lines);
-            return self.take(pool);
+        match bytes[0] {
+            MARKER_KIND => self.take_large(pool, into),
+            _ => self.take_frame(bytes, pool, into),
         }
+    }
+
+    /// Goes on in the large ring.
+    #[cold]
+    #[inline(never)]
+    fn take_large(&mut self, pool: &mut RxPool, into: &mut Received) -> Result<bool, WireFault> {
+        let twice = WireError::Malformed {
+            what: "ring grown twice",
+        };
+        if self.rx_large {
+            return Err(twice.into());
+        }
+        self.rx_large = true;
+        let lines = SegmentLines::large(&self.segment, self.layout, 1 - self.direction);
+        self.rx = RingReader::new(lines);
+        if !self.rx.ready() {
+            return Ok(false);
+        }
+        let mut bytes = [0; 32];
+        self.rx.header(&mut bytes);
+        match bytes[0] {
+            MARKER_KIND => Err(twice.into()),
+            _ => self.take_frame(bytes, pool, into),
+        }
+    }
+
+    /// Takes the frame whose header was copied out.
+    #[inline(always)]
+    fn take_frame(
+        &mut self,
+        bytes: [u8; 32],
+        pool: &mut RxPool,
+        into: &mut Received,
+    ) -> Result<bool, WireFault> {
         let (kind, header) = FrameHeader::decode(&bytes)?;
         let user_header = usize::from(header.uhdr_len);
         let limit = self.body_max();
@@ -264,28 +292,51 @@ impl ShmWire {
             .into());
         }
         let body = user_header + payload as usize;
-        let mut buf = pool.take();
-        self.rx.body(&mut buf[..body]);
+        if into.buf.is_empty() {
+            into.buf = pool.take();
+        }
+        self.rx.body(&mut into.buf[..body]);
         if self.rx.advance(body) {
             self.wake(1 - self.direction, Word::WriterSleeps)?;
         }
-        Ok(Some(Received { header, buf, at: 0 }))
+        (into.header, into.at) = (header, 0);
+        Ok(true)
     }
 
     /// Nothing was there: is there anybody? A dead peer's last frames are read first.
     #[inline]
-    fn take_empty(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
+    fn take_empty(&mut self, pool: &mut RxPool, into: &mut Received) -> Result<bool, WireFault> {
         self.polls = self.polls.wrapping_add(1);
         if !self.hung_up && !self.polls.is_multiple_of(LIFE_POLLS) {
-            return Ok(None);
+            return Ok(false);
         }
         if !self.hung_up && !self.life.dead() {
-            return Ok(None);
+            return Ok(false);
         }
+        self.take_last(pool, into)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_last(&mut self, pool: &mut RxPool, into: &mut Received) -> Result<bool, WireFault> {
         fence(Ordering::SeqCst);
-        match self.take(pool)? {
-            Some(received) => Ok(Some(received)),
-            None => Err(WireFault::Dead),
+        match self.take(pool, into)? {
+            true => Ok(true),
+            false => Err(WireFault::Dead),
+        }
+    }
+
+    /// As [`Wire::recv_frame`], into a place that is there already and keeps its buffer: a frame
+    /// is then not moved on its way to whoever handles it.
+    #[inline(always)]
+    pub(crate) fn recv_into(
+        &mut self,
+        pool: &mut RxPool,
+        into: &mut Received,
+    ) -> Result<bool, WireFault> {
+        match self.take(pool, into)? {
+            true => Ok(true),
+            false => self.take_empty(pool, into),
         }
     }
 
@@ -331,6 +382,7 @@ impl ShmWire {
         Ok(())
     }
 
+    #[inline]
     fn sleep_flag(&self, direction: usize, word: Word) -> &AtomicU32 {
         self.segment.word32(self.word(direction, word))
     }
@@ -342,7 +394,7 @@ impl ShmWire {
 }
 
 impl Wire for ShmWire {
-    #[inline]
+    #[inline(always)]
     fn send_frame(
         &mut self,
         header: &FrameHeader,
@@ -362,12 +414,10 @@ impl Wire for ShmWire {
         Ok(Posted::Done)
     }
 
-    #[inline]
     fn recv_frame(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
-        match self.take(pool)? {
-            Some(received) => Ok(Some(received)),
-            None => self.take_empty(pool),
-        }
+        let mut received = Received::default();
+        let there = self.recv_into(pool, &mut received)?;
+        Ok(there.then_some(received))
     }
 
     #[inline]

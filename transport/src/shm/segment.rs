@@ -86,8 +86,8 @@ impl Mapping {
     pub(crate) fn write(&self, at: usize, bytes: &[u8]) {
         assert!(at <= self.len && bytes.len() <= self.len - at);
         // SAFETY: the destination is in range; the source is private memory, so they do not
-        // overlap. The copy is opaque to the compiler, which is what a racing peer calls for.
-        unsafe { copy_racy(self.at.as_ptr().add(at), bytes.as_ptr(), bytes.len()) };
+        // overlap.
+        unsafe { copy_in(self.at.as_ptr().add(at), bytes.as_ptr(), bytes.len()) };
     }
 
     /// Copies out of the mapping.
@@ -95,7 +95,7 @@ impl Mapping {
     pub(crate) fn read(&self, at: usize, into: &mut [u8]) {
         assert!(at <= self.len && into.len() <= self.len - at);
         // SAFETY: the source is in range; the destination is private memory.
-        unsafe { copy_racy(into.as_mut_ptr(), self.at.as_ptr().add(at), into.len()) };
+        unsafe { copy_out(into.as_mut_ptr(), self.at.as_ptr().add(at), into.len()) };
     }
 }
 
@@ -110,7 +110,10 @@ impl Mapping {
         // SAFETY: both ranges are within the mapping and do not overlap, by the assertions.
         unsafe {
             let base = self.at.as_ptr();
-            std::ptr::copy_nonoverlapping(base.add(from), base.add(to), len);
+            match len < STRING_BYTES_MIN {
+                true => std::ptr::copy_nonoverlapping(base.add(from), base.add(to), len),
+                false => copy_string(base.add(to), base.add(from), len),
+            }
         }
     }
 }
@@ -123,31 +126,83 @@ impl Drop for Mapping {
     }
 }
 
-/// Copies between private and shared memory while the peer may write to the latter.
+/// Copies out of shared memory while the peer may write to it.
 ///
-/// A plain copy would be a data race in the eyes of the compiler. Short ones go word by word with
-/// volatile accesses; long ones through an instruction the compiler cannot see into.
+/// A plain copy would be a data race in the eyes of the compiler, which might read a byte twice
+/// and find it changed. So the shared side is accessed by instructions that the compiler cannot
+/// see into, word by word for what is short, and what they read is private.
 ///
 /// # Safety
 /// Both ranges are valid for `len` bytes and do not overlap.
-#[inline]
-unsafe fn copy_racy(to: *mut u8, from: *const u8, len: usize) {
-    if len <= 256 || cfg!(not(target_arch = "x86_64")) {
-        let words = len / 8;
-        for i in 0..words {
-            // SAFETY: within both ranges, by the caller's promise; alignment is not asked for.
-            unsafe {
-                let word = from.add(i * 8).cast::<[u8; 8]>().read_volatile();
-                to.add(i * 8).cast::<[u8; 8]>().write_volatile(word);
-            }
-        }
-        for i in words * 8..len {
-            // SAFETY: as above.
-            unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
-        }
-        return;
+#[inline(always)]
+unsafe fn copy_out(to: *mut u8, from: *const u8, len: usize) {
+    if len > WORDS_BYTES_MAX {
+        // SAFETY: the caller says so.
+        return unsafe { copy_string(to, from, len) };
     }
-    #[cfg(target_arch = "x86_64")]
+    let mut at = 0;
+    // SAFETY: every access is within both ranges, by the caller's promise; alignment is not asked
+    // for.
+    unsafe {
+        while at + 8 <= len {
+            to.add(at)
+                .cast::<u64>()
+                .write_unaligned(word::load8(from.add(at)));
+            at += 8;
+        }
+        if len - at >= 4 {
+            to.add(at)
+                .cast::<u32>()
+                .write_unaligned(word::load4(from.add(at)));
+            at += 4;
+        }
+        while at < len {
+            to.add(at).write(word::load1(from.add(at)));
+            at += 1;
+        }
+    }
+}
+
+/// Copies into shared memory while the peer may write to it; see [`copy_out`].
+///
+/// # Safety
+/// Both ranges are valid for `len` bytes and do not overlap.
+#[inline(always)]
+unsafe fn copy_in(to: *mut u8, from: *const u8, len: usize) {
+    if len > WORDS_BYTES_MAX {
+        // SAFETY: the caller says so.
+        return unsafe { copy_string(to, from, len) };
+    }
+    let mut at = 0;
+    // SAFETY: as in `copy_out`.
+    unsafe {
+        while at + 8 <= len {
+            word::store8(to.add(at), from.add(at).cast::<u64>().read_unaligned());
+            at += 8;
+        }
+        if len - at >= 4 {
+            word::store4(to.add(at), from.add(at).cast::<u32>().read_unaligned());
+            at += 4;
+        }
+        while at < len {
+            word::store1(to.add(at), from.add(at).read());
+            at += 1;
+        }
+    }
+}
+
+/// From this many bytes on, the processor's own copy is faster than the C library's.
+const STRING_BYTES_MIN: usize = 4096;
+/// Up to this many bytes are copied word by word.
+const WORDS_BYTES_MAX: usize = 256;
+
+/// Copies by one instruction that the compiler cannot see into.
+///
+/// # Safety
+/// Both ranges are valid for `len` bytes and do not overlap.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn copy_string(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: `rep movsb` copies `len` bytes between the two ranges, which are valid and do not
     // overlap; the direction flag is clear by the ABI.
     unsafe {
@@ -158,6 +213,118 @@ unsafe fn copy_racy(to: *mut u8, from: *const u8, len: usize) {
             inout("rsi") from => _,
             options(nostack, preserves_flags)
         );
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn copy_string(to: *mut u8, from: *const u8, len: usize) {
+    for at in 0..len {
+        // SAFETY: within both ranges, by the caller's promise.
+        unsafe { to.add(at).write_volatile(from.add(at).read_volatile()) };
+    }
+}
+
+/// Single accesses to shared memory. Volatile ones of the language ask for alignment, which
+/// payloads have not, or go byte by byte.
+#[cfg(target_arch = "x86_64")]
+mod word {
+    use std::arch::asm;
+
+    /// # Safety
+    /// The word is readable.
+    #[inline(always)]
+    pub(super) unsafe fn load8(from: *const u8) -> u64 {
+        let value;
+        // SAFETY: one load of what the caller says is readable.
+        unsafe {
+            asm!("mov {}, qword ptr [{}]", out(reg) value, in(reg) from,
+                options(nostack, preserves_flags, readonly));
+        }
+        value
+    }
+
+    /// # Safety
+    /// The word is readable.
+    #[inline(always)]
+    pub(super) unsafe fn load4(from: *const u8) -> u32 {
+        let value;
+        // SAFETY: one load of what the caller says is readable.
+        unsafe {
+            asm!("mov {:e}, dword ptr [{}]", out(reg) value, in(reg) from,
+                options(nostack, preserves_flags, readonly));
+        }
+        value
+    }
+
+    /// # Safety
+    /// The byte is readable.
+    #[inline(always)]
+    pub(super) unsafe fn load1(from: *const u8) -> u8 {
+        // SAFETY: the caller says so; bytes are aligned.
+        unsafe { from.read_volatile() }
+    }
+
+    /// # Safety
+    /// The word is writable.
+    #[inline(always)]
+    pub(super) unsafe fn store8(to: *mut u8, value: u64) {
+        // SAFETY: one store to what the caller says is writable.
+        unsafe {
+            asm!("mov qword ptr [{}], {}", in(reg) to, in(reg) value,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    /// # Safety
+    /// The word is writable.
+    #[inline(always)]
+    pub(super) unsafe fn store4(to: *mut u8, value: u32) {
+        // SAFETY: one store to what the caller says is writable.
+        unsafe {
+            asm!("mov dword ptr [{}], {:e}", in(reg) to, in(reg) value,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    /// # Safety
+    /// The byte is writable.
+    #[inline(always)]
+    pub(super) unsafe fn store1(to: *mut u8, value: u8) {
+        // SAFETY: the caller says so; bytes are aligned.
+        unsafe { to.write_volatile(value) }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod word {
+    macro_rules! accesses {
+        ($($load:ident $store:ident $word:ty;)*) => {
+            $(
+                /// # Safety
+                /// The word is readable.
+                #[inline(always)]
+                pub(super) unsafe fn $load(from: *const u8) -> $word {
+                    // SAFETY: the caller says so; an array of bytes is aligned.
+                    let bytes = unsafe { from.cast::<[u8; size_of::<$word>()]>().read_volatile() };
+                    <$word>::from_ne_bytes(bytes)
+                }
+
+                /// # Safety
+                /// The word is writable.
+                #[inline(always)]
+                pub(super) unsafe fn $store(to: *mut u8, value: $word) {
+                    let to = to.cast::<[u8; size_of::<$word>()]>();
+                    // SAFETY: the caller says so; an array of bytes is aligned.
+                    unsafe { to.write_volatile(value.to_ne_bytes()) };
+                }
+            )*
+        };
+    }
+
+    accesses! {
+        load8 store8 u64;
+        load4 store4 u32;
+        load1 store1 u8;
     }
 }
 
