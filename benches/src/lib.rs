@@ -1,1 +1,3 @@
 //! Criterion micro-benchmarks and side-by-side runs.
+
+pub mod hot;
