@@ -152,7 +152,7 @@ fn local(context: &Context, input: &[u8]) -> Result<(), FunctionError> {
 
 praas_runtime::module!(static "hot", [noop, local]);
 
-/// A process in this OS process and a client of it, over shared memory, both hot.
+/// A process in this OS process and a client of it, over shared memory.
 #[derive(Debug)]
 pub struct InvokePair {
     client: Client,
@@ -163,11 +163,23 @@ pub struct InvokePair {
 }
 
 impl InvokePair {
-    /// A process that serves, and a connected client whose calls carry `bytes` bytes.
+    /// A process that serves and a client whose calls carry `bytes` bytes, both hot.
     ///
     /// # Panics
     /// If no process can be started.
     pub fn new(bytes: usize) -> Self {
+        Self::waiting(bytes, WaitMode::Hot)
+    }
+
+    /// The same, both spinning for a moment and then blocking, as is the default.
+    ///
+    /// # Panics
+    /// If no process can be started.
+    pub fn warm(bytes: usize) -> Self {
+        Self::waiting(bytes, WaitMode::Adaptive)
+    }
+
+    fn waiting(bytes: usize, wait: WaitMode) -> Self {
         let (secret, ring) = ring_make();
         let mut registry = Registry::new();
         registry.module_add(module()).expect("a module of our own");
@@ -182,7 +194,7 @@ impl InvokePair {
             force: None,
             settings: ProcessSettings {
                 workers: 1,
-                wait: WaitMode::Hot,
+                wait,
                 ..ProcessSettings::default()
             },
             registry,
@@ -197,7 +209,7 @@ impl InvokePair {
             Directory::Fixed(BTreeMap::from([("p".to_owned(), resolved)])),
             credential(&secret, Role::Client),
         );
-        config.wait = WaitMode::Hot;
+        config.wait = wait;
         let mut client = Client::new(config).expect("a client can be made");
         let mut function = |name| client.function("p", name).expect("a name that can be");
         Self {

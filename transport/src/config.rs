@@ -51,7 +51,7 @@ impl Default for TransportConfig {
             handshake_timeout_ms: 5_000,
             tcp_dead_after_ms: 10_000,
             idle_polls: 4_096,
-            poll_interval_rounds: 256,
+            poll_interval_rounds: 2_048,
             spin_us: 50,
             buffers_max_bytes: 16 << 30,
             fault: None,

@@ -9,12 +9,18 @@
 //! nothing is mapped, faulted in or cleared on a warm path.
 #![allow(unsafe_code)]
 
+#[cfg(not(praas_loom))]
+mod counting;
+
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(not(praas_loom))]
+#[doc(hidden)]
+pub use self::counting::CountingAlloc;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// Alignment of every block, in bytes.
