@@ -2,6 +2,7 @@
 //!
 //! The count is of the whole OS process, both sides of everything, so this file has one test.
 
+use praas_runtime::invocation::PAYLOAD_INLINE_BYTES;
 use praas_transport::buf::CountingAlloc;
 
 #[path = "../../benches/src/hot.rs"]
@@ -28,7 +29,7 @@ fn hot_messages_and_invocations_allocate_nothing() {
         let count = allocations(|| channel.round_trips(COUNT));
         assert_eq!(count, 0, "{COUNT} messages of {bytes} bytes each way");
     }
-    for bytes in [8, 128] {
+    for bytes in [8, PAYLOAD_INLINE_BYTES] {
         let mut invoke = hot::InvokePair::new(bytes);
         invoke.round_trips(WARM_UP);
         let count = allocations(|| invoke.round_trips(COUNT));

@@ -8,7 +8,7 @@ use praas_transport::{Buf, BufMut};
 use super::table::{
     Bytes, CallHandle, EntryFn, HostTable, MESSAGE_PEEK, MessageView, RawView, code,
 };
-use crate::invocation::{InvokeError, Payload, Status};
+use crate::invocation::{InlineBytes, InvokeError, PAYLOAD_INLINE_BYTES, Payload, Status};
 use crate::mailbox::{MailMessage, Source};
 use crate::services::{Job, Services};
 use crate::state::StateError;
@@ -16,7 +16,7 @@ use crate::world::{MemberState, World};
 
 enum Output {
     None,
-    Inline(smallvec::SmallVec<[u8; 128]>),
+    Inline(InlineBytes),
     Buf(BufMut),
 }
 
@@ -198,7 +198,7 @@ unsafe extern "C" fn output_alloc(handle: *mut CallHandle, len: usize, out: *mut
     // SAFETY: see above.
     let call = unsafe { call(handle) };
     call.output = Output::None;
-    let memory = match len <= 128 {
+    let memory = match len <= PAYLOAD_INLINE_BYTES {
         true => {
             let mut bytes = smallvec::SmallVec::new();
             bytes.resize(len, 0);

@@ -272,6 +272,7 @@ pub struct ClientCore<C> {
     peers: Vec<Peer<C>>,
     by_name: HashMap<Box<str>, Target>,
     by_channel: HashMap<C, Target>,
+    heard_last: Target,
     calls: Slab<Call>,
     stamp: u32,
     deadlines: BTreeSet<(Instant, CallId)>,
@@ -305,6 +306,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             peers: Vec::new(),
             by_name: HashMap::new(),
             by_channel: HashMap::new(),
+            heard_last: Target(0),
             calls: Slab::new(),
             stamp: 0,
             deadlines: BTreeSet::new(),
@@ -626,7 +628,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         status: Status,
         payload: Payload,
     ) {
-        let Some(target) = self.by_channel.get(&channel).copied() else {
+        let Some(target) = self.target_of(channel) else {
             return;
         };
         let Some(index) = self.peers[target.0 as usize].waiting(sequence) else {
@@ -634,6 +636,16 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             return;
         };
         self.answered(link, index, status, payload);
+    }
+
+    /// Whose channel it is; most often of whoever was heard last.
+    #[inline]
+    fn target_of(&mut self, channel: C) -> Option<Target> {
+        let last = self.peers.get(self.heard_last.0 as usize);
+        if !last.is_some_and(|peer| matches!(peer.link, Bond::Open(open) if open == channel)) {
+            self.heard_last = *self.by_channel.get(&channel)?;
+        }
+        Some(self.heard_last)
     }
 
     /// Whether the result of an invocation is still waited for.
