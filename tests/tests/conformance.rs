@@ -22,6 +22,8 @@ macro_rules! conformance {
             connects_and_closes_leak_nothing
             handshakes_are_refused_with_a_reason
             newer_incarnations_supersede
+            channels_above_the_limit_are_refused
+            floods_of_strangers_keep_nobody_out
         );)*
     };
     (@promises $module:ident, $kind:ident, $faulty:literal, $($promise:ident)*) => {

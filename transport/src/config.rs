@@ -22,6 +22,9 @@ pub struct TransportConfig {
     pub transfers_inflight_max: usize,
     /// Channels that an endpoint holds at most.
     pub channels_max: usize,
+    /// Handshakes of peers that connect, and refusals that such peers have yet to read: at most so
+    /// many at once, apart from `channels_max`. A newcomer above it ends the oldest of them.
+    pub handshakes_max: usize,
     /// Milliseconds that a handshake may take.
     pub handshake_timeout_ms: u64,
     /// Milliseconds after which a silent TCP peer counts as dead.
@@ -48,6 +51,7 @@ impl Default for TransportConfig {
             shm_bulk_bytes: 1 << 20,
             transfers_inflight_max: 64,
             channels_max: 4096,
+            handshakes_max: 256,
             handshake_timeout_ms: 5_000,
             tcp_dead_after_ms: 10_000,
             idle_polls: 4_096,
@@ -122,6 +126,12 @@ impl TransportConfig {
             "channels_max",
             self.channels_max as u64,
             "from 1 to 2^20",
+        )?;
+        rule(
+            (1..=1 << 16).contains(&self.handshakes_max),
+            "handshakes_max",
+            self.handshakes_max as u64,
+            "from 1 to 2^16",
         )
     }
 }

@@ -564,6 +564,7 @@ fn refused_for_good(reason: RefuseReason) -> bool {
             | RefuseReason::BadProof
             | RefuseReason::WrongApplication
             | RefuseReason::WrongRole
+            | RefuseReason::Superseded
             | RefuseReason::WrongUser
     )
 }

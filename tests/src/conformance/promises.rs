@@ -1,9 +1,14 @@
 //! The promises, one function each.
 
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::Instant;
 
 use praas_transport::{
-    Buf, CloseReason, Posted, PostedBuf, RefuseReason, Role, SendError, SendFailure, WaitMode,
+    Address, Buf, CloseReason, Posted, PostedBuf, RefuseReason, Role, SendError, SendFailure,
+    WaitMode,
 };
 
 use super::{Backend, Node, PATIENCE, Pair, Policy, Seen, dial};
@@ -666,20 +671,112 @@ pub fn newer_incarnations_supersede(backend: Backend) {
         matches!(superseded, CloseReason::Superseded),
         "{superseded}"
     );
-    // The oldest opens on its side and is then cut off, or is refused outright.
-    let until = Instant::now() + PATIENCE;
-    let oldest = &mut lives[2];
-    while !oldest
-        .recorder
-        .seen
-        .iter()
-        .any(|(_, seen)| matches!(seen, Seen::Close(_)))
-    {
-        assert!(Instant::now() < until, "an older incarnation was let in");
-        oldest.progress();
+    // The oldest is not let in, and hears why.
+    let refused = lives[2].take(|_, seen| match seen {
+        Seen::Close(CloseReason::Refused { reason, text }) => Some((*reason, text.clone())),
+        _ => None,
+    });
+    let text = "worker is connected as incarnation 6".to_string();
+    assert_eq!(refused, Some((RefuseReason::Superseded, text)));
+    message_passes(&mut pair);
+}
+
+/// Promise 6: a listener that has all the channels it may have says so, and takes the next when
+/// one has ended.
+pub fn channels_above_the_limit_are_refused(backend: Backend) {
+    let mut config = backend.config(2);
+    config.channels_max = 1;
+    let mut pair = backend.pair_with(backend.config(1), config);
+    let address = pair.server.endpoint.addresses()[0].clone();
+    let mut second = Node::new(backend.config(3), "", 0, None);
+    second
+        .endpoint
+        .connect(&address, dial(Role::Client))
+        .unwrap();
+    let closed = |_, seen: &Seen| match seen {
+        Seen::Close(reason) => Some(reason.clone()),
+        _ => None,
+    };
+    let reason = pair.until(|_| {
+        second.progress();
+        second.take(closed)
+    });
+    let CloseReason::Refused { reason, text } = reason else {
+        panic!("{reason}");
+    };
+    assert_eq!(reason, RefuseReason::TooManyChannels, "{text}");
+    message_passes(&mut pair);
+    pair.client.endpoint.close(pair.to_server);
+    pair.until(|pair| pair.server.take(closed));
+    connects(&mut pair, &mut second, &address);
+}
+
+/// Promise 6: peers that connect and then say nothing, nonsense, or not the last word take no
+/// channel's place and keep nobody out.
+pub fn floods_of_strangers_keep_nobody_out(backend: Backend) {
+    let mut config = backend.config(2);
+    config.channels_max = 2;
+    config.handshakes_max = 8;
+    let mut pair = backend.pair_with(backend.config(1), config);
+    let address = pair.server.endpoint.addresses()[0].clone();
+    // They show a good ticket and stop there, which is as far as one comes without its key.
+    let mut strangers = Node::new(backend.config(3), "", 0, None);
+    let mut raw = Vec::new();
+    for at in 0..100 {
+        if at % 2 == 0 {
+            let dialled = strangers.endpoint.connect(&address, dial(Role::Client));
+            dialled.expect("connect");
+        }
+        raw.extend(RawPeer::connect(&address).map(|mut peer| {
+            if at % 3 == 0 {
+                peer.send(&pattern(at, 1500));
+            }
+            peer
+        }));
         pair.server.progress();
     }
     message_passes(&mut pair);
+    let mut good = Node::new(backend.config(4), "", 0, None);
+    connects(&mut pair, &mut good, &address);
+    message_passes(&mut pair);
+    drop((raw, strangers));
+}
+
+/// Connects one more node to a pair's server.
+fn connects(pair: &mut Pair, node: &mut Node, address: &Address) {
+    let channel = node.endpoint.connect(address, dial(Role::Client)).unwrap();
+    pair.until(|_| {
+        node.progress();
+        node.endpoint.info(channel).map(|_| ())
+    });
+}
+
+/// A connection that is no endpoint's.
+enum RawPeer {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl RawPeer {
+    /// `None` where there are only endpoints.
+    fn connect(address: &Address) -> Option<Self> {
+        match address {
+            Address::Tcp(at) => Some(Self::Tcp(TcpStream::connect(at).expect("connect"))),
+            Address::Shm { name, .. } => {
+                let at = SocketAddr::from_abstract_name(name).expect("a name");
+                Some(Self::Unix(UnixStream::connect_addr(&at).expect("connect")))
+            }
+            Address::Mem(_) => None,
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        // The listener may have hung up.
+        let _ = match self {
+            Self::Tcp(stream) => stream.write_all(bytes),
+            Self::Unix(stream) => stream.write_all(bytes),
+        };
+    }
 }
 
 fn send_until_posted(pair: &mut Pair, len: usize, context: u64) {

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::stream::{DESCRIPTORS_MAX, Stream};
 use crate::shm::{Layout, ShmMemory};
-use crate::ticket::Authenticator;
+use crate::ticket::{Authenticator, RefuseReason};
 use crate::wire::{
     Agreed, Dialler, HANDSHAKE_MESSAGE_MAX_BYTES, HandshakeError, Listener, Step, refusal,
 };
@@ -30,6 +30,15 @@ pub(super) struct Boot {
     unsent_descriptors: Vec<OwnedFd>,
     /// Set once all that remains is to send the last bytes.
     done: Option<Agreed>,
+    /// Why the peer is refused whatever it says.
+    refused: Option<HandshakeError>,
+}
+
+/// What an endpoint needs besides the peer's words to let it in.
+pub(super) struct Gate<'a> {
+    pub(super) auth: Option<&'a dyn Authenticator>,
+    /// Asked about who has proven its ticket, before Accept.
+    pub(super) admit: &'a dyn Fn(&Agreed) -> Result<(), HandshakeError>,
 }
 
 /// Where a handshake stands.
@@ -68,16 +77,35 @@ impl Boot {
             unsent: first,
             unsent_descriptors: first_descriptors,
             done: None,
+            refused: None,
         }
     }
 
+    /// Refuses the peer as soon as it is stepped.
+    pub(super) fn refuse(&mut self, reason: RefuseReason, text: String) {
+        self.refused = Some(HandshakeError::Refused { reason, text });
+    }
+
+    /// Whether all is agreed, and at most the last bytes are to be sent.
+    pub(super) fn is_agreed(&self) -> bool {
+        self.done.is_some()
+    }
+
+    /// Whether the peer has shown a good ticket, which it may yet fail to prove.
+    pub(super) fn names_ticket(&self) -> bool {
+        matches!(&self.machine, Machine::Listener(listener) if listener.awaits_proof())
+    }
+
     /// Goes as far as the stream lets it.
-    pub(super) fn step(&mut self, auth: Option<&dyn Authenticator>) -> Booted {
-        self.step_inner(auth)
+    pub(super) fn step(&mut self, gate: &Gate<'_>) -> Booted {
+        self.step_inner(gate)
             .unwrap_or_else(|error| Booted::Failed(BootError::Io(error)))
     }
 
-    fn step_inner(&mut self, auth: Option<&dyn Authenticator>) -> io::Result<Booted> {
+    fn step_inner(&mut self, gate: &Gate<'_>) -> io::Result<Booted> {
+        if let Some(error) = self.refused.take() {
+            return self.fail(error);
+        }
         loop {
             if !self.flush()? {
                 return Ok(Booted::Waiting);
@@ -87,7 +115,9 @@ impl Boot {
             }
             let fed = match &mut self.machine {
                 Machine::Dialler(dialler) => dialler.feed(&self.received),
-                Machine::Listener(listener) => listener.feed(&self.received, auth, unix_ms_now()),
+                Machine::Listener(listener) => {
+                    listener.feed(&self.received, gate.auth, unix_ms_now())
+                }
             };
             let (used, step) = match fed {
                 Ok(fed) => fed,
@@ -103,6 +133,11 @@ impl Boot {
                 Step::Send(bytes) => self.unsent = bytes,
                 Step::Bulk(token) => return Ok(Booted::Bulk(token)),
                 Step::Done(bytes, agreed) => {
+                    if let Machine::Listener(_) = self.machine
+                        && let Err(error) = (gate.admit)(&agreed)
+                    {
+                        return self.fail(error);
+                    }
                     self.unsent = bytes;
                     self.segment_offer()?;
                     self.done = Some(agreed);

@@ -163,11 +163,17 @@ impl Ops {
             State::Open(channel) => channel.closing,
             State::Free => None,
         };
+        if !self.accepting.is_empty() {
+            return Some(Instant::now());
+        }
         self.timed.iter().filter_map(deadline).min()
     }
 
     /// Handshakes, lingering and closing channels: goes on with them, ends those out of time.
     pub(super) fn timed_step(&mut self) {
+        for at in self.accepting.clone() {
+            self.accept_all(at);
+        }
         if self.timed.is_empty() {
             return;
         }
@@ -181,8 +187,16 @@ impl Ops {
                 State::Boot(boot) if now >= boot.deadline => {
                     self.boot_fail(slot, CloseReason::Timeout);
                 }
-                State::Boot(_) => self.boot_step(slot),
-                State::Linger(..) => self.linger_step(slot, now),
+                // Sockets tell when there is something; in-process peers have none.
+                State::Boot(boot) if matches!(boot.stream, Stream::Mem(_)) => {
+                    self.boot_step(slot);
+                }
+                State::Linger(stream, until)
+                    if now >= *until || matches!(stream, Stream::Mem(_)) =>
+                {
+                    self.linger_step(slot, now);
+                }
+                State::Boot(_) | State::Linger(..) => {}
                 State::Open(channel) => match channel.closing {
                     Some(deadline) if now >= deadline => self.channel_end(slot, None),
                     Some(_) => self.close_step(id),

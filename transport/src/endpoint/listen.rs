@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Token};
+use rustix::process::Uid;
 
 use super::boot::{Boot, Machine};
 use super::stream::Stream;
 use super::types::{ChannelId, Dial, Listen, TransportError};
-use super::{Listening, Ops, State, TOKEN_CHANNEL, TOKEN_LISTENER};
+use super::{ACCEPTS_PER_TURN, Listening, Ops, State, TOKEN_CHANNEL, TOKEN_LISTENER};
 use crate::address::{Address, HostId};
 use crate::mem::{MemLink, MemListener};
 use crate::shm::{self, Layout};
 use crate::tcp::socket_prepare;
+use crate::ticket::RefuseReason;
 use crate::wire::{Capabilities, Dialler, Listener as HandshakeListener, Local};
 
 impl Ops {
@@ -160,7 +162,10 @@ impl Ops {
     }
 
     fn boot_start(&mut self, boot: Boot) -> Result<ChannelId, TransportError> {
-        let slot = self.slot_take(State::Boot(Box::new(boot)))?;
+        let slot = match boot.machine {
+            Machine::Dialler(_) => self.slot_take(State::Boot(Box::new(boot)))?,
+            Machine::Listener(_) => self.slot_take_handshake(State::Boot(Box::new(boot))),
+        };
         self.timed.push(slot);
         let id = ChannelId {
             slot,
@@ -191,8 +196,11 @@ impl Ops {
         }
     }
 
+    /// Takes who waits at a listener, but not so many that the channels would wait for them.
     pub(super) fn accept_all(&mut self, at: usize) {
-        loop {
+        self.accepting.retain(|other| *other != at);
+        for _ in 0..ACCEPTS_PER_TURN {
+            let mut refused = None;
             let stream = match &self.listeners[at] {
                 Listening::Mem(listener) => match listener.accept() {
                     Some(link) => {
@@ -202,7 +210,8 @@ impl Ops {
                     None => return,
                 },
                 Listening::Unix(listener) => listener.accept().and_then(|(stream, _)| {
-                    peer_user_check(&stream)?;
+                    let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid;
+                    refused = peer_user_check(peer, rustix::process::geteuid()).err();
                     Ok(Stream::Unix(stream))
                 }),
                 Listening::Tcp(listener) => listener.accept().and_then(|(stream, _)| {
@@ -213,22 +222,29 @@ impl Ops {
             let stream = match stream {
                 Ok(stream) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // One peer's trouble (reset at once, foreign user) is not the listener's.
+                // One peer's trouble (reset at once) is not the listener's.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a peer");
-                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                    let none_left =
+                        matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+                    if none_left && !self.handshake_evict() {
                         return;
                     }
                     continue;
                 }
             };
-            if let Err(error) = self.accept_one(stream) {
+            if let Err(error) = self.accept_one(stream, refused) {
                 tracing::warn!(%error, "cannot take a peer");
             }
         }
+        self.accepting.push(at);
     }
 
-    fn accept_one(&mut self, stream: Stream) -> Result<(), TransportError> {
+    fn accept_one(
+        &mut self,
+        stream: Stream,
+        refused: Option<String>,
+    ) -> Result<(), TransportError> {
         let params = match &stream {
             Stream::Unix(_) => shm::layout_encode(self.layout()),
             _ => Vec::new(),
@@ -236,7 +252,7 @@ impl Ops {
         let machine = HandshakeListener::start(self.local()?, HostId::local(), params);
         let deadline = Instant::now() + Duration::from_millis(self.config.handshake_timeout_ms);
         let machine = Machine::Listener(machine);
-        let boot = Boot::new(
+        let mut boot = Boot::new(
             stream,
             machine,
             Vec::new(),
@@ -244,6 +260,10 @@ impl Ops {
             deadline,
             self.layout(),
         );
+        if let Some(text) = refused {
+            tracing::warn!(%text, "refusing a peer");
+            boot.refuse(RefuseReason::WrongUser, text);
+        }
         self.boot_start(boot).map(|_| ())
     }
 }
@@ -254,18 +274,28 @@ fn abstract_address(name: &str) -> io::Result<std::os::unix::net::SocketAddr> {
 }
 
 /// A shared-memory peer belongs to the same user, or to root.
-fn peer_user_check(stream: &UnixStream) -> io::Result<()> {
-    let peer = rustix::net::sockopt::socket_peercred(stream)?.uid;
-    let own = rustix::process::geteuid();
+fn peer_user_check(peer: Uid, own: Uid) -> Result<(), String> {
     if peer == own || peer.is_root() || own.is_root() {
         return Ok(());
     }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        format!(
-            "peer belongs to user {}, not {}",
-            peer.as_raw(),
-            own.as_raw()
-        ),
+    Err(format!(
+        "the dialler belongs to user {}, not {}",
+        peer.as_raw(),
+        own.as_raw()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_user_and_root_share_memory() {
+        let user = Uid::from_raw;
+        for (peer, own) in [(7, 7), (0, 7), (7, 0), (0, 0)] {
+            assert_eq!(peer_user_check(user(peer), user(own)), Ok(()));
+        }
+        let error = peer_user_check(user(8), user(7)).unwrap_err();
+        assert_eq!(error, "the dialler belongs to user 8, not 7");
+    }
 }

@@ -66,6 +66,8 @@ const TOKEN_LISTENER: usize = 0;
 const TOKEN_CHANNEL: usize = 1;
 const TOKEN_BULK: usize = 2;
 const EVENTS_PER_POLL: usize = 256;
+/// Peers that are taken at a listener before the channels get their turn.
+const ACCEPTS_PER_TURN: usize = 64;
 /// How long a socket is kept after the last word, for the peer to read it.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -117,7 +119,12 @@ pub struct Ops {
     waker: Waker,
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Slots in use, but for those of `handshakes`.
     open: usize,
+    /// Slots of peers that connected and have proven nothing yet, or were refused; oldest first.
+    handshakes: VecDeque<u32>,
+    /// Listeners at which more peers wait than were taken in one go.
+    accepting: Vec<usize>,
     active: Vec<u32>,
     /// Slots with a deadline: handshakes, lingering and closing channels.
     timed: Vec<u32>,
@@ -183,6 +190,8 @@ impl Endpoint {
             slots: Vec::new(),
             free: Vec::new(),
             open: 0,
+            handshakes: VecDeque::new(),
+            accepting: Vec::new(),
             active: Vec::new(),
             timed: Vec::new(),
             listeners: Vec::new(),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use mio::net::TcpStream;
 use mio::{Interest, Token};
 
-use super::boot::{BootError, Booted, Machine};
+use super::boot::{BootError, Booted, Gate, Machine};
 use super::channel::Channel;
 use super::stream::Stream;
 use super::types::{ChannelId, ChannelInfo, CloseReason};
@@ -19,21 +19,37 @@ use crate::mem::MemWire;
 use crate::shm::{self, ShmMemory, ShmWire};
 use crate::tcp::{TcpWire, socket_prepare};
 use crate::ticket::{RefuseReason, Role};
-use crate::wire::{Agreed, Capabilities, HandshakeError, bulk_hello};
+use crate::wire::{Agreed, Capabilities, HandshakeError, Incarnation, PeerIdentity, bulk_hello};
 
 /// The largest eager payload that a receiver takes, whatever the sender's setting is.
 const EAGER_WIRE_MAX: usize = RX_BYTES - 1024;
 
 impl Ops {
     pub(super) fn boot_step(&mut self, slot: u32) {
-        let State::Boot(boot) = &mut self.slots[slot as usize].state else {
+        let place = &mut self.slots[slot as usize].state;
+        if !matches!(place, State::Boot(_)) {
+            return;
+        }
+        // Out of its slot, for who is let in depends on the other slots.
+        let State::Boot(mut boot) = std::mem::replace(place, State::Free) else {
             return;
         };
-        match boot.step(self.auth.as_deref()) {
+        let admit = |agreed: &Agreed| self.admission_check(agreed);
+        let booted = boot.step(&Gate {
+            auth: self.auth.as_deref(),
+            admit: &admit,
+        });
+        let dialled = matches!(boot.machine, Machine::Dialler(_));
+        let agreed = boot.is_agreed() || matches!(booted, Booted::Open(_));
+        self.slots[slot as usize].state = State::Boot(boot);
+        if agreed {
+            self.handshake_promote(slot);
+        }
+        match booted {
             Booted::Waiting => {}
             Booted::Open(agreed) => {
                 if let Err(reason) = self.channel_open(slot, agreed) {
-                    self.boot_fail(slot, reason);
+                    self.boot_failed(slot, dialled, reason);
                 }
             }
             Booted::Bulk(token) => self.lane_attach(slot, token),
@@ -53,17 +69,25 @@ impl Ops {
         }
     }
 
-    /// Only whoever asked to connect hears that it failed; a stranger's failure is logged.
+    /// A handshake failed.
     pub(super) fn boot_fail(&mut self, slot: u32, reason: CloseReason) {
+        let dialled = match &self.slots[slot as usize].state {
+            State::Boot(boot) => matches!(boot.machine, Machine::Dialler(_)),
+            _ => false,
+        };
+        self.boot_failed(slot, dialled, reason);
+    }
+
+    /// Only whoever asked to connect hears that it failed; a stranger's failure is logged.
+    fn boot_failed(&mut self, slot: u32, dialled: bool, reason: CloseReason) {
         let id = ChannelId {
             slot,
             generation: self.slots[slot as usize].generation,
         };
-        match self.slot_free(slot) {
-            State::Boot(boot) if matches!(boot.machine, Machine::Listener(_)) => {
-                tracing::debug!(%reason, "a peer's handshake failed");
-            }
-            _ => self.pending.push_back(Event::Closed(id, reason)),
+        self.slot_free(slot);
+        match dialled {
+            true => self.pending.push_back(Event::Closed(id, reason)),
+            false => tracing::debug!(%reason, "a peer's handshake failed"),
         }
     }
 
@@ -136,7 +160,7 @@ impl Ops {
             dialled,
             eager_max,
         };
-        self.incarnations_check(id, &info)?;
+        self.incarnations_check(&info.peer)?;
         let max = self.config.transfers_inflight_max;
         let channel = Channel::new(wire, info, agreed.session, boot.lane_to, max);
         self.slots[slot as usize].state = State::Open(Box::new(channel));
@@ -147,46 +171,52 @@ impl Ops {
         Ok(())
     }
 
+    /// Whether there is a place for a peer that has proven who it is.
+    fn admission_check(&self, agreed: &Agreed) -> Result<(), HandshakeError> {
+        if self.open >= self.config.channels_max {
+            let text = format!("this side has {} channels (channels_max)", self.open);
+            let reason = RefuseReason::TooManyChannels;
+            return Err(HandshakeError::Refused { reason, text });
+        }
+        let peer = &agreed.peer;
+        let newest = self.lives(peer).map(|(_, life)| life).max();
+        match newest.filter(|newest| *newest > peer.incarnation) {
+            Some(newest) => Err(HandshakeError::Refused {
+                reason: RefuseReason::Superseded,
+                text: format!("{} is connected as incarnation {newest}", peer.name),
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// A newer incarnation of a process closes the channels of the older; an older is refused.
-    fn incarnations_check(
-        &mut self,
-        new: ChannelId,
-        info: &ChannelInfo,
-    ) -> Result<(), CloseReason> {
-        let peer = &info.peer;
-        if peer.incarnation.0 == 0 || peer.name.is_empty() {
-            return Ok(());
+    fn incarnations_check(&mut self, peer: &PeerIdentity) -> Result<(), CloseReason> {
+        let lives: Vec<_> = self.lives(peer).collect();
+        if lives.iter().any(|(_, life)| *life > peer.incarnation) {
+            return Err(CloseReason::Superseded);
         }
-        let mut older = Vec::new();
-        for (at, slot) in self.slots.iter().enumerate() {
-            let State::Open(other) = &slot.state else {
-                continue;
-            };
-            let other = &other.info.peer;
-            if at as u32 == new.slot
-                || other.name != peer.name
-                || other.application != peer.application
-                || other.role == Some(Role::Client)
-            {
-                continue;
+        for (slot, life) in lives {
+            if life < peer.incarnation {
+                self.channel_end(slot, Some(CloseReason::Superseded));
             }
-            if other.incarnation > peer.incarnation {
-                return Err(CloseReason::Refused {
-                    reason: RefuseReason::Superseded,
-                    text: format!(
-                        "{} is connected as incarnation {}",
-                        peer.name, other.incarnation
-                    ),
-                });
-            }
-            if other.incarnation < peer.incarnation {
-                older.push(at as u32);
-            }
-        }
-        for slot in older {
-            self.channel_end(slot, Some(CloseReason::Superseded));
         }
         Ok(())
+    }
+
+    /// Open channels to incarnations of a process, if `peer` is one.
+    fn lives(&self, peer: &PeerIdentity) -> impl Iterator<Item = (u32, Incarnation)> {
+        let process = peer.incarnation.0 != 0 && !peer.name.is_empty();
+        let slots = self.slots.iter().enumerate().filter(move |_| process);
+        slots.filter_map(move |(at, slot)| {
+            let State::Open(other) = &slot.state else {
+                return None;
+            };
+            let other = &other.info.peer;
+            let same = other.name == peer.name
+                && other.application == peer.application
+                && other.role != Some(Role::Client);
+            same.then_some((at as u32, other.incarnation))
+        })
     }
 
     /// Opens the bulk lane of a TCP channel that we dialled, once large messages are wanted.

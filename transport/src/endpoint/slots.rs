@@ -39,22 +39,65 @@ impl Ops {
             return Err(TransportError::TooManyChannels(self.config.channels_max));
         }
         self.open += 1;
+        Ok(self.slot_fill(state))
+    }
+
+    /// A slot for a peer that connects, which is no channel yet. If there are too many such peers,
+    /// the oldest goes: one that has shown a good ticket only if all have.
+    pub(super) fn slot_take_handshake(&mut self, state: State) -> u32 {
+        if self.handshakes.len() >= self.config.handshakes_max {
+            self.handshake_evict();
+        }
+        let slot = self.slot_fill(state);
+        self.handshakes.push_back(slot);
+        slot
+    }
+
+    /// Ends the oldest handshake of a peer that connected; false if there is none.
+    pub(super) fn handshake_evict(&mut self) -> bool {
+        let nameless = |slot: &&u32| match &self.slots[**slot as usize].state {
+            State::Boot(boot) => !boot.names_ticket(),
+            _ => true,
+        };
+        let oldest = self.handshakes.iter().find(nameless);
+        let Some(&slot) = oldest.or(self.handshakes.front()) else {
+            return false;
+        };
+        tracing::debug!("too many handshakes at once: the oldest is ended");
+        self.slot_free(slot);
+        true
+    }
+
+    /// A peer's handshake has come so far that it counts as a channel.
+    pub(super) fn handshake_promote(&mut self, slot: u32) {
+        if let Some(at) = self.handshakes.iter().position(|other| *other == slot) {
+            self.handshakes.remove(at);
+            self.open += 1;
+        }
+    }
+
+    fn slot_fill(&mut self, state: State) -> u32 {
         if let Some(slot) = self.free.pop() {
             self.slots[slot as usize].state = state;
-            return Ok(slot);
+            return slot;
         }
         self.slots.push(Slot {
             generation: 0,
             state,
         });
-        Ok(self.slots.len() as u32 - 1)
+        self.slots.len() as u32 - 1
     }
 
     pub(super) fn slot_free(&mut self, slot: u32) -> State {
         self.active.retain(|active| *active != slot);
         let place = &mut self.slots[slot as usize];
         place.generation = place.generation.wrapping_add(1);
-        self.open -= 1;
+        match self.handshakes.iter().position(|other| *other == slot) {
+            Some(at) => {
+                self.handshakes.remove(at);
+            }
+            None => self.open -= 1,
+        }
         self.free.push(slot);
         std::mem::replace(&mut place.state, State::Free)
     }

@@ -334,6 +334,11 @@ impl Listener {
         }
     }
 
+    /// Whether the dialler has shown a good ticket and is yet to prove it.
+    pub fn awaits_proof(&self) -> bool {
+        matches!(self.state, ListenerState::Proof { .. })
+    }
+
     /// Takes bytes from the dialler; tells how many were used and what to do.
     ///
     /// # Errors
