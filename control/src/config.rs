@@ -20,6 +20,14 @@ pub struct ControlConfig {
     pub http_threads: usize,
     /// HTTP connections that may be open; more wait to be accepted.
     pub connections_max: usize,
+    /// Bytes that the head of a request may have (8 KiB to 1 MiB).
+    pub head_max_bytes: usize,
+    /// Milliseconds that a connection may take until it has sent the head of its next request.
+    pub head_timeout_ms: u64,
+    /// Milliseconds that the body of a request may take.
+    pub body_timeout_ms: u64,
+    /// Milliseconds for which a peer may take nothing of an answer.
+    pub answer_stall_ms: u64,
     /// Bytes that a request's body may have, but for the input of an invocation.
     pub body_max_bytes: usize,
     /// Bytes that the input of an invocation over HTTP may have.
@@ -70,6 +78,10 @@ impl Default for ControlConfig {
             beyond_loopback: false,
             http_threads: 2,
             connections_max: 4_096,
+            head_max_bytes: 64 << 10,
+            head_timeout_ms: 30_000,
+            body_timeout_ms: 60_000,
+            answer_stall_ms: 30_000,
             body_max_bytes: 1 << 20,
             invoke_body_max_bytes: 64 << 20,
             wait_default_ms: 30_000,
@@ -134,6 +146,14 @@ impl ControlConfig {
                     rule: "it must be at least 1",
                 });
             }
+        }
+        let head = self.head_max_bytes;
+        if !(8 << 10..=1 << 20).contains(&head) {
+            return Err(ConfigError {
+                name: "head_max_bytes",
+                value: head.to_string(),
+                rule: "it must be from 8 KiB to 1 MiB",
+            });
         }
         Ok(())
     }

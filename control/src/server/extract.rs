@@ -137,18 +137,21 @@ impl FromRequest<App> for Raw {
 }
 
 async fn body_read(request: Request, shared: &App, limit: usize) -> Result<Bytes, Failure> {
-    Bytes::from_request(request, shared)
-        .await
-        .map_err(|error: BytesRejection| {
-            let text = error.body_text();
-            match error.into_response().status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Failure::new(
-                    ErrorKind::TooLarge,
-                    format!("the body has more than {limit} bytes"),
-                ),
-                _ => Failure::new(ErrorKind::Invalid, text),
-            }
-        })
+    let within = shared.limits.body_timeout;
+    let Ok(read) = tokio::time::timeout(within, Bytes::from_request(request, shared)).await else {
+        let detail = format!("the body did not come within {} ms", within.as_millis());
+        return Err(Failure::new(ErrorKind::Timeout, detail));
+    };
+    read.map_err(|error: BytesRejection| {
+        let text = error.body_text();
+        match error.into_response().status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Failure::new(
+                ErrorKind::TooLarge,
+                format!("the body has more than {limit} bytes"),
+            ),
+            _ => Failure::new(ErrorKind::Invalid, text),
+        }
+    })
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

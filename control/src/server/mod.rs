@@ -1,13 +1,14 @@
 //! The HTTP server: a router over the core, and nothing that the core does not know.
 //!
 //! ```text
-//!   socket -> [limit connections] -> router -> bearer token, names, body -> CoreSender::ask
-//!                                                                              |
-//!   answer or problem document (RFC 9457) <-- after the store has it <---------+
+//!   socket -> [limit connections, time] -> router -> bearer token, names, body -> CoreSender::ask
+//!                                                                                    |
+//!   answer or problem document (RFC 9457) <-- after the store has it <---------------+
 //! ```
 //!
 //! Every refusal is a problem document, also of what no handler sees: unknown paths, wrong
-//! methods, bodies that are malformed or too large.
+//! methods, bodies that are malformed or too large. Only what is no HTTP is answered by a status
+//! without words.
 
 mod applications;
 mod extract;
@@ -37,7 +38,7 @@ use utoipa_axum::routes;
 
 pub use self::openapi::openapi_json;
 
-use self::listen::LimitedListener;
+use self::listen::HttpListener;
 use crate::config::ControlConfig;
 use crate::core::CoreSender;
 use crate::error::{ErrorKind, Failure};
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
 /// The server's part of the settings.
 struct Limits {
     body_max_bytes: usize,
+    body_timeout: Duration,
     invoke_body_max_bytes: usize,
     wait_default_ms: u64,
     wait_max_ms: u64,
@@ -69,6 +71,7 @@ impl Shared {
             gateway,
             limits: Limits {
                 body_max_bytes: config.body_max_bytes,
+                body_timeout: Duration::from_millis(config.body_timeout_ms),
                 invoke_body_max_bytes: config.invoke_body_max_bytes,
                 wait_default_ms: config.wait_default_ms,
                 wait_max_ms: config.wait_max_ms,
@@ -199,10 +202,7 @@ impl Server {
             .build()?;
         let listener = {
             let _inside = runtime.enter();
-            LimitedListener::new(
-                tokio::net::TcpListener::from_std(listener)?,
-                config.connections_max,
-            )
+            HttpListener::new(tokio::net::TcpListener::from_std(listener)?, config)
         };
         let router = router(Arc::new(shared));
         let (stop, mut stopped) = watch::channel(false);
@@ -212,10 +212,7 @@ impl Server {
                 // An error is the end of the server, which is a signal, too.
                 let _ = stopped.wait_for(|stopped| *stopped).await;
             };
-            let serving = axum::serve(listener, router).with_graceful_shutdown(signal);
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "the HTTP server has ended");
-            }
+            listener.serve(router, signal).await;
             // Nobody may be waiting.
             let _ = end.send(());
         });

@@ -176,6 +176,125 @@ fn a_connection_above_the_limit_waits_for_one_to_end() {
     second.read_exact(&mut byte).unwrap();
 }
 
+/// Reads until the other side ends; what came.
+fn until_end(mut stream: TcpStream) -> Vec<u8> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut came = Vec::new();
+    let ended = stream.read_to_end(&mut came);
+    let timeout = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+    assert!(!timeout, "the connection stays open");
+    came
+}
+
+/// A control plane with little patience for connections, of which it takes eight.
+fn hasty_lab() -> Lab {
+    let config = ControlConfig {
+        connections_max: 8,
+        head_timeout_ms: 200,
+        body_timeout_ms: 200,
+        answer_stall_ms: 200,
+        ..ControlConfig::default()
+    };
+    Lab::with(config, Arc::new(NoGateway))
+}
+
+#[test]
+fn connections_that_say_nothing_or_too_little_keep_nobody_out() {
+    let lab = hasty_lab();
+    let url = lab.url();
+    let host = url.strip_prefix("http://").unwrap();
+    let begin = |bytes: &str| {
+        let mut stream = TcpStream::connect(host).unwrap();
+        stream.write_all(bytes.as_bytes()).unwrap();
+        stream
+    };
+    let whole = format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    let mut idle: Vec<_> = ["", "GET /healthz HTTP/1.1\r\nx: y\r\n", &whole]
+        .into_iter()
+        .cycle()
+        .take(24)
+        .map(begin)
+        .collect();
+    assert_eq!(lab.client().health().unwrap().status, "ok");
+    // Those that go on, a byte now and then, do not live longer.
+    let mut slow = idle.split_off(1).swap_remove(0);
+    while slow.write_all(b"z").is_ok() {
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    until_end(slow);
+    idle.into_iter().for_each(|stream| {
+        until_end(stream);
+    });
+}
+
+#[test]
+fn a_body_that_does_not_come_is_refused() {
+    let lab = hasty_lab();
+    let url = lab.url();
+    let host = url.strip_prefix("http://").unwrap();
+    let admin = admin(&lab);
+    let mut stream = TcpStream::connect(host).unwrap();
+    let head = format!(
+        "POST /v1/applications HTTP/1.1\r\nhost: {host}\r\n{admin}\r\n{JSON}\r\n\
+         content-length: 100\r\n\r\n{{"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let answer = String::from_utf8(until_end(stream)).unwrap();
+    assert!(answer.contains("urn:praas:problem:timeout"), "{answer}");
+}
+
+#[test]
+fn who_asks_and_does_not_read_is_cut_off() {
+    let lab = hasty_lab();
+    let url = lab.url();
+    let host = url.strip_prefix("http://").unwrap();
+    let request = format!("GET /v1/openapi.json HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    let mut stream = TcpStream::connect(host).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    // Many megabytes of answers are asked for, until the server has enough of it.
+    let many = request.repeat(100);
+    let error = loop {
+        if let Err(error) = stream.write_all(many.as_bytes()) {
+            break error;
+        }
+    };
+    assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "{error}");
+}
+
+#[test]
+fn requests_whose_length_is_in_doubt_are_refused() {
+    let lab = Lab::new();
+    let url = lab.url();
+    let host = url.strip_prefix("http://").unwrap();
+    let admin = admin(&lab);
+    let huge = format!("x: {}", "y".repeat(4 * lab.config.head_max_bytes));
+    let many = "x: y\r\n".repeat(200);
+    for (headers, status) in [
+        ("content-length: 2\r\ncontent-length: 3", 400),
+        ("content-length: +2", 400),
+        ("content-length: -1", 400),
+        ("transfer-encoding: chunked, identity", 400),
+        ("x: y\r\n folded: z", 400),
+        ("x : y", 400),
+        (&huge, 431),
+        (many.trim_end(), 431),
+    ] {
+        let mut stream = TcpStream::connect(host).unwrap();
+        let smuggled = format!("DELETE /v1/applications/a HTTP/1.1\r\nhost: h\r\n{admin}\r\n\r\n");
+        let request = format!(
+            "POST /v1/applications HTTP/1.1\r\nhost: {host}\r\n{admin}\r\n{JSON}\r\n{headers}\r\n\r\n\
+             {{}}{smuggled}"
+        );
+        // It may hang up before all is sent.
+        let _ = stream.write_all(request.as_bytes());
+        let answer = String::from_utf8(until_end(stream)).unwrap();
+        let told = answer.starts_with(&format!("HTTP/1.1 {status} "));
+        assert!(told, "{headers:.40}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+    }
+    assert_eq!(lab.client().health().unwrap().status, "ok");
+}
+
 #[test]
 fn what_is_not_there_is_not_found() {
     let lab = Lab::new();
