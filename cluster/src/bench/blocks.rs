@@ -164,8 +164,7 @@ impl Rig {
         };
         line_write(peer.lines.get_mut(), &setup)?;
         let ready: Ready = line_read(&mut peer.lines)?;
-        let mut endpoint =
-            Endpoint::new(TransportConfig::default(), peer::identity("caller"), None)?;
+        let mut endpoint = Endpoint::new(TransportConfig::default(), peer::identity(""), None)?;
         let dial = Dial {
             credential: ready.credential.clone(),
             expect: Incarnation(0),

@@ -514,10 +514,11 @@ fn identity_check(peer: &mut PeerIdentity, ticket: &Ticket) -> Result<(), Handsh
         });
     }
     if ticket.role == Role::Client {
-        if peer.incarnation.0 != 0 {
+        // It would be taken for the process of that name.
+        if peer.incarnation.0 != 0 || !peer.name.is_empty() {
             return Err(refuse(
                 RefuseReason::WrongRole,
-                "a client has no incarnation",
+                "a client has no name and no incarnation",
             ));
         }
         if ticket.client_id != 0 && ticket.client_id != peer.client_id {
@@ -711,6 +712,27 @@ mod tests {
             panic!()
         };
         Ok((at_dialler, at_listener))
+    }
+
+    #[test]
+    fn a_client_speaks_for_no_process() {
+        let secret = Secret::generate().unwrap();
+        let keyring = Keyring::new();
+        keyring.insert("app", 1, secret.clone());
+        for (name, incarnation) in [("worker", 0), ("", 3)] {
+            let (hello, _) = Dialler::start(
+                local(name, incarnation),
+                &credential(&secret, "app"),
+                Incarnation(0),
+                HostId(1),
+            );
+            let mut listener = Listener::start(local("server", 5), HostId(2), Vec::new());
+            let error = listener.feed(&hello, Some(&keyring), 0).unwrap_err();
+            let HandshakeError::Refused { reason, .. } = error else {
+                panic!("{error}")
+            };
+            assert_eq!(reason, RefuseReason::WrongRole);
+        }
     }
 
     #[test]
