@@ -181,6 +181,26 @@ fn a_swap_that_fails_leaves_the_process_as_it_was() {
 fn a_newer_secret_voids_the_tickets_of_the_older() {
     let lab = lab();
     let mut host = lab.start("p");
+    let config = |kind| {
+        let mut config = lab.client_config(kind);
+        config.limits.reconnect_for = Duration::from_millis(100);
+        config
+    };
+    let mut early = [TransportKind::Shm, TransportKind::Tcp]
+        .map(|kind| praas_runtime::client::Client::new(config(kind)).unwrap());
+    for early in &mut early {
+        assert_eq!(early.invoke("p", "echo", b"early"), Ok(b"early".to_vec()));
+    }
+    // A secret that is known already shows nobody out.
+    let known = ToHost::Keys {
+        key_id: 1,
+        secret: lab.secret().clone(),
+    };
+    host.say(&known);
+    host.stats();
+    for early in &mut early {
+        assert_eq!(early.invoke("p", "echo", b"still"), Ok(b"still".to_vec()));
+    }
     let secret = Secret::generate().unwrap();
     let keys = ToHost::Keys {
         key_id: 2,
@@ -189,8 +209,17 @@ fn a_newer_secret_voids_the_tickets_of_the_older() {
     host.say(&keys);
     // Messages are obeyed in order.
     host.stats();
-    let mut config = lab.client_config(TransportKind::Tcp);
-    config.limits.reconnect_for = Duration::from_millis(100);
+    // Who is connected is shown out, and does not come in again.
+    for early in &mut early {
+        let mut refused = early.invoke("p", "noop", b"").unwrap_err();
+        // It may have been sent before the channel's end was seen.
+        if refused == InvokeError::OutcomeUnknown {
+            refused = early.invoke("p", "noop", b"").unwrap_err();
+        }
+        let refused = refused.to_string();
+        assert!(refused.contains("unknown or revoked"), "{refused}");
+    }
+    let mut config = config(TransportKind::Tcp);
     let mut old = praas_runtime::client::Client::new(config.clone()).unwrap();
     let refused = old.invoke("p", "noop", b"").unwrap_err().to_string();
     assert!(refused.contains("unknown or revoked"), "{refused}");

@@ -274,8 +274,13 @@ impl Host {
     }
 
     /// Takes a newer secret: tickets of the older ones are refused from now on, also our own,
-    /// which is replaced.
+    /// which is replaced, and who came with one of them is shown out. An agent that adopts us says
+    /// the secret that we have again.
     fn keys_change(&mut self, key_id: u32, secret: Secret) {
+        if key_id <= self.start.key_id {
+            return;
+        }
+        self.start.key_id = key_id;
         let application = &self.start.application;
         let credential = host_credential(application, key_id, &secret);
         self.keyring.insert(application, key_id, secret);

@@ -224,12 +224,14 @@ impl Process {
             })));
     }
 
-    /// Shows another credential to others from now on: the application's secret was replaced.
+    /// The application's secret was replaced: shows another credential to others from now on, and
+    /// closes the channels of those who came with tickets of the old one.
     pub fn credential_changed(&self, credential: Credential) {
         self.engine
             .shared
             .post(engine::Post::Control(Box::new(move |core| {
                 core.serve.peers.credential_changed(credential);
+                core.serve.callers_close(&mut core.endpoint);
             })));
     }
 

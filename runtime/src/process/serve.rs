@@ -147,6 +147,18 @@ impl Serve {
         self.peers.close_all(ops);
     }
 
+    /// Closes the channels of all callers, who may come again if they are let in.
+    pub fn callers_close(&mut self, ops: &mut Ops) {
+        for served in self.channels.iter_mut().filter_map(Option::take) {
+            ops.close(served.id);
+            if let Some(entry) = self.sessions.get_mut(served.session)
+                && entry.channel == Some(served.id)
+            {
+                entry.channel = None;
+            }
+        }
+    }
+
     /// Whether answers still wait for room.
     pub fn backlogged(&self) -> bool {
         self.channels
