@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes that one component of an object's name may have: what file systems allow.
@@ -157,13 +157,14 @@ pub struct DirStorage {
 }
 
 impl DirStorage {
-    /// Storage below `root`, which is created if it is absent.
+    /// Storage below `root`, which is created if it is absent. What is made here is for its owner
+    /// only, for it holds what applications keep.
     ///
     /// # Errors
     /// The directory cannot be created.
     pub fn new(root: impl Into<PathBuf>) -> Result<Self, StorageError> {
         let root = root.into();
-        fs::create_dir_all(&root).map_err(|source| {
+        directory_make(&root).map_err(|source| {
             io_error("create the directory", &root.display().to_string(), source)
         })?;
         Ok(Self { root })
@@ -227,16 +228,25 @@ impl DirStorage {
     }
 }
 
+/// Makes a directory, and those above it that are missing.
+fn directory_make(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
 impl Storage for DirStorage {
     fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
         let path = self.path(name)?;
         let fail = |operation| move |source| io_error(operation, name, source);
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(fail("create its directory"))?;
+            directory_make(directory).map_err(fail("create its directory"))?;
         }
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(&path)
             .map_err(fail("create"))?;
         let written = write_parts(&mut file, parts)

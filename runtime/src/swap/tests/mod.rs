@@ -157,6 +157,35 @@ fn large_images_are_read_in_place_by_several_threads() {
 }
 
 #[test]
+fn what_is_stored_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("swap/images");
+    swap_out(
+        &DirStorage::new(&root).unwrap(),
+        &image(1, 1),
+        &SwapConfig::default(),
+    )
+    .unwrap();
+    let mut folders = vec![directory.path().join("swap")];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&folder), 0o700, "{}", folder.display());
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+            files += 1;
+        }
+    }
+    assert!(files >= 2, "{files}");
+}
+
+#[test]
 fn two_generations_stay_and_orphans_go() {
     let storage = two_generations();
     let orphan = |incarnation, generation| PackId {
