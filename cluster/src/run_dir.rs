@@ -79,10 +79,17 @@ impl RunDir {
     /// # Errors
     /// It is missing, belongs to somebody else, or lets others in.
     pub fn open(path: &Path) -> io::Result<Self> {
+        let refuse = |text: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        let own = rustix::process::geteuid().as_raw();
+        // In /tmp anybody can make a link of this name, to lead us to another directory of ours.
+        let named = path.symlink_metadata()?;
+        if named.is_symlink() && named.uid() != own && named.uid() != 0 {
+            let (path, uid) = (path.display(), named.uid());
+            return refuse(format!("{path} is a link that belongs to user {uid}"));
+        }
         let root = path.canonicalize()?;
         let meta = root.metadata()?;
-        let refuse = |text: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
-        if meta.uid() != rustix::process::geteuid().as_raw() {
+        if meta.uid() != own {
             return refuse(format!("{} belongs to user {}", root.display(), meta.uid()));
         }
         if meta.mode() & 0o022 != 0 {
@@ -211,6 +218,23 @@ mod tests {
         let error = RunDir::open(&path).unwrap_err();
         assert!(error.to_string().contains("chmod 700"), "{error}");
         assert!(RunDir::open(&parent.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn a_link_of_somebody_else_is_not_followed() {
+        let parent = tempfile::tempdir().unwrap();
+        let link = parent.path().join("link");
+        std::os::unix::fs::symlink(parent.path(), &link).unwrap();
+        // Our own is.
+        assert!(RunDir::open(&link).is_ok());
+        if std::os::unix::fs::lchown(&link, Some(12_345), None).is_err() {
+            println!("SKIP: only root can give a link to somebody else");
+            return;
+        }
+        for opened in [RunDir::open(&link), RunDir::create(&link)] {
+            let error = opened.unwrap_err().to_string();
+            assert!(error.contains("belongs to user 12345"), "{error}");
+        }
     }
 
     #[test]
