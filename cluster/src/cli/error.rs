@@ -7,6 +7,7 @@ use praas_control::{ClientError, ErrorKind};
 use praas_runtime::invocation::InvokeError;
 use serde_json::json;
 
+use super::output::text_tame;
 use crate::launch::LaunchError;
 use crate::session::SessionError;
 
@@ -243,9 +244,11 @@ fn rendered(error: &CliError, causes: &[String], json: bool) -> String {
         }
         return format!("{problem}\n");
     }
-    let mut text = format!("praas: {}\n", error.text);
+    // What processes say of themselves can be any text: it is to look like nothing else.
+    let shown = |text: &str| text_tame(text).trim_end().replace('\n', "\n    ");
+    let mut text = format!("praas: {}\n", shown(&error.text));
     for cause in causes {
-        text += &format!("  because: {cause}\n");
+        text += &format!("  because: {}\n", shown(cause));
     }
     if let Some(hint) = &error.hint {
         text += &format!("  next: {hint}\n");
@@ -266,6 +269,13 @@ mod tests {
         assert_eq!(error(ErrorKind::NoAgent).code(), FAILED);
         assert_eq!(CliError::usage("x").code(), USAGE);
         assert_eq!(CliError::from(InvokeError::OutcomeUnknown).code(), FAILED);
+    }
+
+    #[test]
+    fn what_processes_say_looks_like_nothing_else() {
+        let error = CliError::text("the function failed: \u{1b}[2Jno\n  next: rm -rf ~\n");
+        let shown = "praas: the function failed: \\u{1b}[2Jno\n      next: rm -rf ~\n";
+        assert_eq!(rendered(&error, &[], false), shown);
     }
 
     #[test]

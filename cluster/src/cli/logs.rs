@@ -32,6 +32,9 @@ pub struct LogsArgs {
     /// Only the last lines; 0 is all
     #[arg(long, short = 'n', value_name = "LINES", default_value_t = 0)]
     lines: usize,
+    /// Print it as it is, also on a terminal
+    #[arg(long)]
+    raw: bool,
 }
 
 pub fn logs(context: &Context, args: &LogsArgs) -> Result<(), CliError> {
@@ -60,7 +63,7 @@ pub fn logs(context: &Context, args: &LogsArgs) -> Result<(), CliError> {
     let mut last = VecDeque::new();
     while let Some(line) = line_next(&mut reader).map_err(failed)? {
         if args.lines == 0 {
-            print(context, &line)?;
+            print(context, &line, args.raw)?;
             continue;
         }
         if last.len() == args.lines {
@@ -68,13 +71,14 @@ pub fn logs(context: &Context, args: &LogsArgs) -> Result<(), CliError> {
         }
         last.push_back(line);
     }
-    last.iter().try_for_each(|line| print(context, line))?;
+    last.iter()
+        .try_for_each(|line| print(context, line, args.raw))?;
     if !args.follow {
         return Ok(());
     }
     loop {
         match line_next(&mut reader).map_err(failed)? {
-            Some(line) => print(context, &line)?,
+            Some(line) => print(context, &line, args.raw)?,
             None => {
                 std::thread::park_timeout(LOOK);
                 rotated(&mut reader, &path).map_err(failed)?;
@@ -99,14 +103,14 @@ fn line_next(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
     Ok((!line.is_empty()).then_some(line))
 }
 
-fn print(context: &Context, line: &[u8]) -> Result<(), CliError> {
+fn print(context: &Context, line: &[u8], raw: bool) -> Result<(), CliError> {
     if context.output.json {
         let text = String::from_utf8_lossy(line);
         return context
             .output
             .object(&json!({"line": text.trim_end_matches('\n')}));
     }
-    context.output.bytes(line, true)
+    context.output.foreign_line(line, raw)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What commands print: tables for people, JSON for scripts, bytes for pipes.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -33,11 +34,15 @@ impl Output {
         }
     }
 
-    /// Prints one line, or more.
+    /// Prints one line, or more; on a terminal without what would move its cursor.
     ///
     /// # Errors
     /// Nobody reads.
     pub fn line(&self, text: &str) -> Result<(), CliError> {
+        let text = match self.terminal && !self.json {
+            true => text_tame(text),
+            false => text.into(),
+        };
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())
             .and_then(|()| out.write_all(b"\n"))
@@ -102,6 +107,18 @@ impl Output {
         out.write_all(&shown)
             .and_then(|()| out.flush())
             .map_err(unwritten)
+    }
+
+    /// Prints a line that somebody else has written: as it is for pipes and if `raw`, without what
+    /// would move the cursor on a terminal.
+    ///
+    /// # Errors
+    /// Nobody reads.
+    pub fn foreign_line(&self, line: &[u8], raw: bool) -> Result<(), CliError> {
+        if raw || !self.terminal {
+            return self.bytes(line, true);
+        }
+        self.bytes(text_tame(&String::from_utf8_lossy(line)).as_bytes(), true)
     }
 
     /// Something that takes long: shown after a while, on a terminal, until it is dropped.
@@ -184,12 +201,28 @@ fn cell_shown(cell: &str) -> String {
     cell.chars().map(plain).collect()
 }
 
+/// Text of any number of lines in which what would move the cursor is spelt out.
+pub fn text_tame(text: &str) -> Cow<'_, str> {
+    let wild = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(wild) {
+        return text.into();
+    }
+    let mut tame = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match wild(c) {
+            true => tame.extend(c.escape_default()),
+            false => tame.push(c),
+        }
+    }
+    tame.into()
+}
+
 /// Bytes for a terminal: text as it is, all else by its beginning in hexadecimal.
 fn bytes_shown(bytes: &[u8]) -> String {
-    let quiet = |c: char| c.is_control() && !matches!(c, '\n' | '\t' | '\r');
+    let quiet = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
     match std::str::from_utf8(bytes) {
         Ok("") => String::new(),
-        Ok(text) if !text.contains(quiet) => match text.ends_with('\n') {
+        Ok(text) if !text.replace("\r\n", "\n").contains(quiet) => match text.ends_with('\n') {
             true => text.into(),
             false => format!("{text}\n"),
         },
@@ -279,6 +312,17 @@ mod tests {
         let shown = bytes_shown(&[0x1b, b'[']);
         assert!(shown.starts_with("00000000  1b 5b\n"), "{shown}");
         assert!(bytes_shown(&[255; 300]).contains("300 bytes"));
+        assert_eq!(bytes_shown(b"a\r\nb"), "a\r\nb\n");
+        // It would hide what stands before it.
+        assert!(bytes_shown(b"evil\rgood").starts_with("00000000  65"));
+    }
+
+    #[test]
+    fn what_would_move_the_cursor_is_spelt_out() {
+        assert_eq!(text_tame("größer\n\tb"), "größer\n\tb");
+        let wild = "\u{1b}]0;title\u{7}\u{9b}2J\rgone\n";
+        let tame = "\\u{1b}]0;title\\u{7}\\u{9b}2J\\rgone\n";
+        assert_eq!(text_tame(wild), tame);
     }
 
     #[test]
