@@ -360,6 +360,41 @@ fn random_bytes_on_every_socket_harm_nobody() {
 }
 
 #[test]
+fn what_a_client_is_owed_is_kept_while_it_has_any_channel() {
+    let lab = lab();
+    let started = lab.start_with("p", |start| start.settings.sessions_max = 1);
+    let host = started.unwrap();
+    for (kind, first) in KINDS.into_iter().zip([10, 20]) {
+        let as_client = |client_id| {
+            let mut config = lab.client_config(kind);
+            let mut ticket = lab.ticket();
+            ticket.client_id = client_id;
+            config.credential = Credential::issue(lab.secret(), &ticket);
+            Client::new(config).unwrap()
+        };
+        let mut client = as_client(first);
+        assert_eq!(client.invoke("p", "echo", b"1"), Ok(b"1".to_vec()));
+        // Another channel of the same client comes and goes, and then others want its place.
+        let mut again = as_client(first);
+        let _ = again.invoke("p", "echo", b"2");
+        drop(again);
+        for other in 1..4 {
+            let mut other = as_client(first + other);
+            assert_eq!(other.invoke("p", "echo", b"3"), Ok(b"3".to_vec()));
+        }
+        let deadline = Instant::now() + PATIENCE / 2;
+        let function = client.function("p", "echo").unwrap();
+        let options = CallOptions {
+            deadline: Some(deadline),
+            ..CallOptions::default()
+        };
+        let call = client.submit(function, b"4", options).unwrap();
+        assert_eq!(*client.wait(call).unwrap(), *b"4", "{kind}");
+    }
+    drop(host);
+}
+
+#[test]
 fn connections_that_say_nothing_are_ended() {
     let lab = lab();
     let started = lab.start_with("p", |start| {

@@ -75,7 +75,10 @@ struct Served {
 struct ClientSession {
     client: u128,
     session: Session,
+    /// Where answers go: the newest of its channels.
     channel: Option<ChannelId>,
+    /// Channels that use it, which is not forgotten while there are any.
+    channels: usize,
     /// Counts up when it is last seen: the smallest is forgotten first.
     seen: u64,
 }
@@ -123,6 +126,7 @@ impl Serve {
                 client,
                 session,
                 channel: None,
+                channels: 0,
                 seen: 0,
             };
             let at = serve.sessions.insert(entry);
@@ -141,20 +145,43 @@ impl Serve {
 
     /// Closes all channels in good order.
     pub fn close_all(&mut self, ops: &mut Ops) {
-        for served in self.channels.iter_mut().filter_map(Option::take) {
-            ops.close(served.id);
-        }
+        self.callers_close(ops);
         self.peers.close_all(ops);
     }
 
     /// Closes the channels of all callers, who may come again if they are let in.
     pub fn callers_close(&mut self, ops: &mut Ops) {
-        for served in self.channels.iter_mut().filter_map(Option::take) {
-            ops.close(served.id);
-            if let Some(entry) = self.sessions.get_mut(served.session)
-                && entry.channel == Some(served.id)
-            {
-                entry.channel = None;
+        let all: Vec<ChannelId> = self
+            .channels
+            .iter()
+            .flatten()
+            .map(|served| served.id)
+            .collect();
+        for channel in all {
+            self.caller_close(ops, channel);
+        }
+    }
+
+    /// Closes a caller's channel.
+    fn caller_close(&mut self, ops: &mut Ops, channel: ChannelId) {
+        self.caller_ended(channel);
+        ops.close(channel);
+    }
+
+    /// A caller's channel is no more. Answers go to another one of its client, if there is any.
+    fn caller_ended(&mut self, channel: ChannelId) {
+        let Some(place) = self.channels.get_mut(channel.index()) else {
+            return;
+        };
+        let Some(served) = place.take_if(|served| served.id == channel) else {
+            return;
+        };
+        if let Some(entry) = self.sessions.get_mut(served.session) {
+            entry.channels -= 1;
+            if entry.channel == Some(channel) {
+                let mut others = self.channels.iter().flatten();
+                let other = others.find(|other| other.session == served.session);
+                entry.channel = other.map(|other| other.id);
             }
         }
     }
@@ -230,8 +257,7 @@ impl Serve {
             // It asks and never listens; what it asked is recorded, should it come back.
             let peer = served.source.clone();
             tracing::warn!(%peer, "closed: it does not take its answers");
-            self.channels[channel.index()] = None;
-            ops.close(channel);
+            self.caller_close(ops, channel);
         }
     }
 
@@ -258,6 +284,7 @@ impl Serve {
         if let Some(at) = self.by_client.get(&client).copied() {
             let entry = &mut self.sessions[at];
             entry.channel = Some(channel);
+            entry.channels += 1;
             entry.seen = seen;
             return at;
         }
@@ -265,7 +292,7 @@ impl Serve {
             let gone = self
                 .sessions
                 .iter()
-                .filter(|(_, entry)| entry.channel.is_none());
+                .filter(|(_, entry)| entry.channels == 0);
             if let Some(at) = gone.min_by_key(|(_, entry)| entry.seen).map(|(at, _)| at) {
                 let entry = self.sessions.remove(at);
                 self.results_bytes -= entry.session.bytes();
@@ -277,6 +304,7 @@ impl Serve {
             client,
             session,
             channel: Some(channel),
+            channels: 1,
             seen,
         };
         let at = self.sessions.insert(entry);
@@ -396,8 +424,7 @@ impl Serve {
                 peer = served.source,
                 "closed: it numbers functions out of range"
             );
-            self.channels[channel.index()] = None;
-            ops.close(channel);
+            self.caller_close(ops, channel);
             return;
         }
         if served.functions.len() <= number {
@@ -417,8 +444,7 @@ impl Serve {
         let before = session.bytes();
         if passed_decode(listed).is_none_or(|listed| !session.pass(base, &listed)) {
             tracing::warn!(peer = served.source, "closed: it passes what it never sent");
-            self.channels[channel.index()] = None;
-            ops.close(channel);
+            self.caller_close(ops, channel);
             return;
         }
         self.results_bytes = self.results_bytes + session.bytes() - before;
@@ -689,14 +715,7 @@ impl Handler for Serve {
         if self.peers.on_close(ops, channel, &reason) {
             return Flow::Continue;
         }
-        if let Some(place) = self.channels.get_mut(channel.index())
-            && place.as_ref().is_some_and(|served| served.id == channel)
-            && let Some(served) = place.take()
-            && let Some(entry) = self.sessions.get_mut(served.session)
-            && entry.channel == Some(channel)
-        {
-            entry.channel = None;
-        }
+        self.caller_ended(channel);
         Flow::Continue
     }
 }
