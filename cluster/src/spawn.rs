@@ -103,6 +103,7 @@ impl Spawn<'_> {
         actions.dup(self.stdin, 0)?;
         actions.dup(self.output, 1)?;
         actions.dup(self.output, 2)?;
+        inherited_keep()?;
         let attributes = Attributes::new()?;
         let mut pid = 0;
         // SAFETY: path, arguments and environment are NUL-terminated and live through the call, the
@@ -134,6 +135,31 @@ impl Spawn<'_> {
             })
             .collect()
     }
+}
+
+/// Lets no descriptor go on to whom we start that our own parent has left open for us. What is
+/// opened in this program is not inherited anyway.
+fn inherited_keep() -> io::Result<()> {
+    use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name();
+        let number = number
+            .to_str()
+            .and_then(|number| number.parse::<RawFd>().ok());
+        let Some(number) = number.filter(|number| *number > 2) else {
+            continue;
+        };
+        // SAFETY: it is borrowed for these calls only. One that was closed meanwhile is an error,
+        // and one that took its place is not to be inherited, either.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        if let Ok(flags) = fcntl_getfd(fd)
+            && !flags.contains(FdFlags::CLOEXEC)
+        {
+            // It may have been closed just now.
+            let _ = fcntl_setfd(fd, flags | FdFlags::CLOEXEC);
+        }
+    }
+    Ok(())
 }
 
 impl Watched {
@@ -491,6 +517,20 @@ mod tests {
         let session = stat.split(' ').nth(5).unwrap();
         assert_eq!(session, watched.pid().to_string());
         assert_eq!(start_time(watched.pid()), None);
+    }
+
+    #[test]
+    fn what_our_parent_left_open_goes_no_further() {
+        let file = tempfile::tempfile().unwrap();
+        // Unlike all that this program opens, a duplicate of this kind is inherited.
+        let open = rustix::io::dup(&file).unwrap();
+        let (watched, mut output) = start("ls /proc/$$/fd");
+        assert_eq!(end_wait(&watched), Exit::Status(0));
+        let mut text = String::new();
+        output.rewind().unwrap();
+        output.read_to_string(&mut text).unwrap();
+        let number = open.as_raw_fd().to_string();
+        assert!(text.lines().all(|line| line != number), "{text}");
     }
 
     #[test]

@@ -261,7 +261,6 @@ impl Ops {
             self.layout(),
         );
         if let Some(text) = refused {
-            tracing::warn!(%text, "refusing a peer");
             boot.refuse(RefuseReason::WrongUser, text);
         }
         self.boot_start(boot).map(|_| ())
