@@ -137,6 +137,16 @@ impl FromRequest<App> for Raw {
 }
 
 async fn body_read(request: Request, shared: &App, limit: usize) -> Result<Bytes, Failure> {
+    let too_large = || {
+        let detail = format!("the body has more than {limit} bytes");
+        Failure::new(ErrorKind::TooLarge, detail)
+    };
+    // Who says so need not be waited for.
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|announced| announced > limit as u64) {
+        return Err(too_large());
+    }
     let within = shared.limits.body_timeout;
     let Ok(read) = tokio::time::timeout(within, Bytes::from_request(request, shared)).await else {
         let detail = format!("the body did not come within {} ms", within.as_millis());
@@ -145,10 +155,7 @@ async fn body_read(request: Request, shared: &App, limit: usize) -> Result<Bytes
     read.map_err(|error: BytesRejection| {
         let text = error.body_text();
         match error.into_response().status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Failure::new(
-                ErrorKind::TooLarge,
-                format!("the body has more than {limit} bytes"),
-            ),
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             _ => Failure::new(ErrorKind::Invalid, text),
         }
     })

@@ -244,6 +244,22 @@ fn a_body_that_does_not_come_is_refused() {
 }
 
 #[test]
+fn a_body_that_says_it_is_too_large_is_not_waited_for() {
+    let lab = Lab::new();
+    let url = lab.url();
+    let host = url.strip_prefix("http://").unwrap();
+    let admin = admin(&lab);
+    let mut stream = TcpStream::connect(host).unwrap();
+    let head = format!(
+        "POST /v1/applications HTTP/1.1\r\nhost: {host}\r\n{admin}\r\n{JSON}\r\n\
+         content-length: 99999999999999\r\n\r\n{{"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let answer = String::from_utf8(until_end(stream)).unwrap();
+    assert!(answer.contains("urn:praas:problem:too-large"), "{answer}");
+}
+
+#[test]
 fn who_asks_and_does_not_read_is_cut_off() {
     let lab = hasty_lab();
     let url = lab.url();
