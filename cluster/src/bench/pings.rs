@@ -63,10 +63,11 @@ impl Wait {
     }
 }
 
-fn bare_wait(bare: &mut Bare) -> Result<bool, BenchError> {
+#[inline]
+fn bare_wait(bare: &mut Bare, bytes: usize) -> Result<bool, BenchError> {
     let mut wait = Wait::new(LOOKS);
     loop {
-        if let Some(last) = bare.receive() {
+        if let Some(last) = bare.receive(bytes) {
             return Ok(last);
         }
         wait.turn()?;
@@ -77,13 +78,13 @@ fn bare_wait(bare: &mut Bare) -> Result<bool, BenchError> {
 #[inline]
 pub(super) fn bare_ping(bare: &mut Bare, bytes: usize, last: bool) -> Result<(), BenchError> {
     bare.send(bytes, last);
-    bare_wait(bare).map(drop)
+    bare_wait(bare, bytes).map(drop)
 }
 
 /// Answers until the other side says that it was the last.
 pub(super) fn bare_serve(bare: &mut Bare, bytes: usize) -> Result<(), BenchError> {
     loop {
-        let last = bare_wait(bare)?;
+        let last = bare_wait(bare, bytes)?;
         bare.send(bytes, last);
         if last {
             return Ok(());

@@ -110,10 +110,7 @@ impl Mapping {
         // SAFETY: both ranges are within the mapping and do not overlap, by the assertions.
         unsafe {
             let base = self.at.as_ptr();
-            match len < STRING_BYTES_MIN {
-                true => std::ptr::copy_nonoverlapping(base.add(from), base.add(to), len),
-                false => copy_string(base.add(to), base.add(from), len),
-            }
+            std::ptr::copy_nonoverlapping(base.add(from), base.add(to), len);
         }
     }
 }
@@ -191,8 +188,6 @@ unsafe fn copy_in(to: *mut u8, from: *const u8, len: usize) {
     }
 }
 
-/// From this many bytes on, the processor's own copy is faster than the C library's.
-const STRING_BYTES_MIN: usize = 4096;
 /// Up to this many bytes are copied word by word.
 const WORDS_BYTES_MAX: usize = 256;
 
