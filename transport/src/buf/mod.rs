@@ -5,8 +5,9 @@
 //! from the heap, blocks from [`HUGE_FROM_BYTES`] up are mappings of their own with huge pages
 //! advised, since faulting in a gigabyte by small pages costs more than sending it.
 //!
-//! A pool keeps freed blocks by size class (powers of two) and hands them out again, so that
-//! nothing is mapped, faulted in or cleared on a warm path.
+//! A pool keeps freed blocks by size class (powers of two) and hands them out again, each with the
+//! count of its references, so that nothing is allocated, mapped, faulted in or cleared on a warm
+//! path.
 #![allow(unsafe_code)]
 
 #[cfg(not(praas_loom))]
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[cfg(not(praas_loom))]
 #[doc(hidden)]
 pub use self::counting::CountingAlloc;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 
 /// Alignment of every block, in bytes.
 pub const ALIGN_BYTES: usize = 64;
@@ -55,7 +56,7 @@ pub struct BufPool {
 struct PoolShared {
     limit: usize,
     used: AtomicUsize,
-    free: [Mutex<Vec<Block>>; CLASSES],
+    free: [Mutex<Vec<Kept>>; CLASSES],
 }
 
 impl fmt::Debug for BufPool {
@@ -125,17 +126,19 @@ impl BufPool {
             let mut free = self.shared.free[class]
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            let at = free.iter().rposition(|block| block.size == size);
-            at.map(|at| free.swap_remove(at))
+            let at = free.iter().rposition(|kept| kept.0.block.size == size);
+            at.map(|at| free.swap_remove(at).0)
         };
-        let Some(block) = reused.or_else(|| Block::map(size)) else {
+        let mapped = || Some(Box::new(Counted::new(Block::map(size)?)));
+        let Some(mut counted) = reused.or_else(mapped) else {
             self.shared.used.fetch_sub(size, Ordering::Relaxed);
             return Err(exhausted);
         };
+        counted.references = AtomicUsize::new(1);
+        counted.pool = Some(Arc::clone(&self.shared));
         Ok(BufMut {
             owner: Some(Owner {
-                block: Some(block),
-                pool: Arc::clone(&self.shared),
+                at: NonNull::from(Box::leak(counted)),
             }),
             len,
         })
@@ -213,27 +216,96 @@ impl Drop for Block {
     }
 }
 
-/// A block on loan from its pool.
+/// A block and how many refer to it.
+struct Counted {
+    references: AtomicUsize,
+    block: Block,
+    /// Where it is given back to; none while it is there.
+    pool: Option<Arc<PoolShared>>,
+}
+
+impl Counted {
+    fn new(block: Block) -> Self {
+        Self {
+            references: AtomicUsize::new(1),
+            block,
+            pool: None,
+        }
+    }
+}
+
+/// A block that nobody has on loan.
+struct Kept(Box<Counted>);
+
+/// More references than this are a leak in a loop: counting on would wrap around, and free what is
+/// in use.
+const REFERENCES_MAX: usize = isize::MAX as usize;
+
+/// A reference to a block on loan from its pool: as an `Arc`, but what is counted goes back to the
+/// pool together with the count.
 struct Owner {
-    block: Option<Block>,
-    pool: Arc<PoolShared>,
+    at: NonNull<Counted>,
+}
+
+// SAFETY: whoever has a reference may read what is counted, which is `Sync`, from any thread; the
+// last one to go owns it, and it is `Send`.
+unsafe impl Send for Owner {}
+// SAFETY: as above.
+unsafe impl Sync for Owner {}
+
+impl Owner {
+    #[inline]
+    fn counted(&self) -> &Counted {
+        // SAFETY: what is counted lives as long as any reference, of which this is one, and is
+        // not changed meanwhile but for the count.
+        unsafe { self.at.as_ref() }
+    }
+
+    #[inline]
+    fn is_only(&self) -> bool {
+        self.counted().references.load(Ordering::Acquire) == 1
+    }
+}
+
+impl Clone for Owner {
+    #[inline]
+    fn clone(&self) -> Self {
+        // Relaxed, as in `Arc`: who clones has a reference, which is all the order it takes.
+        let before = self.counted().references.fetch_add(1, Ordering::Relaxed);
+        if before > REFERENCES_MAX {
+            std::process::abort();
+        }
+        Self { at: self.at }
+    }
 }
 
 impl Drop for Owner {
+    #[inline]
     fn drop(&mut self) {
-        let Some(block) = self.block.take() else {
-            return;
-        };
-        self.pool.used.fetch_sub(block.size, Ordering::Relaxed);
-        let shift = block.size.next_power_of_two().trailing_zeros();
-        let class = (shift - CLASS_MIN_SHIFT) as usize;
-        let kept_max = (KEPT_PER_CLASS_BYTES / block.size).max(1);
-        let mut free = self.pool.free[class]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if free.len() < kept_max {
-            free.push(block);
+        if self.counted().references.fetch_sub(1, Ordering::Release) == 1 {
+            // What others did with the block comes before it is given back.
+            fence(Ordering::Acquire);
+            // SAFETY: it was leaked from a box when it was lent, and this was the last reference.
+            block_return(unsafe { Box::from_raw(self.at.as_ptr()) });
         }
+    }
+}
+
+/// Gives a block back to its pool.
+fn block_return(mut counted: Box<Counted>) {
+    let Some(pool) = counted.pool.take() else {
+        return;
+    };
+    let size = counted.block.size;
+    pool.used.fetch_sub(size, Ordering::Relaxed);
+    let shift = size.next_power_of_two().trailing_zeros();
+    let class = (shift - CLASS_MIN_SHIFT) as usize;
+    let kept_max = (KEPT_PER_CLASS_BYTES / size).max(1);
+    let mut free = pool.free[class]
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if free.len() < kept_max {
+        free.push(Kept(counted));
     }
 }
 
@@ -255,7 +327,7 @@ impl BufMut {
         let len = self.len;
         match self.owner {
             Some(owner) => Buf {
-                memory: Memory::Pooled(Arc::new(owner)),
+                memory: Memory::Pooled(owner),
                 start: 0,
                 len,
             },
@@ -274,10 +346,12 @@ impl Deref for BufMut {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match self.owner.as_ref().and_then(|owner| owner.block.as_ref()) {
+        match &self.owner {
             // SAFETY: the block is initialised (zeroed at first, written since), at least `len`
             // bytes long, and borrowed as long as `self`.
-            Some(block) => unsafe { std::slice::from_raw_parts(block.at.as_ptr(), self.len) },
+            Some(owner) => unsafe {
+                std::slice::from_raw_parts(owner.counted().block.at.as_ptr(), self.len)
+            },
             None => &[],
         }
     }
@@ -285,9 +359,11 @@ impl Deref for BufMut {
 
 impl DerefMut for BufMut {
     fn deref_mut(&mut self) -> &mut [u8] {
-        match self.owner.as_ref().and_then(|owner| owner.block.as_ref()) {
+        match &self.owner {
             // SAFETY: as in `deref`; `&mut self` is the only handle to the block.
-            Some(block) => unsafe { std::slice::from_raw_parts_mut(block.at.as_ptr(), self.len) },
+            Some(owner) => unsafe {
+                std::slice::from_raw_parts_mut(owner.counted().block.at.as_ptr(), self.len)
+            },
             None => &mut [],
         }
     }
@@ -297,7 +373,7 @@ impl DerefMut for BufMut {
 enum Memory {
     #[default]
     Empty,
-    Pooled(Arc<Owner>),
+    Pooled(Owner),
     Vector(Arc<Vec<u8>>),
 }
 
@@ -340,17 +416,10 @@ impl Buf {
     pub fn try_into_mut(self) -> Result<BufMut, Self> {
         let Self { memory, start, len } = self;
         match memory {
-            Memory::Pooled(owner) if start == 0 => match Arc::try_unwrap(owner) {
-                Ok(owner) => Ok(BufMut {
-                    owner: Some(owner),
-                    len,
-                }),
-                Err(owner) => Err(Self {
-                    memory: Memory::Pooled(owner),
-                    start,
-                    len,
-                }),
-            },
+            Memory::Pooled(owner) if start == 0 && owner.is_only() => Ok(BufMut {
+                owner: Some(owner),
+                len,
+            }),
             memory => Err(Self { memory, start, len }),
         }
     }
@@ -363,14 +432,12 @@ impl Deref for Buf {
         match &self.memory {
             Memory::Empty => &[],
             Memory::Vector(bytes) => &bytes[self.start..self.start + self.len],
-            Memory::Pooled(owner) => match &owner.block {
+            Memory::Pooled(owner) => {
+                let at = owner.counted().block.at.as_ptr();
                 // SAFETY: `start + len` is within what was written before the freeze, and nothing
                 // writes to a frozen block while this handle lives.
-                Some(block) => unsafe {
-                    std::slice::from_raw_parts(block.at.as_ptr().add(self.start), self.len)
-                },
-                None => &[],
-            },
+                unsafe { std::slice::from_raw_parts(at.add(self.start), self.len) }
+            }
         }
     }
 }
@@ -421,6 +488,26 @@ mod tests {
         assert_eq!(buf.try_into_mut().unwrap().len(), 100);
         assert_eq!(pool.used_bytes(), 0);
         assert_eq!(pool.alloc(128).unwrap().as_ptr(), at);
+    }
+
+    #[test]
+    fn references_are_counted_across_threads() {
+        let pool = BufPool::new(1 << 20);
+        let buf = pool.copy_from(&[3; 1000]).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let buf = buf.clone();
+                scope.spawn(move || {
+                    for _ in 0..1000 {
+                        let part = buf.clone().slice(1..3).unwrap();
+                        assert_eq!(&*part, &[3; 2]);
+                    }
+                });
+            }
+        });
+        assert_eq!(pool.used_bytes(), 1024);
+        assert!(buf.try_into_mut().is_ok());
+        assert_eq!(pool.used_bytes(), 0);
     }
 
     #[test]
