@@ -91,7 +91,7 @@ impl ChannelPair {
                 .expect("an endpoint can be made")
         };
         let mut one = endpoint("one", 1, Some(ring as _));
-        let mut two = endpoint("two", 2, None);
+        let mut two = endpoint("", 2, None);
         let address = one
             .listen(&Listen::Shm { name: None })
             .expect("shared memory can be listened at");
