@@ -211,8 +211,7 @@ fn run(shell: &mut Shell, shared: &Shared) {
                 calls.waiting.push_back(command);
             }
         }
-        shell.handler.collect();
-        while let Some(completed) = shell.handler.ended.pop_front() {
+        while let Some(completed) = shell.handler.peers.completed() {
             if let Some((_, answer)) = calls.by_ticket.remove(&completed.owner) {
                 // A caller that is gone has no use for it.
                 let _ = answer.send(completed.outcome);

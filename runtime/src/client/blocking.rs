@@ -166,8 +166,7 @@ impl Client {
             return outcome;
         }
         loop {
-            self.shell.handler.collect();
-            while let Some(completed) = self.shell.handler.ended.pop_front() {
+            while let Some(completed) = self.shell.handler.peers.completed() {
                 if completed.call == call {
                     return completed.outcome;
                 }
@@ -189,8 +188,7 @@ impl Client {
             return self.ended.remove(&call).map(|outcome| (call, outcome));
         }
         loop {
-            self.shell.handler.collect();
-            if let Some(completed) = self.shell.handler.ended.pop_front() {
+            if let Some(completed) = self.shell.handler.peers.completed() {
                 return Some((completed.call, completed.outcome));
             }
             let nothing = !self.shell.handler.peers.is_busy();

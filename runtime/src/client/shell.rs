@@ -1,6 +1,5 @@
 //! What both clients are made of: an endpoint, its peers, and the handler between them.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use praas_transport::{
@@ -9,7 +8,7 @@ use praas_transport::{
     TransportConfig, TransportError, TransportKind, WaitMode,
 };
 
-use super::core::{Completed, CoreLimits};
+use super::core::CoreLimits;
 use super::peers::{Directory, Peers};
 use crate::invocation::{
     AM_DIRECTORY, AM_INVOCATION, AM_MAILBOX, Kind, Payload, Status, short_header_read,
@@ -74,8 +73,6 @@ pub(super) struct Shell {
 #[derive(Debug)]
 pub(super) struct ClientHandler {
     pub peers: Peers,
-    /// Ended calls that nobody has taken.
-    pub ended: VecDeque<Completed>,
 }
 
 impl Shell {
@@ -107,10 +104,7 @@ impl Shell {
         let peers = Peers::new(directory, credential, force, limits);
         Ok(Self {
             endpoint,
-            handler: ClientHandler {
-                peers,
-                ended: VecDeque::new(),
-            },
+            handler: ClientHandler { peers },
             wait,
         })
     }
@@ -130,16 +124,6 @@ impl Shell {
             if timer <= now {
                 self.handler.peers.tick(&mut self.endpoint, now);
             }
-        }
-        self.handler.collect();
-    }
-}
-
-impl ClientHandler {
-    #[inline]
-    pub fn collect(&mut self) {
-        while let Some(completed) = self.peers.completed() {
-            self.ended.push_back(completed);
         }
     }
 }

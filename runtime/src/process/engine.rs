@@ -191,7 +191,10 @@ impl Engine {
     /// Does what others left to do, and tells them what has ended.
     #[inline]
     pub fn outbox_drain(&self, core: &mut Core) {
-        while let Some(post) = self.shared.outbox.pop() {
+        // Looking is cheaper than trying: a queue that is empty says so with a fence.
+        while !self.shared.outbox.is_empty()
+            && let Some(post) = self.shared.outbox.pop()
+        {
             match post {
                 Post::Reply {
                     session,

@@ -22,9 +22,9 @@ const ACTIVE_ALWAYS: usize = 8;
 const FRAMES_PER_TURN: usize = 64;
 /// Empty rounds of a spinning wait between two looks at the clock.
 const ROUNDS_PER_CLOCK: u32 = 64;
-/// Empty rounds of a spinning wait before the processor is told that it spins: telling it costs as
-/// much as half a small message.
-const ROUNDS_UNHINTED: u32 = 32;
+/// Empty rounds of a spinning wait before the processor is told that it spins: some microseconds.
+/// Telling it costs as much as half a small message.
+const ROUNDS_UNHINTED: u32 = 1024;
 /// Empty rounds of a spinning wait between two questions whether it still may.
 const ROUNDS_PER_RENEWAL: u32 = 4096;
 /// A round over TCP costs a system call, so it counts for as many.
