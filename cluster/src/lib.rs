@@ -23,3 +23,4 @@ pub mod run_dir;
 pub mod session;
 pub mod spawn;
 pub mod topology;
+mod unix_path;

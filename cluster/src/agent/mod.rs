@@ -43,10 +43,11 @@ use praas_transport::{Endpoint, Identity, Incarnation, Keyring, Listen, Transpor
 
 pub use self::config::{AgentConfig, ConfigError, Fence};
 use self::driver::{Driver, NodeInfo};
-pub use self::socket::socket_connect;
 use crate::daemon::{DaemonKind, DaemonLock, LockError};
 use crate::run_dir::{AgentAddr, RunDir};
 use crate::spawn::stop_signals_catch;
+use crate::unix_path::socket_bind;
+pub use crate::unix_path::socket_connect;
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +110,7 @@ pub fn agent_serve(
     let node = node_info(config);
     let mut endpoint = endpoint_make(config, &node.name, Arc::clone(&keyring))?;
     let socket_path = run_dir.agent_socket();
-    let listener = socket::socket_bind(&socket_path);
+    let listener = socket_bind(&socket_path);
     let listener = listener.map_err(|source| file_error(&socket_path, source))?;
     let address = AgentAddr {
         node: node.name.clone(),

@@ -4,20 +4,14 @@
 //! that had started it, over one that it dialled itself, on `agent.sock` in the run directory.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use praas_runtime::host::{FromHost, HOST_MESSAGE_MAX_BYTES, HostReader};
 
 /// Bytes that may wait for a host; of world views only the newest waits.
 const QUEUE_MAX_BYTES: usize = 4 * HOST_MESSAGE_MAX_BYTES;
-
-/// Bytes that the path of a socket may have.
-const SOCKET_PATH_MAX_BYTES: usize = 107;
 
 /// What a socket has to say.
 #[derive(Debug)]
@@ -134,40 +128,6 @@ impl HostSocket {
     }
 }
 
-/// Listens at a path, which may be longer than a socket's address; what an agent before this one
-/// left there is replaced.
-pub(super) fn socket_bind(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = with_short_path(path, |path| UnixListener::bind(path))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// Connects to a path, which may be longer than a socket's address.
-///
-/// # Errors
-/// Nobody listens there.
-pub fn socket_connect(path: &Path) -> io::Result<UnixStream> {
-    with_short_path(path, |path| UnixStream::connect(path))
-}
-
-/// A long path is gone by way of a descriptor of its folder.
-fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
-    if path.as_os_str().len() <= SOCKET_PATH_MAX_BYTES {
-        return act(path);
-    }
-    let (folder, name) = path.parent().zip(path.file_name()).ok_or_else(|| {
-        let text = format!("{} is no path of a socket", path.display());
-        io::Error::new(io::ErrorKind::InvalidInput, text)
-    })?;
-    let folder = File::open(folder)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
-    act(&short)
-}
-
 #[cfg(test)]
 mod tests {
     use praas_runtime::host::{ToHost, host_frame, host_send};
@@ -175,20 +135,6 @@ mod tests {
     use praas_transport::wire::Incarnation;
 
     use super::*;
-
-    #[test]
-    fn a_long_path_is_no_obstacle_and_a_stale_socket_neither() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("x".repeat(200));
-        fs::create_dir(&folder).unwrap();
-        let path = folder.join("agent.sock");
-        drop(socket_bind(&path).unwrap());
-        assert!(path.exists());
-        assert!(socket_connect(&path).is_err());
-        let listener = socket_bind(&path).unwrap();
-        let _stream = socket_connect(&path).unwrap();
-        listener.accept().unwrap();
-    }
 
     fn world(generation: u64) -> Arc<[u8]> {
         let member = Member {

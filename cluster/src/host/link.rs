@@ -1,13 +1,14 @@
 //! Sockets to agents: a thread reads each of them into the host's one queue of events.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use praas_runtime::host::{FromHost, HostReader, ToHost, host_send};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::unix_path::socket_connect;
 
 /// How soon an agent is looked for again, at first.
 pub(super) const REDIAL_FIRST: Duration = Duration::from_millis(10);
@@ -59,16 +60,7 @@ impl Links {
 
     /// Connects to the socket of an agent, without ever waiting for it.
     pub fn dial(&mut self, path: &str) -> io::Result<Link> {
-        let socket: OwnedFd = rustix::net::socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            None,
-        )?;
-        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-        let socket = UnixStream::from(socket);
-        socket.set_nonblocking(false)?;
-        self.open(socket, HostReader::default())
+        self.open(socket_connect(Path::new(path))?, HostReader::default())
     }
 }
 
@@ -113,5 +105,27 @@ fn link_read(number: u64, socket: &UnixStream, mut reader: HostReader, events: &
         if events.send(event).is_err() || last {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_deep_in_the_file_system_is_dialled() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("x".repeat(200));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("agent.sock");
+        let (events, heard) = std::sync::mpsc::channel();
+        let mut links = Links::new(events);
+        let text = path.to_str().unwrap();
+        assert!(links.dial(text).is_err());
+        let listener = crate::unix_path::socket_bind(&path).unwrap();
+        let link = links.dial(text).unwrap();
+        drop(listener.accept().unwrap());
+        let event = heard.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(matches!(event, Event::Lost(number) if number == link.number()));
     }
 }
