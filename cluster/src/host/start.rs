@@ -69,13 +69,9 @@ pub(super) fn host_start(start: &HostStart) -> Result<Started, Box<dyn Error>> {
     for module in &start.modules {
         registry.module_load(Path::new(module))?;
     }
-    let (restore, swap_generation, rejected) = match start.restore {
-        true => restore(start, &storage)?,
-        false => (None, 0, Vec::new()),
-    };
     let keyring = Arc::new(Keyring::new());
     keyring.insert(&start.application, start.key_id, start.secret.clone());
-    let process = Process::start(ProcessConfig {
+    let config = ProcessConfig {
         application: start.application.clone(),
         process: start.process.clone(),
         incarnation: Incarnation(start.incarnation),
@@ -86,7 +82,16 @@ pub(super) fn host_start(start: &HostStart) -> Result<Started, Box<dyn Error>> {
         force: start.force,
         settings: start.settings.clone(),
         registry,
-        restore,
+        restore: None,
+    };
+    let (mut swap_generation, mut rejected) = (0, Vec::new());
+    let process = Process::start_from(config, |pool| -> Result<_, Box<dyn Error>> {
+        if !start.restore {
+            return Ok(None);
+        }
+        let image;
+        (image, swap_generation, rejected) = restore(start, &storage, pool)?;
+        Ok(image)
     })?;
     Ok(Started {
         process,
@@ -150,10 +155,12 @@ fn storage_open(dir: &str) -> Result<DirStorage, Box<dyn Error>> {
 type Restored = (Option<ProcessImage>, u64, Vec<String>);
 
 /// The newest image that verifies, its generation, and what is wrong with newer ones.
-fn restore(start: &HostStart, storage: &DirStorage) -> Result<Restored, RestoreError> {
-    // Memory that comes back with the image is counted apart from what is made later.
-    let pool = BufPool::new(start.settings.transport.buffers_max_bytes);
-    let loaded = match swap_in(storage, &pool, &start.application, &start.process) {
+fn restore(
+    start: &HostStart,
+    storage: &DirStorage,
+    pool: &BufPool,
+) -> Result<Restored, RestoreError> {
+    let loaded = match swap_in(storage, pool, &start.application, &start.process) {
         Ok(loaded) => loaded,
         Err(error) => {
             return Err(match &error {

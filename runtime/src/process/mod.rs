@@ -25,8 +25,8 @@ use crossbeam_queue::SegQueue;
 use praas_transport::sync::OwnerToken;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::{
-    Address, Authenticator, Credential, Endpoint, Identity, Incarnation, Listen, TransportError,
-    TransportKind,
+    Address, Authenticator, BufPool, Credential, Endpoint, Identity, Incarnation, Listen,
+    TransportError, TransportKind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -148,36 +148,42 @@ impl Process {
     ///
     /// # Errors
     /// Settings that cannot be, addresses that are taken, an image that does not fit.
-    pub fn start(config: ProcessConfig) -> Result<Self, StartError> {
-        config.settings.check()?;
-        let mut client_id = [0; 16];
-        getrandom::fill(&mut client_id)
-            .map_err(|error| StartError::System(std::io::Error::other(error.to_string())))?;
-        let identity = Identity {
-            application: config.application.into(),
-            name: config.process.into(),
-            incarnation: config.incarnation,
-            client_id: u128::from_le_bytes(client_id) | 1,
-        };
+    pub fn start(mut config: ProcessConfig) -> Result<Self, StartError> {
+        let restore = config.restore.take();
+        Self::start_from(config, |_| Ok(restore))
+    }
+
+    /// Starts a process from the image that `restore` makes in the process's own pool, so that what
+    /// comes back counts against `buffers_max_bytes` like what is made later. Nobody can connect
+    /// until it has returned.
+    ///
+    /// # Errors
+    /// As [`Process::start`], and those of `restore`.
+    pub fn start_from<E: From<StartError>>(
+        config: ProcessConfig,
+        restore: impl FnOnce(&BufPool) -> Result<Option<ProcessImage>, E>,
+    ) -> Result<Self, E> {
+        config.settings.check().map_err(StartError::from)?;
+        let endpoint = endpoint_make(&config)?;
+        let image = restore(endpoint.pool())?;
+        Ok(Self::start_on(endpoint, config, image)?)
+    }
+
+    fn start_on(
+        mut endpoint: Endpoint,
+        config: ProcessConfig,
+        restore: Option<ProcessImage>,
+    ) -> Result<Self, StartError> {
+        let identity = endpoint.identity().clone();
         let settings = config.settings;
-        let mut endpoint = Endpoint::new(
-            settings.transport.clone(),
-            identity.clone(),
-            Some(config.authenticator),
-        )?;
         for listen in &config.listen {
             endpoint.listen(listen)?;
         }
         let addresses = endpoint.addresses().to_vec();
         let limits = CoreLimits::default();
         let peers = Peers::new(config.directory, config.credential, config.force, limits);
-        let (shared, sessions) = shared_make(
-            identity,
-            settings,
-            config.registry,
-            &endpoint,
-            config.restore,
-        )?;
+        let (shared, sessions) =
+            shared_make(identity, settings, config.registry, &endpoint, restore)?;
         let shared = Arc::new(shared);
         let serve = Serve::new(Arc::clone(&shared), peers, sessions);
         let token = OwnerToken::new(Core { endpoint, serve });
@@ -405,6 +411,22 @@ impl Drop for Process {
             }
         }
     }
+}
+
+/// The endpoint of a process, which does not listen yet.
+fn endpoint_make(config: &ProcessConfig) -> Result<Endpoint, StartError> {
+    let mut client_id = [0; 16];
+    getrandom::fill(&mut client_id)
+        .map_err(|error| StartError::System(std::io::Error::other(error.to_string())))?;
+    let identity = Identity {
+        application: config.application.as_str().into(),
+        name: config.process.as_str().into(),
+        incarnation: config.incarnation,
+        client_id: u128::from_le_bytes(client_id) | 1,
+    };
+    let transport = config.settings.transport.clone();
+    let authenticator = Arc::clone(&config.authenticator);
+    Ok(Endpoint::new(transport, identity, Some(authenticator))?)
 }
 
 type Restored = (Shared, Vec<crate::invocation::SessionImage>);
