@@ -49,6 +49,29 @@ fn hosts(lab: &Lab) -> usize {
 }
 
 #[test]
+fn hosts_are_spread_over_the_processors_that_they_are_bound_to() {
+    let allowed = praas_cluster::topology::cpus_allowed();
+    if allowed.len() < 2 {
+        println!("SKIP: there is one processor only");
+        return;
+    }
+    let lab = Lab::new(env!("CARGO_BIN_EXE_praas"));
+    lab.one(&["up"]);
+    lab.one(&["app", "create", "a", "--setting", "cpus=1"]);
+    let bound = |process: &str| {
+        let pid = lab.one(&["process", "create", "a", process])["pid"].clone();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        line.unwrap().trim().parse::<u32>().unwrap()
+    };
+    let mut cpus = [bound("p"), bound("q")];
+    cpus.sort_unstable();
+    assert_eq!(cpus, allowed[..2]);
+}
+
+#[test]
 fn a_host_that_is_killed_is_reported_and_leaves_nothing() {
     let lab = lab_up();
     assert!(is_there(&record(&lab)));

@@ -28,6 +28,10 @@ pub struct AgentConfig {
     pub beyond_loopback: bool,
     /// Processors that hosts may use; zero: those that the agent may.
     pub cpus: u32,
+    /// Processors that each host is bound to, the least loaded ones, on one NUMA node if they fit
+    /// there; zero, or as many as the agent may use: hosts are not bound. The setting `cpus` of an
+    /// application goes before it.
+    pub host_cpus: usize,
     /// Bytes of memory that hosts may use; zero: all that the node has.
     pub memory_bytes: u64,
     /// The one transport by which hosts reach others; left out, the best that fits. The setting
@@ -96,6 +100,7 @@ impl Default for AgentConfig {
             host_listen: Vec::new(),
             beyond_loopback: false,
             cpus: 0,
+            host_cpus: 0,
             memory_bytes: 0,
             force: None,
             host_command: Vec::new(),

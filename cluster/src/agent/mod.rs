@@ -188,12 +188,6 @@ fn memory_read() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The processors that a host is bound to; none leaves it to the kernel.
-fn host_cpus() -> Vec<u32> {
-    // All hosts may use all that the agent may, until there is more to place them by.
-    Vec::new()
-}
-
 fn file_error(path: &Path, source: io::Error) -> AgentError {
     let path = path.into();
     AgentError::File { path, source }

@@ -3,7 +3,7 @@
 //! Each host has a number here, from which its tokens in the poller are made; a number is never
 //! used again, so that what is ready late is nobody's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -26,6 +26,7 @@ use super::settings::HostSettings;
 use super::socket::{self, HostSocket};
 use crate::run_dir::RunDir;
 use crate::spawn::{Poller, Spawn, Watched, log_open, start_time};
+use crate::topology::Topology;
 
 /// What a token is, in its lowest bits: those below it are the driver's.
 const SOCKET: u64 = 1;
@@ -62,6 +63,8 @@ struct Process {
     waits: bool,
     log: PathBuf,
     log_start: u64,
+    /// The processors that it is bound to; empty if it is not.
+    cpus: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -77,6 +80,7 @@ pub(super) struct Processes {
     config: AgentConfig,
     directory: Vec<Address>,
     command: Vec<OsString>,
+    topology: Topology,
     poller: Poller,
     listener: UnixListener,
     processes: HashMap<u64, Process>,
@@ -103,6 +107,7 @@ impl Processes {
             config: config.clone(),
             directory,
             command,
+            topology: Topology::read(),
             poller,
             listener,
             processes: HashMap::new(),
@@ -135,7 +140,9 @@ impl Processes {
         let mut command = self.command.clone();
         let arguments = host_arguments(&self.run_dir, key, start.incarnation);
         command.extend(arguments.into_iter().map(OsString::from));
-        let start = ToHost::Start(Box::new(self.host_start(start, settings)));
+        let cpus = self.cpus_choose(settings.cpus.unwrap_or(self.config.host_cpus));
+        let start = self.host_start(start, settings, cpus.clone());
+        let start = ToHost::Start(Box::new(start));
         let begun = || -> io::Result<(Watched, HostSocket)> {
             let (ours, theirs) = UnixStream::pair()?;
             let mut socket = HostSocket::new(ours)?;
@@ -156,7 +163,7 @@ impl Processes {
         let pid = watched.pid();
         let started = start_time(pid).unwrap_or(0);
         let number = self
-            .insert(key.clone(), watched, log_path, log_start)
+            .insert(key.clone(), watched, log_path, log_start, cpus)
             .map_err(|error| format!("cannot watch its host: {error}"))?;
         if let Err(error) = self.socket_set(number, socket) {
             tracing::error!(%key, %error, "cannot wait for what a host says");
@@ -164,7 +171,16 @@ impl Processes {
         Ok((pid, started, log_start))
     }
 
-    fn host_start(&self, start: StartCommand, settings: HostSettings) -> HostStart {
+    /// The processors for one more host that is to be bound to so many.
+    fn cpus_choose(&self, count: usize) -> Vec<u32> {
+        let mut load = BTreeMap::new();
+        for cpu in self.processes.values().flat_map(|process| &process.cpus) {
+            *load.entry(*cpu).or_default() += 1;
+        }
+        self.topology.cpus_choose(count, &load)
+    }
+
+    fn host_start(&self, start: StartCommand, settings: HostSettings, cpus: Vec<u32>) -> HostStart {
         let swap_dir = self.config.swap_root(&self.run_dir);
         HostStart {
             application: start.application,
@@ -183,7 +199,7 @@ impl Processes {
             swap_generation: start.swap_generation,
             agent_socket: self.run_dir.agent_socket().display().to_string(),
             agent_grace_s: self.config.agent_grace_s,
-            cpus: super::host_cpus(),
+            cpus,
         }
     }
 
@@ -260,7 +276,8 @@ impl Processes {
         tracing::info!(%key, incarnation = record.incarnation, pid = record.pid, "a host lives");
         record.write(&self.run_dir)?;
         let log = self.run_dir.host_log(&key.application, &key.process);
-        self.insert(key, watched, log, record.log_start)?;
+        let cpus = cpus_bound(watched.pid(), &self.topology);
+        self.insert(key, watched, log, record.log_start, cpus)?;
         hosts.adopt(now, record);
         Ok(())
     }
@@ -281,6 +298,7 @@ impl Processes {
         watched: Watched,
         log: PathBuf,
         log_start: u64,
+        cpus: Vec<u32>,
     ) -> io::Result<u64> {
         self.last += 1;
         self.poller.add(&watched, self.last << 2 | PIDFD, false)?;
@@ -292,6 +310,7 @@ impl Processes {
             waits: false,
             log,
             log_start,
+            cpus,
         };
         self.processes.insert(self.last, process);
         Ok(self.last)
@@ -521,6 +540,23 @@ fn last_line(path: &Path, from: u64) -> Option<String> {
     let text = String::from_utf8_lossy(&tail);
     let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
     Some(line.trim().chars().take(LINE_MAX).collect())
+}
+
+/// The processors that a host of an earlier agent is bound to; none if it may use all.
+fn cpus_bound(pid: u32, topology: &Topology) -> Vec<u32> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    let Ok(set) = rustix::thread::sched_getaffinity(pid) else {
+        // It has just ended, which is heard of soon.
+        return Vec::new();
+    };
+    let numbers = topology.cpus().iter().map(|cpu| cpu.id);
+    let bound: Vec<u32> = numbers.filter(|cpu| set.is_set(*cpu as usize)).collect();
+    match bound.len() < topology.cpus().len() {
+        true => bound,
+        false => Vec::new(),
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use praas_transport::TransportKind;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-/// Those of the process, and two that are the host's.
+/// Those of the process, and three that are the host's.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct HostSettings {
     pub(super) process: ProcessSettings,
@@ -14,6 +14,8 @@ pub(super) struct HostSettings {
     pub(super) force: Option<TransportKind>,
     /// `swap`: how images are written.
     pub(super) swap: Option<SwapConfig>,
+    /// `cpus`: processors that each host is bound to.
+    pub(super) cpus: Option<usize>,
 }
 
 impl HostSettings {
@@ -26,6 +28,7 @@ impl HostSettings {
         };
         let force = take(&mut all, "force").map_err(fail)?;
         let swap = take(&mut all, "swap").map_err(fail)?;
+        let cpus = take(&mut all, "cpus").map_err(fail)?;
         let process: ProcessSettings = serde_json::from_value(Value::Object(all)).map_err(fail)?;
         process
             .check()
@@ -34,6 +37,7 @@ impl HostSettings {
             process,
             force,
             swap,
+            cpus,
         })
     }
 }
@@ -51,11 +55,12 @@ mod tests {
 
     #[test]
     fn settings_are_read_or_refused_by_name() {
-        let text = r#"{"workers": 3, "force": "tcp", "swap": {"chunk_bytes": 4096}}"#;
+        let text = r#"{"workers": 3, "force": "tcp", "swap": {"chunk_bytes": 4096}, "cpus": 2}"#;
         let settings = HostSettings::parse(text).unwrap();
         assert_eq!(settings.process.workers, 3);
         assert_eq!(settings.force, Some(TransportKind::Tcp));
         assert_eq!(settings.swap.unwrap().chunk_bytes, 4096);
+        assert_eq!(settings.cpus, Some(2));
         assert_eq!(HostSettings::parse("").unwrap().force, None);
         for (text, word) in [
             (r#"{"wrkers": 3}"#, "wrkers"),
