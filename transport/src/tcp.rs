@@ -15,8 +15,8 @@ use zerocopy::IntoBytes;
 use crate::backend::{Posted, Received, RxBuf, RxPool, Want, Wire, WireFault};
 use crate::wire::{FRAME_HEADER_BYTES, FrameHeader, WireError};
 
-/// Below this many bytes a frame is gathered on the stack rather than by the kernel.
-const GATHER_BYTES: usize = 1024;
+/// Up to this many bytes a frame is gathered here rather than by the kernel.
+const GATHER_BYTES: usize = 4096;
 const PARTS_MAX: usize = 8;
 
 /// Settings of a fresh socket: no delay, and death noticed by the kernel.
@@ -50,6 +50,8 @@ pub(crate) struct TcpWire {
     /// What the socket did not take of the last frame.
     unsent: Vec<u8>,
     unsent_at: usize,
+    /// A small frame in one piece.
+    gathered: Vec<u8>,
     eager_max: usize,
     shut: bool,
 }
@@ -74,6 +76,7 @@ impl TcpWire {
             bulk_drained: false,
             unsent: Vec::new(),
             unsent_at: 0,
+            gathered: Vec::new(),
             eager_max,
             shut: false,
         };
@@ -223,13 +226,11 @@ impl Wire for TcpWire {
         let payload_len: usize = payload.iter().map(|part| part.len()).sum();
         let whole = FRAME_HEADER_BYTES + user_header.len() + payload_len;
         let sent = if whole <= GATHER_BYTES {
-            let mut frame = [0; GATHER_BYTES];
-            let mut at = 0;
+            self.gathered.clear();
             for part in [header.as_bytes(), user_header].iter().chain(payload) {
-                frame[at..at + part.len()].copy_from_slice(part);
-                at += part.len();
+                self.gathered.extend_from_slice(part);
             }
-            self.stream.write(&frame[..whole])
+            self.stream.write(&self.gathered)
         } else {
             let mut parts: smallvec::SmallVec<[IoSlice<'_>; PARTS_MAX]> = smallvec::SmallVec::new();
             parts.push(IoSlice::new(header.as_bytes()));

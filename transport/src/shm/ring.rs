@@ -38,7 +38,7 @@ const FIRST_BODY_BYTES: usize = LINE_BYTES - HEAD_BYTES;
 pub(crate) trait Lines {
     /// Number of lines, a power of two.
     fn count(&self) -> u64;
-    /// The sequence word of a line.
+    /// The sequence word of the line at a position, which counts on round and round.
     fn seq(&self, line: u64) -> &AtomicU64;
     /// How many lines the reader has consumed since the start.
     fn consumed(&self) -> &AtomicU64;
@@ -61,6 +61,8 @@ pub(crate) struct RingWriter<L> {
     consumed: u64,
     /// One bit a line: its first word may hold body bytes.
     tainted: Vec<u64>,
+    /// Whether any bit was ever set.
+    tainted_any: bool,
 }
 
 impl<L: Lines> RingWriter<L> {
@@ -71,6 +73,7 @@ impl<L: Lines> RingWriter<L> {
             tail: 0,
             consumed: 0,
             tainted: vec![0; words],
+            tainted_any: false,
         }
     }
 
@@ -96,16 +99,30 @@ impl<L: Lines> RingWriter<L> {
     }
 
     /// Writes and publishes a frame; the caller has asked for [`RingWriter::room`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish(&mut self, header: &[u8; 32], user_header: &[u8], payload: &[&[u8]]) {
         let body = user_header.len() + payload.iter().map(|part| part.len()).sum::<usize>();
-        let count = lines_for(body);
-        let mask = self.lines.count() - 1;
-        let first = self.tail & mask;
-        let bytes = (self.lines.count() as usize) * LINE_BYTES;
+        let first = self.tail & (self.lines.count() - 1);
         let start = first as usize * LINE_BYTES;
         self.lines.write(start + 8, header);
         let mut at = start + HEAD_BYTES;
+        if body > FIRST_BODY_BYTES {
+            return self.publish_long(body, user_header, payload);
+        }
+        for part in std::iter::once(&user_header).chain(payload) {
+            self.lines.write(at, part);
+            at += part.len();
+        }
+        self.publish_lines(1);
+    }
+
+    /// The body of a frame of several lines, behind its header.
+    #[inline(never)]
+    fn publish_long(&mut self, body: usize, user_header: &[u8], payload: &[&[u8]]) {
+        let count = lines_for(body);
+        let mask = self.lines.count() - 1;
+        let bytes = (self.lines.count() as usize) * LINE_BYTES;
+        let mut at = (self.tail & mask) as usize * LINE_BYTES + HEAD_BYTES;
         for part in std::iter::once(&user_header).chain(payload) {
             let mut part: &[u8] = part;
             while !part.is_empty() {
@@ -118,22 +135,34 @@ impl<L: Lines> RingWriter<L> {
                 part = later;
             }
         }
-        if count > 1 {
-            for line in self.tail + 1..self.tail + count {
-                let line = line & mask;
-                self.tainted[(line / 64) as usize] |= 1 << (line % 64);
-            }
+        for line in self.tail + 1..self.tail + count {
+            let line = line & mask;
+            self.tainted[(line / 64) as usize] |= 1 << (line % 64);
         }
-        let next = (self.tail + count) & mask;
+        self.tainted_any = true;
+        self.publish_lines(count);
+    }
+
+    /// Publishes what was written to so many lines.
+    #[inline(always)]
+    fn publish_lines(&mut self, count: u64) {
+        if self.tainted_any {
+            self.next_clear(self.tail + count);
+        }
+        self.lines
+            .seq(self.tail)
+            .store(self.tail + 1, Ordering::Release);
+        self.tail += count;
+    }
+
+    /// Clears the first word of the line behind the frame, if a body may have left something there.
+    fn next_clear(&mut self, next: u64) {
+        let next = next & (self.lines.count() - 1);
         let (word, bit) = ((next / 64) as usize, 1 << (next % 64));
         if self.tainted[word] & bit != 0 {
             self.tainted[word] &= !bit;
             self.lines.seq(next).store(0, Ordering::Relaxed);
         }
-        self.lines
-            .seq(first)
-            .store(self.tail + 1, Ordering::Release);
-        self.tail += count;
     }
 }
 
@@ -154,10 +183,9 @@ impl<L: Lines> RingReader<L> {
     }
 
     /// Whether a frame is there.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ready(&self) -> bool {
-        let line = self.head & (self.lines.count() - 1);
-        self.lines.seq(line).load(Ordering::Acquire) == self.head + 1
+        self.lines.seq(self.head).load(Ordering::Acquire) == self.head + 1
     }
 
     /// Copies out the header of the frame that is there.
@@ -169,10 +197,18 @@ impl<L: Lines> RingReader<L> {
 
     /// Copies out the body of the frame that is there; `into` is as long as its header says, which
     /// the caller has checked against the ring's size.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn body(&self, into: &mut [u8]) {
-        let bytes = self.lines.count() as usize * LINE_BYTES;
         let start = (self.head & (self.lines.count() - 1)) as usize * LINE_BYTES;
+        match into.len() <= FIRST_BODY_BYTES {
+            true => self.lines.read(start + HEAD_BYTES, into),
+            false => self.body_long(start, into),
+        }
+    }
+
+    #[inline(never)]
+    fn body_long(&self, start: usize, into: &mut [u8]) {
+        let bytes = self.lines.count() as usize * LINE_BYTES;
         let mut at = start + HEAD_BYTES;
         let mut rest = into;
         while !rest.is_empty() {
@@ -277,7 +313,7 @@ pub(crate) mod tests {
         }
 
         fn seq(&self, line: u64) -> &AtomicU64 {
-            &self.firsts[line as usize]
+            &self.firsts[line as usize % self.firsts.len()]
         }
 
         fn consumed(&self) -> &AtomicU64 {

@@ -135,7 +135,7 @@ impl Drop for Mapping {
 unsafe fn copy_out(to: *mut u8, from: *const u8, len: usize) {
     if len > WORDS_BYTES_MAX {
         // SAFETY: the caller says so.
-        return unsafe { copy_string(to, from, len) };
+        return unsafe { copy_long(to, from, len) };
     }
     let mut at = 0;
     // SAFETY: every access is within both ranges, by the caller's promise; alignment is not asked
@@ -168,7 +168,7 @@ unsafe fn copy_out(to: *mut u8, from: *const u8, len: usize) {
 unsafe fn copy_in(to: *mut u8, from: *const u8, len: usize) {
     if len > WORDS_BYTES_MAX {
         // SAFETY: the caller says so.
-        return unsafe { copy_string(to, from, len) };
+        return unsafe { copy_long(to, from, len) };
     }
     let mut at = 0;
     // SAFETY: as in `copy_out`.
@@ -189,30 +189,74 @@ unsafe fn copy_in(to: *mut u8, from: *const u8, len: usize) {
 }
 
 /// Up to this many bytes are copied word by word.
-const WORDS_BYTES_MAX: usize = 256;
+const WORDS_BYTES_MAX: usize = 192;
+/// Up to this many bytes are copied line by line: less than it takes for the processor's own copy
+/// to be worth its start.
+#[cfg(target_arch = "x86_64")]
+const LINES_BYTES_MAX: usize = 4096;
 
-/// Copies by one instruction that the compiler cannot see into.
+/// Copies by instructions that the compiler cannot see into.
 ///
 /// # Safety
-/// Both ranges are valid for `len` bytes and do not overlap.
+/// Both ranges are valid for `len` bytes and do not overlap; `len` is above [`WORDS_BYTES_MAX`].
 #[cfg(target_arch = "x86_64")]
-#[inline]
-unsafe fn copy_string(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: `rep movsb` copies `len` bytes between the two ranges, which are valid and do not
-    // overlap; the direction flag is clear by the ABI.
+#[inline(never)]
+unsafe fn copy_long(to: *mut u8, from: *const u8, len: usize) {
+    if len > LINES_BYTES_MAX {
+        // SAFETY: `rep movsb` copies `len` bytes between the two ranges, which are valid and do
+        // not overlap; the direction flag is clear by the ABI.
+        unsafe {
+            std::arch::asm!(
+                "rep movsb",
+                inout("rcx") len => _,
+                inout("rdi") to => _,
+                inout("rsi") from => _,
+                options(nostack, preserves_flags)
+            );
+        }
+        return;
+    }
+    // SAFETY: the loop copies whole lines, of which there is at least one, and after it the last
+    // 64 bytes, some of them again; both within the ranges.
     unsafe {
         std::arch::asm!(
-            "rep movsb",
-            inout("rcx") len => _,
-            inout("rdi") to => _,
-            inout("rsi") from => _,
-            options(nostack, preserves_flags)
+            "2:",
+            "movdqu {a}, xmmword ptr [{from}]",
+            "movdqu {b}, xmmword ptr [{from} + 16]",
+            "movdqu {c}, xmmword ptr [{from} + 32]",
+            "movdqu {d}, xmmword ptr [{from} + 48]",
+            "movdqu xmmword ptr [{to}], {a}",
+            "movdqu xmmword ptr [{to} + 16], {b}",
+            "movdqu xmmword ptr [{to} + 32], {c}",
+            "movdqu xmmword ptr [{to} + 48], {d}",
+            "add {from}, 64",
+            "add {to}, 64",
+            "cmp {from}, {end}",
+            "jb 2b",
+            "movdqu {a}, xmmword ptr [{last_from}]",
+            "movdqu {b}, xmmword ptr [{last_from} + 16]",
+            "movdqu {c}, xmmword ptr [{last_from} + 32]",
+            "movdqu {d}, xmmword ptr [{last_from} + 48]",
+            "movdqu xmmword ptr [{last_to}], {a}",
+            "movdqu xmmword ptr [{last_to} + 16], {b}",
+            "movdqu xmmword ptr [{last_to} + 32], {c}",
+            "movdqu xmmword ptr [{last_to} + 48], {d}",
+            from = inout(reg) from => _,
+            to = inout(reg) to => _,
+            end = in(reg) from.add(len - len % 64),
+            last_from = in(reg) from.add(len - 64),
+            last_to = in(reg) to.add(len - 64),
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            options(nostack)
         );
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn copy_string(to: *mut u8, from: *const u8, len: usize) {
+unsafe fn copy_long(to: *mut u8, from: *const u8, len: usize) {
     for at in 0..len {
         // SAFETY: within both ranges, by the caller's promise.
         unsafe { to.add(at).write_volatile(from.add(at).read_volatile()) };
@@ -420,13 +464,20 @@ pub(crate) fn segment_open(fd: OwnedFd, layout: Layout) -> io::Result<Mapping> {
     )
 }
 
-/// The lines of a ring in a segment.
+/// The lines of a ring in a segment. That they lie within it is checked when this is made, so that
+/// the hot path need not.
 pub(crate) struct SegmentLines {
-    segment: std::sync::Arc<Mapping>,
-    at: usize,
+    /// Keeps the memory; the pointers lead into it.
+    _segment: std::sync::Arc<Mapping>,
+    at: NonNull<u8>,
+    consumed: NonNull<u8>,
     count: u64,
-    consumed_at: usize,
 }
+
+// SAFETY: the pointers lead into a mapping, which may be used from any thread, and is kept.
+unsafe impl Send for SegmentLines {}
+// SAFETY: as above.
+unsafe impl Sync for SegmentLines {}
 
 impl SegmentLines {
     pub(crate) fn small(
@@ -434,12 +485,13 @@ impl SegmentLines {
         layout: Layout,
         direction: usize,
     ) -> Self {
-        Self {
-            segment: std::sync::Arc::clone(segment),
-            at: layout.small_at(direction),
-            count: (SMALL_RING_BYTES / LINE_BYTES) as u64,
-            consumed_at: layout.word_at(direction, Word::SmallConsumed),
-        }
+        let consumed_at = layout.word_at(direction, Word::SmallConsumed);
+        Self::new(
+            segment,
+            layout.small_at(direction),
+            SMALL_RING_BYTES,
+            consumed_at,
+        )
     }
 
     pub(crate) fn large(
@@ -447,38 +499,68 @@ impl SegmentLines {
         layout: Layout,
         direction: usize,
     ) -> Self {
+        let consumed_at = layout.word_at(direction, Word::LargeConsumed);
+        Self::new(
+            segment,
+            layout.large_at(direction),
+            layout.ring_bytes,
+            consumed_at,
+        )
+    }
+
+    fn new(segment: &std::sync::Arc<Mapping>, at: usize, bytes: usize, consumed_at: usize) -> Self {
+        assert!(at.is_multiple_of(LINE_BYTES) && bytes.is_power_of_two() && bytes >= LINE_BYTES);
+        assert!(bytes <= segment.len && at <= segment.len - bytes);
+        assert!(consumed_at.is_multiple_of(8) && consumed_at + 8 <= segment.len);
+        // SAFETY: both are within the mapping, by the assertions.
+        let (at, consumed) = unsafe { (segment.at.add(at), segment.at.add(consumed_at)) };
         Self {
-            segment: std::sync::Arc::clone(segment),
-            at: layout.large_at(direction),
-            count: (layout.ring_bytes / LINE_BYTES) as u64,
-            consumed_at: layout.word_at(direction, Word::LargeConsumed),
+            _segment: std::sync::Arc::clone(segment),
+            at,
+            consumed,
+            count: (bytes / LINE_BYTES) as u64,
         }
+    }
+
+    /// Whether a range of bytes is in the ring.
+    #[inline(always)]
+    fn holds(&self, at: usize, len: usize) -> bool {
+        let bytes = self.count as usize * LINE_BYTES;
+        at <= bytes && len <= bytes - at
     }
 }
 
 impl Lines for SegmentLines {
-    #[inline]
+    #[inline(always)]
     fn count(&self) -> u64 {
         self.count
     }
 
-    #[inline]
+    #[inline(always)]
     fn seq(&self, line: u64) -> &AtomicU64 {
-        self.segment.word64(self.at + line as usize * LINE_BYTES)
+        let line = (line & (self.count - 1)) as usize;
+        // SAFETY: the line is one of the ring's, whose count is a power of two; the mapping is
+        // kept, and its memory accessed as in `Mapping::word32`.
+        unsafe { self.at.add(line * LINE_BYTES).cast::<AtomicU64>().as_ref() }
     }
 
-    #[inline]
+    #[inline(always)]
     fn consumed(&self) -> &AtomicU64 {
-        self.segment.word64(self.consumed_at)
+        // SAFETY: as above; the word was found to be in the mapping, and aligned.
+        unsafe { self.consumed.cast::<AtomicU64>().as_ref() }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&self, at: usize, bytes: &[u8]) {
-        self.segment.write(self.at + at, bytes);
+        assert!(self.holds(at, bytes.len()));
+        // SAFETY: the destination is in the ring, the source is private memory.
+        unsafe { copy_in(self.at.as_ptr().add(at), bytes.as_ptr(), bytes.len()) };
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&self, at: usize, into: &mut [u8]) {
-        self.segment.read(self.at + at, into);
+        assert!(self.holds(at, into.len()));
+        // SAFETY: the source is in the ring, the destination is private memory.
+        unsafe { copy_out(into.as_mut_ptr(), self.at.as_ptr().add(at), into.len()) };
     }
 }
