@@ -169,7 +169,15 @@ pub fn main() -> ExitCode {
 fn usage(arguments: &[OsString], error: &clap::Error) -> ExitCode {
     let json = arguments.iter().any(|argument| argument == "--json");
     if json && error.use_stderr() {
-        return report(&CliError::usage(error.render().to_string().trim()), true);
+        let text = error.render().to_string();
+        let (what, usage) = text.trim().split_once("\n\n").unwrap_or((text.trim(), ""));
+        let what = what.strip_prefix("error: ").unwrap_or(what);
+        let error = CliError::usage(what);
+        let error = match usage.is_empty() {
+            true => error,
+            false => error.hint(usage),
+        };
+        return report(&error, true);
     }
     // Nobody is left to tell if it cannot be printed.
     let _ = error.print();

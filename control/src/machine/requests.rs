@@ -332,7 +332,7 @@ impl Registry {
         match verb {
             Verb::Show => Ok(None),
             Verb::Create if state == ProcessState::Gone && rests => Ok(Some(Want::Ready)),
-            Verb::Create => conflict("it was created already"),
+            Verb::Create => conflict("it was created already: delete it to begin anew"),
             Verb::Ensure | Verb::SwapIn
                 if state == ProcessState::Gone
                     && rests
