@@ -34,7 +34,7 @@ pub(crate) enum WireFault {
 }
 
 /// Bytes of a receive buffer: the largest eager message with its headers fits.
-pub(crate) const RX_BYTES: usize = 64 << 10;
+pub(crate) const RX_BYTES: usize = 128 << 10;
 
 /// Private memory that eager bytes are received into.
 pub(crate) type RxBuf = Box<[u8]>;

@@ -46,7 +46,7 @@ impl Default for TransportConfig {
         Self {
             message_max_bytes: 1 << 30,
             shm_eager_max_bytes: 16 << 10,
-            tcp_eager_max_bytes: 32 << 10,
+            tcp_eager_max_bytes: 64 << 10,
             shm_ring_bytes: 256 << 10,
             shm_bulk_bytes: 1 << 20,
             transfers_inflight_max: 64,
@@ -110,10 +110,10 @@ impl TransportConfig {
             "less than half of shm_ring_bytes",
         )?;
         rule(
-            (1..=60 << 10).contains(&self.tcp_eager_max_bytes),
+            (1..=120 << 10).contains(&self.tcp_eager_max_bytes),
             "tcp_eager_max_bytes",
             self.tcp_eager_max_bytes as u64,
-            "from 1 byte to 60 KiB",
+            "from 1 byte to 120 KiB",
         )?;
         rule(
             (1..=4096).contains(&self.transfers_inflight_max),

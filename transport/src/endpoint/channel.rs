@@ -25,7 +25,7 @@ use crate::buf::{Buf, BufMut};
 use crate::wire::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, WireError};
 
 /// Bytes of a chunk on the bulk lane.
-const CHUNK_BYTES: u64 = 256 << 10;
+const CHUNK_BYTES: u64 = 1 << 20;
 /// Bulk bytes moved in one round of progress, each way.
 const ROUND_BYTES: usize = 512 << 10;
 
