@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   cargo build --release -p praas-benches
-//!   valgrind --tool=callgrind --toggle-collect='*round_trips*' target/release/hot-path channel 1000
+//!   valgrind --tool=callgrind target/release/hot-path channel 1000      (and 11000: the difference)
+//!   perf record -e cpu-clock target/release/hot-path local 10000000
 //! ```
 //!
+//! (Older valgrinds need `RUSTFLAGS=--cfg=rustix_use_libc` for the build.)
 //! Nothing is timed here. Processors that wait for one another make times that say little about a
 //! program; how many instructions a message takes says where the time that is ours goes.
 
@@ -18,30 +20,13 @@ fn main() -> ExitCode {
     let bytes = arguments.get(3).and_then(|bytes| bytes.parse().ok());
     let (count, bytes) = (count.unwrap_or(1000), bytes.unwrap_or(8));
     match arguments.get(1).map(String::as_str) {
-        Some("channel") => {
-            let mut pair = ChannelPair::new(bytes);
-            pair.round_trips(100);
-            channel_round_trips(&mut pair, count);
-        }
-        Some("invoke") => {
-            let mut pair = InvokePair::new(bytes);
-            pair.round_trips(100);
-            invoke_round_trips(&mut pair, count);
-        }
+        Some("channel") => ChannelPair::new(bytes).round_trips(count),
+        Some("invoke") => InvokePair::new(bytes).round_trips(count),
+        Some("local") => InvokePair::new(bytes).local_calls(count),
         _ => {
-            eprintln!("usage: hot-path channel|invoke [COUNT] [BYTES]");
+            eprintln!("usage: hot-path channel|invoke|local [COUNT] [BYTES]");
             return ExitCode::from(2);
         }
     }
     ExitCode::SUCCESS
-}
-
-#[inline(never)]
-fn channel_round_trips(pair: &mut ChannelPair, count: u64) {
-    pair.round_trips(count);
-}
-
-#[inline(never)]
-fn invoke_round_trips(pair: &mut InvokePair, count: u64) {
-    pair.round_trips(count);
 }
