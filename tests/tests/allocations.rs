@@ -29,7 +29,7 @@ fn hot_messages_and_invocations_allocate_nothing() {
         let count = allocations(|| channel.round_trips(COUNT));
         assert_eq!(count, 0, "{COUNT} messages of {bytes} bytes each way");
     }
-    for bytes in [8, PAYLOAD_INLINE_BYTES] {
+    for bytes in [8, PAYLOAD_INLINE_BYTES, 1024] {
         let mut invoke = hot::InvokePair::new(bytes);
         invoke.round_trips(WARM_UP);
         let count = allocations(|| invoke.round_trips(COUNT));
