@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use praas_runtime::client::{CallOptions, Client, Directory};
 use praas_runtime::host::HostStart;
+use praas_runtime::invocation::InvokeError;
 use praas_runtime::mailbox::Source;
 use praas_runtime::process::{MESSAGE_TAKE, MessageTakeInput};
 use praas_tests::lab::Lab;
@@ -69,6 +70,36 @@ fn state_messages_and_results_move_to_the_next_host() {
         assert!(none.is_none());
         assert_eq!(second.swap_out(), Ok(2));
     }
+}
+
+#[test]
+fn what_comes_back_counts_against_the_memory_of_buffers() {
+    let lab = lab();
+    let limit = |start: &mut HostStart| start.settings.transport.buffers_max_bytes = 16 << 20;
+    let (small, large) = (vec![7; 6 << 20], vec![8; 12 << 20]);
+    let options = CallOptions::default();
+    let mut empty = lab.start_with("q", limit).unwrap();
+    let mut client = lab.client(TransportKind::Shm);
+    client.message_put("q", "k", &large, options).unwrap();
+    assert_eq!(empty.swap_out(), Ok(1));
+
+    let mut first = lab.start("p");
+    let mut client = lab.client(TransportKind::Shm);
+    client.message_put("p", "k", &small, options).unwrap();
+    assert_eq!(first.swap_out(), Ok(1));
+    let again = |start: &mut HostStart| {
+        restoring(1)(start);
+        limit(start);
+    };
+    let mut second = lab.start_with("p", again).unwrap();
+    let mut client = lab.client(TransportKind::Shm);
+    let refused = client.message_put("p", "k", &large, options);
+    assert!(
+        matches!(refused, Err(InvokeError::Exhausted(_))),
+        "{refused:?}"
+    );
+    client.message_put("p", "k", b"small", options).unwrap();
+    assert_eq!(second.swap_out(), Ok(2));
 }
 
 /// The files of the process's images whose names begin so, the newest last.
