@@ -12,6 +12,7 @@
 
 #[cfg(not(praas_loom))]
 mod counting;
+pub(crate) mod mapping;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;

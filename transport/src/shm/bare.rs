@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use rustix::mm::ProtFlags;
 
-use super::segment::Mapping;
+use crate::buf::mapping::Mapping;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of payload beside the flag.

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::ring::{LINE_BYTES, RingReader, RingWriter};
-use super::segment::{Mapping, SegmentLines, Word, segment_create};
+use super::segment::{SegmentLines, Word, segment_create};
 use super::{Layout, MARKER_KIND, layout_decode, layout_encode};
+use crate::buf::mapping::Mapping;
 use crate::wire::{FrameHeader, FrameKind};
 
 const LAYOUT: Layout = Layout {

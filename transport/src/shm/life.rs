@@ -22,7 +22,7 @@ use std::sync::OnceLock;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::segment::Mapping;
+use crate::buf::mapping::Mapping;
 use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// Bytes of a life page.
@@ -144,7 +144,7 @@ impl LifeWatch {
     /// # Errors
     /// It is no sealed memfd of the right size, so that the peer could make us fault.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        super::segment::memfd_check(fd.as_fd(), LIFE_BYTES as u64, SealFlags::SHRINK)?;
+        crate::buf::mapping::memfd_check(fd.as_fd(), LIFE_BYTES as u64, SealFlags::SHRINK)?;
         let page = Mapping::map_with(fd.as_fd(), LIFE_BYTES, ProtFlags::READ, MapFlags::SHARED)?;
         Ok(Self { page })
     }

@@ -35,10 +35,11 @@ pub use self::fuzz::fuzz_shm;
 use self::life::LifeWatch;
 use self::ring::{RingReader, RingWriter, lines_for};
 pub(crate) use self::segment::Layout;
-use self::segment::{Mapping, SMALL_RING_BYTES, SegmentLines, Word, segment_create, segment_open};
+use self::segment::{SMALL_RING_BYTES, SegmentLines, Word, segment_create, segment_open};
 use self::sleep::{flag_lower, flag_raise, sleep_fence, sleeper_take};
 pub(crate) use self::spinners::{Spinner, SpinnerPage};
 use crate::backend::{Posted, RX_BYTES, Received, RxBuf, RxPool, Want, Wire, WireFault};
+use crate::buf::mapping::Mapping;
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::wire::{FrameHeader, FrameKind, WireError};
 

@@ -30,7 +30,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::mm::ProtFlags;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::segment::Mapping;
+use crate::buf::mapping::Mapping;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 const PAGE_BYTES: usize = 4096;
