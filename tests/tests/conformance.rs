@@ -12,7 +12,13 @@ macro_rules! conformance {
             oversized_messages_are_refused
             oversized_announcements_are_refused
             large_messages_can_be_parked_and_refused
-            one_sided_operations_work_and_fail_safely
+            lists_arrive_as_one
+            one_sided_operations_work
+            large_one_sided_operations_are_whole
+            one_sided_operations_fail_safely
+            one_sided_operations_keep_their_order
+            one_sided_operations_push_back
+            one_sided_operations_end_with_the_channel
             a_slow_reader_stalls_only_its_own_channel
             both_sides_sending_at_once_do_not_deadlock
             bulk_does_not_delay_eager

@@ -41,7 +41,17 @@ fn golden_frames() {
     let header = FrameHeader::new;
     let (tag, transfer) = (0x0102_0304_0506_0708, 0x0000_0001_0000_0002);
     let user = [0xa1_u8, 0xa2, 0xa3];
-    let frames: [(&str, FrameHeader, &[u8], &[u8]); 10] = [
+    let word = |value: u64| value.to_le_bytes();
+    let (key, op) = (0x1112_1314_1516_1718, 0x0000_0003_0000_0001);
+    let one = word(key);
+    let two = [word(key), word(7)].concat();
+    let three = [word(key), word(5), word(9)].concat();
+    let segment = [[0xb1; 24].as_slice(), &word(1 << 20)].concat();
+    let at = |kind, words: &[u8]| {
+        let words = words.len() as u8;
+        header(kind).with_message(0, words).with_id(op).with_aux(64)
+    };
+    let frames: [(&str, FrameHeader, &[u8], &[u8]); 17] = [
         (
             "eager",
             header(FrameKind::Eager)
@@ -86,6 +96,46 @@ fn golden_frames() {
             header(FrameKind::Immediate).with_id(tag).with_aux(64),
             b"",
             b"",
+        ),
+        (
+            "rts-pull",
+            header(FrameKind::RtsPull)
+                .with_segments(1)
+                .with_message(2, 3)
+                .with_id(tag)
+                .with_len(1 << 20)
+                .with_aux(transfer),
+            &user,
+            &segment,
+        ),
+        ("put", at(FrameKind::Put, &two).with_len(3), &two, b"put"),
+        (
+            "put-rts",
+            at(FrameKind::PutRts, &two).with_len(1 << 20),
+            &two,
+            b"",
+        ),
+        ("get", at(FrameKind::Get, &one).with_len(3), &one, b""),
+        (
+            "fetch-add",
+            at(FrameKind::FetchAdd, &two).with_len(8),
+            &two,
+            b"",
+        ),
+        (
+            "compare-swap",
+            at(FrameKind::CompareSwap, &three).with_len(8),
+            &three,
+            b"",
+        ),
+        (
+            "answer",
+            header(FrameKind::Answer)
+                .with_id(op)
+                .with_aux(5)
+                .with_len(3),
+            b"",
+            b"got",
         ),
     ];
     for (file, header, user_header, payload) in frames {

@@ -2,11 +2,13 @@
 
 use std::io;
 
+use crate::buf::{Buf, BufMut};
 use crate::fault::FaultWire;
 use crate::mem::MemWire;
+use crate::one_sided::{Completed, OneSidedOp, Taken};
 use crate::shm::ShmWire;
 use crate::tcp::TcpWire;
-use crate::wire::{FrameHeader, WireError};
+use crate::wire::{FrameHeader, FrameKind, WireError};
 
 /// Whether a message was taken. `Busy` is back-pressure: nothing was sent, try again after
 /// progress.
@@ -78,11 +80,42 @@ impl Received {
         &self.buf[self.at..self.at + usize::from(self.header.uhdr_len)]
     }
 
+    /// The payload of an eager message.
     #[inline]
     pub(crate) fn payload(&self) -> &[u8] {
         let start = self.at + usize::from(self.header.uhdr_len);
         &self.buf[start..start + self.header.len() as usize]
     }
+
+    /// What follows the user's header of a frame of this kind.
+    #[inline]
+    pub(crate) fn body(&self, kind: FrameKind) -> &[u8] {
+        let start = self.at + usize::from(self.header.uhdr_len);
+        &self.buf[start..start + self.header.body_len(kind) as usize]
+    }
+}
+
+/// Where a peer finds bytes of ours that it may pull: what our wire tells its wire.
+pub(crate) type PullSource = [u8; PULL_SOURCE_BYTES];
+
+/// Bytes of a [`PullSource`].
+pub(crate) const PULL_SOURCE_BYTES: usize = 24;
+
+/// A part of a large message that may be pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PullSegment {
+    pub(crate) source: PullSource,
+    pub(crate) len: u64,
+}
+
+/// A pull that is over.
+#[derive(Debug)]
+pub(crate) struct Pulled {
+    /// As it was given to [`Wire::pull_start`].
+    pub(crate) id: u64,
+    pub(crate) into: BufMut,
+    /// Whether all bytes are there; else the sender is asked to stream them.
+    pub(crate) whole: bool,
 }
 
 /// What a sleeper waits for, besides frames.
@@ -142,6 +175,47 @@ pub(crate) trait Wire {
     /// A descriptor of this wire is ready; `bulk` tells which.
     fn ready(&mut self, _bulk: bool) -> Result<(), WireFault> {
         Ok(())
+    }
+
+    /// Opens a buffer to the peer's pulls, until [`Wire::withdraw`]; `None` if the peer cannot pull
+    /// it, or had better not.
+    fn expose(&mut self, _buf: &Buf) -> Option<PullSource> {
+        None
+    }
+
+    /// The peer is done with what was exposed.
+    fn withdraw(&mut self, _source: &PullSource) {}
+
+    /// Begins to pull what the peer exposed into a buffer that is as long as the segments are
+    /// together; the buffer again if it cannot be.
+    fn pull_start(
+        &mut self,
+        _id: u64,
+        _segments: &[PullSegment],
+        into: BufMut,
+    ) -> Result<Result<(), BufMut>, WireFault> {
+        Ok(Err(into))
+    }
+
+    /// Goes on with pulls, by about `budget` bytes: bytes moved, and a pull that is over.
+    fn pull_poll(&mut self, _budget: usize) -> Result<(usize, Option<Pulled>), WireFault> {
+        Ok((0, None))
+    }
+
+    /// Does a one-sided operation by the transport's own means. `id` comes back with it.
+    fn one_sided<'a>(&mut self, _id: u64, op: OneSidedOp<'a>) -> Result<Taken<'a>, WireFault> {
+        Ok(Taken::Unsupported(op))
+    }
+
+    /// An operation that was `Pending` and is complete now.
+    fn one_sided_poll(&mut self) -> Result<Option<Completed>, WireFault> {
+        Ok(None)
+    }
+
+    /// Whether pulls or operations are under way, for the sake of which the wire must be polled.
+    #[inline]
+    fn works(&self) -> bool {
+        false
     }
 }
 
@@ -265,5 +339,39 @@ impl Wire for AnyWire {
 
     fn ready(&mut self, bulk: bool) -> Result<(), WireFault> {
         each!(self, wire => wire.ready(bulk))
+    }
+
+    fn expose(&mut self, buf: &Buf) -> Option<PullSource> {
+        each!(self, wire => wire.expose(buf))
+    }
+
+    fn withdraw(&mut self, source: &PullSource) {
+        each!(self, wire => wire.withdraw(source));
+    }
+
+    fn pull_start(
+        &mut self,
+        id: u64,
+        segments: &[PullSegment],
+        into: BufMut,
+    ) -> Result<Result<(), BufMut>, WireFault> {
+        each!(self, wire => wire.pull_start(id, segments, into))
+    }
+
+    fn pull_poll(&mut self, budget: usize) -> Result<(usize, Option<Pulled>), WireFault> {
+        each!(self, wire => wire.pull_poll(budget))
+    }
+
+    fn one_sided<'a>(&mut self, id: u64, op: OneSidedOp<'a>) -> Result<Taken<'a>, WireFault> {
+        each!(self, wire => wire.one_sided(id, op))
+    }
+
+    fn one_sided_poll(&mut self) -> Result<Option<Completed>, WireFault> {
+        each!(self, wire => wire.one_sided_poll())
+    }
+
+    #[inline]
+    fn works(&self) -> bool {
+        each!(self, wire => wire.works())
     }
 }

@@ -20,6 +20,10 @@ pub struct TransportConfig {
     pub shm_bulk_bytes: usize,
     /// Large messages that may be in flight on a channel, each way.
     pub transfers_inflight_max: usize,
+    /// One-sided operations of ours that may be in flight on a channel.
+    pub ops_inflight_max: usize,
+    /// Memory regions that an endpoint has open at most.
+    pub regions_max: usize,
     /// Channels that an endpoint holds at most.
     pub channels_max: usize,
     /// Handshakes of peers that connect, and refusals that such peers have yet to read: at most so
@@ -50,6 +54,8 @@ impl Default for TransportConfig {
             shm_ring_bytes: 256 << 10,
             shm_bulk_bytes: 1 << 20,
             transfers_inflight_max: 64,
+            ops_inflight_max: 1024,
+            regions_max: 4096,
             channels_max: 4096,
             handshakes_max: 256,
             handshake_timeout_ms: 5_000,
@@ -120,6 +126,18 @@ impl TransportConfig {
             "transfers_inflight_max",
             self.transfers_inflight_max as u64,
             "from 1 to 4096",
+        )?;
+        rule(
+            (1..=4096).contains(&self.ops_inflight_max),
+            "ops_inflight_max",
+            self.ops_inflight_max as u64,
+            "from 1 to 4096",
+        )?;
+        rule(
+            (1..=1 << 20).contains(&self.regions_max),
+            "regions_max",
+            self.regions_max as u64,
+            "from 1 to 2^20",
         )?;
         rule(
             (1..=1 << 20).contains(&self.channels_max),

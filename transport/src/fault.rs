@@ -5,7 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{AnyWire, Posted, Received, RxBuf, RxPool, Want, Wire, WireFault};
+use crate::backend::{
+    AnyWire, Posted, PullSegment, PullSource, Pulled, Received, RxBuf, RxPool, Want, Wire,
+    WireFault,
+};
+use crate::buf::{Buf, BufMut};
+use crate::one_sided::{Completed, OneSidedOp, Taken};
 use crate::wire::FrameHeader;
 
 /// What to inject. Probabilities are in units of 1/65536.
@@ -140,5 +145,55 @@ impl Wire for FaultWire {
 
     fn ready(&mut self, bulk: bool) -> Result<(), WireFault> {
         self.inner.ready(bulk)
+    }
+
+    fn expose(&mut self, buf: &Buf) -> Option<PullSource> {
+        self.inner.expose(buf)
+    }
+
+    fn withdraw(&mut self, source: &PullSource) {
+        self.inner.withdraw(source);
+    }
+
+    fn pull_start(
+        &mut self,
+        id: u64,
+        segments: &[PullSegment],
+        into: BufMut,
+    ) -> Result<Result<(), BufMut>, WireFault> {
+        // Now and then it cannot be, and the sender must stream.
+        match self.strikes(self.plan.busy) {
+            true => Ok(Err(into)),
+            false => self.inner.pull_start(id, segments, into),
+        }
+    }
+
+    fn pull_poll(&mut self, budget: usize) -> Result<(usize, Option<Pulled>), WireFault> {
+        let budget = match self.strikes(self.plan.partial) {
+            true => self.random.usize(1..=64),
+            false => budget,
+        };
+        self.inner.pull_poll(budget)
+    }
+
+    fn one_sided<'a>(&mut self, id: u64, op: OneSidedOp<'a>) -> Result<Taken<'a>, WireFault> {
+        if self.dead() {
+            return Err(WireFault::Dead);
+        }
+        match self.strikes(self.plan.busy) {
+            true => Ok(Taken::Busy(op)),
+            false => self.inner.one_sided(id, op),
+        }
+    }
+
+    fn one_sided_poll(&mut self) -> Result<Option<Completed>, WireFault> {
+        match self.plan.delay_polls_max > 0 && self.strikes(self.plan.delay) {
+            true => Ok(None),
+            false => self.inner.one_sided_poll(),
+        }
+    }
+
+    fn works(&self) -> bool {
+        self.inner.works()
     }
 }

@@ -27,10 +27,10 @@ pub use config::TransportConfig;
 pub use endpoint::fuzz_channel;
 pub use endpoint::{
     ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Endpoint, Flow, Handler, Incoming,
-    IncomingId, LargeMessage, Listen, Message, OneSidedDone, Ops, PostedBuf, SendError,
-    SendFailure, TransportError, WaitMode, Waker,
+    IncomingId, LargeMessage, Listen, Message, OneSidedDone, Ops, PostedBuf, PostedGet, PostedList,
+    SendError, SendFailure, TransportError, WaitMode, Waker,
 };
-pub use one_sided::{Access, OneSidedError, RemoteKey};
+pub use one_sided::{Access, MemoryRegion, OneSidedError, RegionError, RemoteKey};
 pub use shm::bare;
 #[doc(hidden)]
 pub use shm::fuzz_shm;

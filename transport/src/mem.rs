@@ -8,11 +8,14 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
 
-use crate::backend::{Posted, Received, RxBuf, RxPool, Want, Wire, WireFault};
+use crate::backend::{
+    Posted, PullSegment, PullSource, Pulled, Received, RxBuf, RxPool, Want, Wire, WireFault,
+};
+use crate::buf::{Buf, BufMut};
 use crate::endpoint::{TransportError, Waker};
-use crate::one_sided::RegionTable;
+use crate::one_sided::{OneSidedOp, RegionTable, Taken, op_return, op_run};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::wire::FrameHeader;
+use crate::wire::{FrameHeader, FrameKind};
 
 /// Frames that a direction holds before it is `Busy`.
 const FRAMES_MAX: usize = 256;
@@ -90,6 +93,8 @@ struct Shared {
     glances: [CachePadded<Glance>; 2],
     wakers: [Mutex<Option<Waker>>; 2],
     regions: [Mutex<Option<Arc<RegionTable>>>; 2],
+    /// What each side lets the other pull, by number.
+    exposed: [Mutex<HashMap<u64, Buf>>; 2],
 }
 
 /// One side of a link; dropping it is how the other side learns of the end.
@@ -221,15 +226,27 @@ impl Drop for MemLink {
 pub(crate) struct MemWire {
     link: MemLink,
     eager_max: usize,
+    /// Numbers of what was exposed so far.
+    exposures: u64,
+    pulls: VecDeque<Pull>,
+}
+
+/// A payload that is pulled: the parts that are left, and how much is there.
+struct Pull {
+    id: u64,
+    parts: VecDeque<Buf>,
+    into: BufMut,
+    got: usize,
 }
 
 impl MemWire {
     pub(crate) fn new(link: MemLink, eager_max: usize) -> Self {
-        Self { link, eager_max }
-    }
-
-    pub(crate) fn link(&self) -> &MemLink {
-        &self.link
+        Self {
+            link,
+            eager_max,
+            exposures: 0,
+            pulls: VecDeque::new(),
+        }
     }
 }
 
@@ -318,10 +335,113 @@ impl Wire for MemWire {
         let glance = self.link.glance_theirs();
         let there = glance.frames.load(Ordering::Acquire) > 0
             || glance.closed.load(Ordering::Acquire)
+            || !self.pulls.is_empty()
             || (want.bulk_in && !self.link.theirs().bulk.is_empty());
         let frames = self.link.glance_ours().frames.load(Ordering::Acquire);
         let room = (want.room && frames < FRAMES_MAX)
             || (want.bulk_room && self.link.ours().bulk.len() < BULK_MAX_BYTES);
         Ok(!there && !room)
     }
+
+    fn expose(&mut self, buf: &Buf) -> Option<PullSource> {
+        self.exposures += 1;
+        let mut source = [0; size_of::<PullSource>()];
+        source[..8].copy_from_slice(&self.exposures.to_le_bytes());
+        let exposed = &self.link.shared.exposed[self.link.side];
+        lock(exposed).insert(self.exposures, buf.clone());
+        Some(source)
+    }
+
+    fn withdraw(&mut self, source: &PullSource) {
+        let exposed = &self.link.shared.exposed[self.link.side];
+        lock(exposed).remove(&source_number(source));
+    }
+
+    fn pull_start(
+        &mut self,
+        id: u64,
+        segments: &[PullSegment],
+        into: BufMut,
+    ) -> Result<Result<(), BufMut>, WireFault> {
+        let exposed = lock(&self.link.shared.exposed[1 - self.link.side]);
+        let part = |segment: &PullSegment| {
+            let buf = exposed.get(&source_number(&segment.source))?;
+            (buf.len() as u64 == segment.len).then(|| buf.clone())
+        };
+        let Some(parts) = segments.iter().map(part).collect() else {
+            return Ok(Err(into));
+        };
+        self.pulls.push_back(Pull {
+            id,
+            parts,
+            into,
+            got: 0,
+        });
+        Ok(Ok(()))
+    }
+
+    fn pull_poll(&mut self, budget: usize) -> Result<(usize, Option<Pulled>), WireFault> {
+        let Some(pull) = self.pulls.front_mut() else {
+            return Ok((0, None));
+        };
+        let mut moved = 0;
+        while let Some(part) = pull.parts.pop_front() {
+            let count = part.len().min(budget - moved);
+            pull.into[pull.got..pull.got + count].copy_from_slice(&part[..count]);
+            pull.got += count;
+            moved += count;
+            if count < part.len() {
+                pull.parts.extend(part.slice(count..part.len()));
+                pull.parts.rotate_right(1);
+                // The next one's turn, lest a long one keep it waiting.
+                self.pulls.rotate_left(1);
+                return Ok((moved, None));
+            }
+        }
+        let pulled = self.pulls.pop_front().map(|pull| Pulled {
+            id: pull.id,
+            into: pull.into,
+            whole: true,
+        });
+        Ok((moved, pulled))
+    }
+
+    fn works(&self) -> bool {
+        !self.pulls.is_empty()
+    }
+
+    fn one_sided<'a>(&mut self, _id: u64, op: OneSidedOp<'a>) -> Result<Taken<'a>, WireFault> {
+        let immediate = match &op {
+            OneSidedOp::Put { immediate, .. } => *immediate,
+            _ => None,
+        };
+        // The room is looked for first, so that what cannot be told is not done either.
+        let frames = &self.link.glance_ours().frames;
+        if immediate.is_some() && frames.load(Ordering::Acquire) >= FRAMES_MAX {
+            return Ok(Taken::Busy(op));
+        }
+        let Some(regions) = self.link.peer_regions() else {
+            return Ok(Taken::Unsupported(op));
+        };
+        let at = op.at();
+        let region = match regions.check(op.verb(), at) {
+            Ok(region) => region,
+            Err(error) => return Ok(Taken::Done(Err(error), op_return(op))),
+        };
+        let (value, returned) = op_run(&region, op);
+        if let Some(immediate) = immediate {
+            let frame = FrameHeader::new(FrameKind::Immediate)
+                .with_id(immediate)
+                .with_aux(at.len);
+            // Only this side fills its lane, so the room is still there.
+            let _ = self.send_frame(&frame, &[], &[])?;
+        }
+        Ok(Taken::Done(Ok(value), returned))
+    }
+}
+
+fn source_number(source: &PullSource) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&source[..8]);
+    u64::from_le_bytes(number)
 }

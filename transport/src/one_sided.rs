@@ -1,13 +1,41 @@
 //! One-sided operations: memory regions, their keys, and what may be done to them.
 //!
 //! Remote memory is (key, offset, length), never a pointer. A key is 64 unguessable bits, void
-//! once its region is deregistered. A wrong key, a range outside the region or an access that the
-//! owner did not allow fails at the initiator and harms nobody.
+//! once its region is closed. A wrong key, a range outside the region or an access that the owner
+//! did not allow fails at the initiator and harms nobody.
+//!
+//! | region | memory | what peers may do |
+//! |---|---|---|
+//! | created ([`crate::Ops::region_create`]) | of its own, zeroed; reached here by [`MemoryRegion`] | what [`Access`] says |
+//! | shared ([`crate::Ops::region_share`]) | a [`Buf`], whose bytes never change | get |
+//!
+//! Bytes that peers may change are never a Rust slice: they are copied in and out, and words are
+//! changed atomically. Copies are not atomic as a whole: who puts and who gets the same bytes at
+//! the same time may see some of each.
+//!
+//! **Order.** Operations of a channel may take effect in any order, and messages sent after them
+//! may arrive before. An operation is complete, remotely, when [`crate::Handler::on_one_sided`]
+//! tells so: from then on its effect is seen by everybody who looks at the region. The bytes given
+//! to [`crate::Ops::put`] may be reused at once; a buffer given to [`crate::Ops::put_buf`] comes
+//! back with the completion. [`crate::Ops::flush`] completes when all operations before it have;
+//! after [`crate::Ops::fence`] none begins before those have. A put with an immediate value is
+//! told to the target after its bytes are there.
+//!
+//! **Closing** a region makes its key void for whatever begins after it. What began before may
+//! still complete; the memory stays until it has.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::hash_map::Entry;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::buf::BufMut;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::ProtFlags;
+
+use crate::buf::mapping::Mapping;
+use crate::buf::{Buf, BufMut};
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Names a registered region to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -22,6 +50,21 @@ pub struct Access {
     pub write: bool,
     /// Peers may fetch-add and compare-and-swap.
     pub atomic: bool,
+}
+
+impl Access {
+    /// Everything.
+    pub const ALL: Self = Self {
+        read: true,
+        write: true,
+        atomic: true,
+    };
+    /// Get only.
+    pub const READ: Self = Self {
+        read: true,
+        write: false,
+        atomic: false,
+    };
 }
 
 /// Why a one-sided operation failed.
@@ -47,134 +90,534 @@ pub enum OneSidedError {
     /// Atomics work on eight bytes at a multiple of eight.
     #[error("offset {0} is no multiple of eight")]
     Misaligned(u64),
-    /// The transport has no one-sided operations, or the channel is closed.
-    #[error("not supported on this channel")]
-    Unsupported,
+    /// The channel ended before the operation was complete; it may have taken effect or not.
+    #[error("the channel ended before the operation was complete")]
+    Closed,
 }
 
-#[derive(Debug)]
-struct Region {
-    memory: BufMut,
+/// Why a region cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegionError {
+    /// As many regions as the settings allow are open.
+    #[error("the limit of {0} regions is reached (setting regions_max)")]
+    TooMany(usize),
+    /// No random key.
+    #[error("no random bytes from the system: {0}")]
+    Random(getrandom::Error),
+    /// No memory to share.
+    #[error("cannot make a region of {len} bytes: {source}")]
+    Memory {
+        /// Its length in bytes.
+        len: usize,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Where an operation goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RemoteSlice {
+    pub(crate) key: RemoteKey,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Get,
+    Put,
+    Atomic,
+}
+
+impl Verb {
+    fn allowed(self, access: Access) -> bool {
+        match self {
+            Self::Get => access.read,
+            Self::Put => access.write,
+            Self::Atomic => access.atomic,
+        }
+    }
+}
+
+/// The checks of every operation, wherever they are made.
+///
+/// # Errors
+/// In this order: misaligned, forbidden, out of range.
+pub(crate) fn access_check(
+    verb: Verb,
+    at: RemoteSlice,
     access: Access,
+    region: u64,
+) -> Result<(), OneSidedError> {
+    if verb == Verb::Atomic && !at.offset.is_multiple_of(8) {
+        return Err(OneSidedError::Misaligned(at.offset));
+    }
+    if !verb.allowed(access) {
+        return Err(OneSidedError::Forbidden);
+    }
+    match at.offset.checked_add(at.len) {
+        Some(end) if end <= region => Ok(()),
+        _ => Err(OneSidedError::Range {
+            offset: at.offset,
+            len: at.len,
+            region,
+        }),
+    }
 }
 
-/// The regions that an endpoint has registered.
-#[derive(Debug, Default)]
+/// Changes a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Atomic {
+    FetchAdd(u64),
+    CompareSwap { expected: u64, new: u64 },
+}
+
+pub(crate) enum Memory {
+    /// Memory that peers may write, with the descriptor by which they may map it.
+    #[allow(dead_code)]
+    Shared { mapping: Mapping, fd: OwnedFd },
+    /// Bytes that never change.
+    Frozen(Buf),
+}
+
+/// A registered region.
+pub(crate) struct Region {
+    pub(crate) key: RemoteKey,
+    pub(crate) access: Access,
+    pub(crate) len: usize,
+    pub(crate) memory: Memory,
+    closed: AtomicBool,
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Region")
+            .field("len", &self.len)
+            .field("access", &self.access)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Region {
+    /// Whether the key is void.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Copies out; the range was checked.
+    pub(crate) fn read(&self, at: usize, into: &mut [u8]) {
+        match &self.memory {
+            Memory::Shared { mapping, .. } => mapping.read(at, into),
+            Memory::Frozen(buf) => into.copy_from_slice(&buf[at..at + into.len()]),
+        }
+    }
+
+    /// Copies in; range and access were checked. Frozen memory allows no access that writes.
+    pub(crate) fn write(&self, at: usize, bytes: &[u8]) {
+        match &self.memory {
+            Memory::Shared { mapping, .. } => mapping.write(at, bytes),
+            Memory::Frozen(_) => debug_assert!(false, "frozen memory is not writable"),
+        }
+    }
+
+    /// Changes a word and gives its old value; range, alignment and access were checked.
+    pub(crate) fn atomic(&self, at: usize, atomic: Atomic) -> u64 {
+        let Memory::Shared { mapping, .. } = &self.memory else {
+            debug_assert!(false, "frozen memory is not writable");
+            return 0;
+        };
+        word_change(mapping, at, atomic)
+    }
+}
+
+/// Changes a word of a mapping and gives its old value. Words are little-endian everywhere.
+pub(crate) fn word_change(mapping: &Mapping, at: usize, atomic: Atomic) -> u64 {
+    let word = mapping.word64(at);
+    match atomic {
+        Atomic::FetchAdd(add) if cfg!(target_endian = "little") => {
+            word.fetch_add(add, Ordering::SeqCst)
+        }
+        Atomic::FetchAdd(add) => {
+            let mut old = word.load(Ordering::SeqCst);
+            loop {
+                let new = u64::from_le(old).wrapping_add(add).to_le();
+                match word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst) {
+                    Ok(old) => return u64::from_le(old),
+                    Err(now) => old = now,
+                }
+            }
+        }
+        Atomic::CompareSwap { expected, new } => {
+            let changed = word.compare_exchange(
+                expected.to_le(),
+                new.to_le(),
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
+            u64::from_le(changed.unwrap_or_else(|now| now))
+        }
+    }
+}
+
+/// Memory that peers reach by one-sided operations, as its owner sees it; clones share it. The
+/// region stays open until [`crate::Ops::region_close`], whatever becomes of this.
+#[derive(Debug, Clone)]
+pub struct MemoryRegion {
+    region: Arc<Region>,
+}
+
+impl MemoryRegion {
+    /// What peers name it by.
+    pub fn key(&self) -> RemoteKey {
+        self.region.key
+    }
+
+    /// Bytes.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.region.len
+    }
+
+    /// Copies out of the region. Words that peers change meanwhile are old or new, each by itself.
+    ///
+    /// # Errors
+    /// The range is outside.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OneSidedError> {
+        self.range(offset, into.len())?;
+        self.region.read(offset, into);
+        Ok(())
+    }
+
+    /// Copies into the region.
+    ///
+    /// # Errors
+    /// The range is outside.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), OneSidedError> {
+        self.range(offset, bytes.len())?;
+        self.region.write(offset, bytes);
+        Ok(())
+    }
+
+    /// Reads a little-endian word, atomically with respect to peers' atomics.
+    ///
+    /// # Errors
+    /// The offset is outside, or no multiple of eight.
+    pub fn load(&self, offset: usize) -> Result<u64, OneSidedError> {
+        self.change(offset, Atomic::FetchAdd(0))
+    }
+
+    /// Adds to a word and gives its old value.
+    ///
+    /// # Errors
+    /// The offset is outside, or no multiple of eight.
+    pub fn fetch_add(&self, offset: usize, add: u64) -> Result<u64, OneSidedError> {
+        self.change(offset, Atomic::FetchAdd(add))
+    }
+
+    /// Sets a word to `new` if it is `expected`, and gives its old value.
+    ///
+    /// # Errors
+    /// The offset is outside, or no multiple of eight.
+    pub fn compare_swap(
+        &self,
+        offset: usize,
+        expected: u64,
+        new: u64,
+    ) -> Result<u64, OneSidedError> {
+        self.change(offset, Atomic::CompareSwap { expected, new })
+    }
+
+    fn change(&self, offset: usize, atomic: Atomic) -> Result<u64, OneSidedError> {
+        if !offset.is_multiple_of(8) {
+            return Err(OneSidedError::Misaligned(offset as u64));
+        }
+        self.range(offset, 8)?;
+        Ok(self.region.atomic(offset, atomic))
+    }
+
+    fn range(&self, offset: usize, len: usize) -> Result<(), OneSidedError> {
+        let at = RemoteSlice {
+            key: self.region.key,
+            offset: offset as u64,
+            len: len as u64,
+        };
+        access_check(Verb::Put, at, Access::ALL, self.region.len as u64)
+    }
+}
+
+/// The regions that an endpoint has open.
+#[derive(Debug)]
 pub(crate) struct RegionTable {
-    regions: Mutex<HashMap<u64, Region>>,
+    regions: Mutex<HashMap<u64, Arc<Region>>>,
+    max: usize,
 }
 
 impl RegionTable {
-    pub(crate) fn register(&self, memory: BufMut, access: Access) -> Result<RemoteKey, BufMut> {
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            regions: Mutex::default(),
+            max,
+        }
+    }
+
+    pub(crate) fn create(&self, len: usize, access: Access) -> Result<MemoryRegion, RegionError> {
+        let memory = shared_memory(len).map_err(|source| RegionError::Memory { len, source })?;
+        let region = self.insert(len, access, memory)?;
+        Ok(MemoryRegion { region })
+    }
+
+    pub(crate) fn share(&self, buf: Buf) -> Result<RemoteKey, RegionError> {
+        let region = self.insert(buf.len(), Access::READ, Memory::Frozen(buf))?;
+        Ok(region.key)
+    }
+
+    fn insert(
+        &self,
+        len: usize,
+        access: Access,
+        memory: Memory,
+    ) -> Result<Arc<Region>, RegionError> {
         let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        if regions.len() >= self.max {
+            return Err(RegionError::TooMany(self.max));
+        }
         loop {
-            let Ok(key) = getrandom::u64() else {
-                return Err(memory);
-            };
-            if let std::collections::hash_map::Entry::Vacant(entry) = regions.entry(key) {
-                entry.insert(Region { memory, access });
-                return Ok(RemoteKey(key));
+            let key = getrandom::u64().map_err(RegionError::Random)?;
+            if let Entry::Vacant(entry) = regions.entry(key) {
+                let region = Arc::new(Region {
+                    key: RemoteKey(key),
+                    access,
+                    len,
+                    memory,
+                    closed: AtomicBool::new(false),
+                });
+                entry.insert(Arc::clone(&region));
+                return Ok(region);
             }
         }
     }
 
-    pub(crate) fn deregister(&self, key: RemoteKey) -> Option<BufMut> {
+    /// Makes a key void; whether it named a region.
+    pub(crate) fn close(&self, key: RemoteKey) -> bool {
         let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        regions.remove(&key.0).map(|region| region.memory)
-    }
-
-    /// Runs `work` on a range of a region that the owner opened for it.
-    fn with<R>(
-        &self,
-        at: RemoteSlice,
-        allowed: impl FnOnce(Access) -> bool,
-        work: impl FnOnce(&mut [u8]) -> R,
-    ) -> Result<R, OneSidedError> {
-        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        let region = regions.get_mut(&at.key.0).ok_or(OneSidedError::Key)?;
-        if !allowed(region.access) {
-            return Err(OneSidedError::Forbidden);
+        let region = regions.remove(&key.0);
+        if let Some(region) = &region {
+            region.closed.store(true, Ordering::Release);
         }
-        let range = OneSidedError::Range {
-            offset: at.offset,
-            len: at.len,
-            region: region.memory.len() as u64,
-        };
-        let end = at.offset.checked_add(at.len).ok_or(range)?;
-        let bytes = region
-            .memory
-            .get_mut(at.offset as usize..end as usize)
-            .ok_or(range)?;
-        Ok(work(bytes))
+        region.is_some()
     }
 
-    pub(crate) fn put(
-        &self,
-        key: RemoteKey,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<(), OneSidedError> {
-        let at = RemoteSlice {
-            key,
-            offset,
-            len: bytes.len() as u64,
-        };
-        self.with(
-            at,
-            |access| access.write,
-            |region| region.copy_from_slice(bytes),
-        )
+    pub(crate) fn find(&self, key: RemoteKey) -> Option<Arc<Region>> {
+        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        regions.get(&key.0).map(Arc::clone)
     }
 
-    pub(crate) fn read(
-        &self,
-        key: RemoteKey,
-        offset: u64,
-        into: &mut [u8],
-    ) -> Result<(), OneSidedError> {
-        let at = RemoteSlice {
-            key,
-            offset,
-            len: into.len() as u64,
-        };
-        self.with(
-            at,
-            |access| access.read,
-            |region| into.copy_from_slice(region),
-        )
-    }
-
-    pub(crate) fn atomic(
-        &self,
-        key: RemoteKey,
-        offset: u64,
-        update: impl FnOnce(u64) -> u64,
-    ) -> Result<u64, OneSidedError> {
-        if !offset.is_multiple_of(8) {
-            return Err(OneSidedError::Misaligned(offset));
+    /// The region that an operation may be done to.
+    pub(crate) fn check(&self, verb: Verb, at: RemoteSlice) -> Result<Arc<Region>, OneSidedError> {
+        if verb == Verb::Atomic && !at.offset.is_multiple_of(8) {
+            return Err(OneSidedError::Misaligned(at.offset));
         }
-        let at = RemoteSlice {
-            key,
-            offset,
-            len: 8,
-        };
-        self.with(
-            at,
-            |access| access.atomic,
-            |region| {
-                let mut word = [0; 8];
-                word.copy_from_slice(region);
-                let old = u64::from_le_bytes(word);
-                region.copy_from_slice(&update(old).to_le_bytes());
-                old
-            },
-        )
+        let region = self.find(at.key).ok_or(OneSidedError::Key)?;
+        access_check(verb, at, region.access, region.len as u64)?;
+        Ok(region)
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct RemoteSlice {
-    key: RemoteKey,
-    offset: u64,
-    len: u64,
+/// Zeroed memory that peers on this host can map, and cannot shrink under us.
+fn shared_memory(len: usize) -> io::Result<Memory> {
+    let bytes = len.max(1).next_multiple_of(4096);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = memfd_create("praas-region", flags | MemfdFlags::NOEXEC_SEAL)
+        .or_else(|_| memfd_create("praas-region", flags))?;
+    ftruncate(&fd, bytes as u64)?;
+    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let mapping = Mapping::map(fd.as_fd(), bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+    Ok(Memory::Shared { mapping, fd })
+}
+
+/// What a put carries.
+#[derive(Debug)]
+pub(crate) enum PutBytes<'a> {
+    /// To be copied before the call returns; no more than the channel sends eagerly.
+    Copied(&'a [u8]),
+    /// A buffer that comes back with the completion.
+    Held(Buf),
+}
+
+impl PutBytes<'_> {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Copied(bytes) => bytes,
+            Self::Held(buf) => buf,
+        }
+    }
+}
+
+/// A one-sided operation, as an endpoint gives it to a wire.
+#[derive(Debug)]
+pub(crate) enum OneSidedOp<'a> {
+    Put {
+        key: RemoteKey,
+        offset: u64,
+        bytes: PutBytes<'a>,
+        /// What the target is told once the bytes are there.
+        immediate: Option<u64>,
+    },
+    Get {
+        key: RemoteKey,
+        offset: u64,
+        into: BufMut,
+    },
+    Atomic {
+        key: RemoteKey,
+        offset: u64,
+        atomic: Atomic,
+    },
+}
+
+impl OneSidedOp<'_> {
+    pub(crate) fn verb(&self) -> Verb {
+        match self {
+            Self::Put { .. } => Verb::Put,
+            Self::Get { .. } => Verb::Get,
+            Self::Atomic { .. } => Verb::Atomic,
+        }
+    }
+
+    pub(crate) fn at(&self) -> RemoteSlice {
+        let (key, offset, len) = match self {
+            Self::Put {
+                key, offset, bytes, ..
+            } => (*key, *offset, bytes.bytes().len()),
+            Self::Get { key, offset, into } => (*key, *offset, into.len()),
+            Self::Atomic { key, offset, .. } => (*key, *offset, 8),
+        };
+        RemoteSlice {
+            key,
+            offset,
+            len: len as u64,
+        }
+    }
+}
+
+/// Buffers that come back from an operation.
+#[derive(Debug, Default)]
+pub(crate) struct Returned {
+    /// What a get read into.
+    pub(crate) data: Option<BufMut>,
+    /// What a put held.
+    pub(crate) buf: Option<Buf>,
+}
+
+/// What a wire did with an operation.
+#[derive(Debug)]
+pub(crate) enum Taken<'a> {
+    /// It is complete: for atomics the old value, else zero; or why it failed.
+    Done(Result<u64, OneSidedError>, Returned),
+    /// It will be complete, by [`crate::backend::Wire::one_sided_poll`].
+    #[allow(dead_code)]
+    Pending,
+    /// There is no room just now.
+    Busy(OneSidedOp<'a>),
+    /// The wire has no such thing: the endpoint asks the peer by frames.
+    Unsupported(OneSidedOp<'a>),
+}
+
+/// An operation that was `Pending` and is complete.
+#[derive(Debug)]
+pub(crate) struct Completed {
+    /// As it was given with the operation.
+    pub(crate) id: u64,
+    pub(crate) outcome: Result<u64, OneSidedError>,
+    pub(crate) returned: Returned,
+}
+
+/// Does an operation to memory that is reached directly.
+pub(crate) fn op_run(region: &Region, op: OneSidedOp<'_>) -> (u64, Returned) {
+    match op {
+        OneSidedOp::Put { offset, bytes, .. } => {
+            region.write(offset as usize, bytes.bytes());
+            let buf = match bytes {
+                PutBytes::Held(buf) => Some(buf),
+                PutBytes::Copied(_) => None,
+            };
+            (0, Returned { data: None, buf })
+        }
+        OneSidedOp::Get {
+            offset, mut into, ..
+        } => {
+            region.read(offset as usize, &mut into);
+            let data = Some(into);
+            (0, Returned { data, buf: None })
+        }
+        OneSidedOp::Atomic { offset, atomic, .. } => {
+            (region.atomic(offset as usize, atomic), Returned::default())
+        }
+    }
+}
+
+/// Buffers of an operation that failed before it began.
+pub(crate) fn op_return(op: OneSidedOp<'_>) -> Returned {
+    match op {
+        OneSidedOp::Put {
+            bytes: PutBytes::Held(buf),
+            ..
+        } => Returned {
+            data: None,
+            buf: Some(buf),
+        },
+        OneSidedOp::Get { into, .. } => Returned {
+            data: Some(into),
+            buf: None,
+        },
+        OneSidedOp::Put { .. } | OneSidedOp::Atomic { .. } => Returned::default(),
+    }
+}
+
+#[cfg(all(test, not(praas_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_what_its_owner_and_peers_see() {
+        let table = RegionTable::new(2);
+        let region = table.create(24, Access::ALL).unwrap();
+        assert_eq!(region.len(), 24);
+        region.write(3, b"abc").unwrap();
+        let mut bytes = [9; 4];
+        region.read(2, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"\0abc");
+        assert_eq!(region.fetch_add(16, 5), Ok(0));
+        assert_eq!(region.compare_swap(16, 5, 7), Ok(5));
+        assert_eq!(region.compare_swap(16, 5, 1), Ok(7));
+        assert_eq!(region.load(16), Ok(7));
+        region.read(16, &mut bytes).unwrap();
+        assert_eq!(bytes, [7, 0, 0, 0]);
+        assert_eq!(region.load(4), Err(OneSidedError::Misaligned(4)));
+        let range = |offset, len| {
+            Err(OneSidedError::Range {
+                offset,
+                len,
+                region: 24,
+            })
+        };
+        assert_eq!(region.write(22, b"abc"), range(22, 3));
+        assert_eq!(region.read(usize::MAX, &mut bytes), range(u64::MAX, 4));
+
+        let key = table.share(Buf::from_vec(vec![1, 2, 3])).unwrap();
+        assert!(matches!(
+            table.share(Buf::default()),
+            Err(RegionError::TooMany(2))
+        ));
+        let at = |key, offset, len| RemoteSlice { key, offset, len };
+        let found = table.check(Verb::Get, at(key, 1, 2)).unwrap();
+        let denied = table.check(Verb::Put, at(key, 0, 1)).unwrap_err();
+        assert_eq!(denied, OneSidedError::Forbidden);
+        assert!(!found.is_closed() && table.close(key) && !table.close(key));
+        assert!(found.is_closed());
+        let void = table.check(Verb::Get, at(key, 1, 2)).unwrap_err();
+        assert_eq!(void, OneSidedError::Key);
+    }
 }

@@ -175,21 +175,20 @@ impl TcpWire {
     }
 }
 
-/// Bytes of payload that follow the header on an eager lane: those of eager messages only.
+/// Bytes that follow the user header of a frame on the eager lane.
 #[inline]
 pub(crate) fn frame_payload_len(
     header: &FrameHeader,
     eager_max: usize,
 ) -> Result<usize, WireError> {
-    use crate::wire::FrameKind;
-    match header.kind()? {
-        FrameKind::Eager if header.len() <= eager_max as u64 => Ok(header.len() as usize),
-        FrameKind::Eager => Err(WireError::TooLong {
+    let len = header.body_len(header.kind()?);
+    match len <= eager_max as u64 {
+        true => Ok(len as usize),
+        false => Err(WireError::TooLong {
             what: "eager payload",
-            len: header.len(),
+            len,
             limit: eager_max as u64,
         }),
-        _ => Ok(0),
     }
 }
 

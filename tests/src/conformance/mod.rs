@@ -100,6 +100,11 @@ pub enum Seen {
         context: u64,
         outcome: Result<(), SendFailure>,
     },
+    ListSent {
+        context: u64,
+        parts: Vec<Buf>,
+        outcome: Result<(), SendFailure>,
+    },
     Immediate {
         value: u64,
         len: u64,
@@ -200,6 +205,23 @@ impl Handler for Recorder {
     ) -> Flow {
         self.seen
             .push_back((channel, Seen::Sent { context, outcome }));
+        Flow::Continue
+    }
+
+    fn on_list_sent(
+        &mut self,
+        _: &mut Ops,
+        channel: ChannelId,
+        context: u64,
+        parts: Vec<Buf>,
+        outcome: Result<(), SendFailure>,
+    ) -> Flow {
+        let sent = Seen::ListSent {
+            context,
+            parts,
+            outcome,
+        };
+        self.seen.push_back((channel, sent));
         Flow::Continue
     }
 

@@ -7,8 +7,8 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::Instant;
 
 use praas_transport::{
-    Address, Buf, CloseReason, Posted, PostedBuf, RefuseReason, Role, SendError, SendFailure,
-    WaitMode,
+    Address, Buf, CloseReason, Posted, PostedBuf, PostedList, RefuseReason, Role, SendError,
+    SendFailure, WaitMode,
 };
 
 use super::{Backend, Node, PATIENCE, Pair, Policy, Seen, dial};
@@ -88,6 +88,58 @@ pub fn messages_arrive_whole_once_in_order(backend: Backend) {
         (got == count).then_some(())
     });
     assert_eq!(order, (0..count).collect::<Vec<_>>());
+}
+
+/// Promise 1: a list of buffers arrives as one message, small or large, from a few parts or many.
+pub fn lists_arrive_as_one(backend: Backend) {
+    let mut pair = backend.pair();
+    let channel = pair.to_server;
+    let lists: [&[usize]; 4] = [&[3, 0, 5], &[100_000, 1, 0, 200_000], &[30_000; 20], &[]];
+    for (at, sizes) in lists.into_iter().enumerate() {
+        let context = at as u64;
+        let parts: Vec<Buf> = (0..)
+            .zip(sizes)
+            .map(|(seed, size)| Buf::from_vec(pattern(seed, *size)))
+            .collect();
+        let whole: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let mut posted = Some(parts.clone());
+        let pending = pair.until(|pair| {
+            let client = &mut pair.client.endpoint;
+            let sent = client.send_list(channel, 2, context, b"h", posted.take()?, context);
+            match sent.unwrap() {
+                PostedList::Busy(again) => posted = Some(again),
+                PostedList::Done(back) => {
+                    assert_eq!(back, parts);
+                    return Some(false);
+                }
+                PostedList::Pending => return Some(true),
+            }
+            None
+        });
+        let got = pair.until(|pair| {
+            pair.server.take(|_, seen| match seen {
+                Seen::Message { payload, tag, .. } if *tag == context => Some(payload.clone()),
+                Seen::Large { payload, tag, .. } if *tag == context => Some(payload.to_vec()),
+                _ => None,
+            })
+        });
+        assert!(got == whole, "list {at} is damaged");
+        if pending {
+            pair.until(|pair| {
+                pair.client.take(|_, seen| match seen {
+                    Seen::ListSent {
+                        context: of,
+                        parts: back,
+                        outcome,
+                    } if *of == context => {
+                        assert_eq!((back, outcome), (&parts, &Ok(())));
+                        Some(())
+                    }
+                    _ => None,
+                })
+            });
+        }
+    }
 }
 
 /// Promise 1: what was taken arrives though nothing is sent after it, also when the transport

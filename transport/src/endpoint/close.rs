@@ -76,6 +76,7 @@ impl Ops {
         for done in channel.out_drain() {
             self.pending.push_back(Event::Sent(id, done, false));
         }
+        self.ops_drain(id);
         self.sessions.retain(|_, of| *of != id);
         let state = self.slot_free(slot);
         if let (State::Open(mut channel), Some(CloseReason::Closed)) = (state, &reason) {

@@ -16,7 +16,7 @@
 //! | `listen.rs`, `boot.rs`, `stream.rs` | listening, connecting, the handshake over any stream |
 //! | `open.rs`, `close.rs` | how a channel begins and ends |
 //! | `progress.rs` | rounds, waiting |
-//! | `channel.rs`, `send.rs`, `remote.rs` | messages, large ones, one-sided operations |
+//! | `channel.rs`, `send.rs`, `transfer.rs`, `remote.rs` | messages, large payloads, one-sided operations |
 //! | `slots.rs` | where channels live |
 
 mod boot;
@@ -30,6 +30,7 @@ mod remote;
 mod send;
 mod slots;
 mod stream;
+mod transfer;
 mod types;
 
 use std::collections::{HashMap, VecDeque};
@@ -47,8 +48,8 @@ use self::stream::Stream;
 use self::types::WakerShared;
 pub use self::types::{
     ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Flow, Handler, Incoming, IncomingId,
-    LargeMessage, Listen, Message, OneSidedDone, PostedBuf, SendError, SendFailure, TransportError,
-    WaitMode, Waker,
+    LargeMessage, Listen, Message, OneSidedDone, PostedBuf, PostedGet, PostedList, SendError,
+    SendFailure, TransportError, WaitMode, Waker,
 };
 use crate::address::Address;
 use crate::backend::{Received, RxPool};
@@ -179,6 +180,7 @@ impl Endpoint {
             woken: AtomicBool::new(false),
         };
         let pool = BufPool::new(config.buffers_max_bytes);
+        let regions = Arc::new(RegionTable::new(config.regions_max));
         let ops = Ops {
             config,
             identity,
@@ -200,7 +202,7 @@ impl Endpoint {
             pending: VecDeque::new(),
             rx: RxPool::default(),
             pool,
-            regions: Arc::new(RegionTable::default()),
+            regions,
         };
         Ok(Self {
             ops,
@@ -238,7 +240,7 @@ impl Drop for Endpoint {
             {
                 // A peer that has no room for the word learns of the end by the hang-up.
                 channel.closing = Some(Instant::now());
-                let _ = channel.push();
+                let _ = channel.push(&mut self.ops.rx);
                 let _ = channel.close_advance();
             }
         }

@@ -8,7 +8,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Token};
 
 use super::boot::{BootError, Booted, Gate, Machine};
-use super::channel::Channel;
+use super::channel::{Channel, ChannelLimits};
 use super::stream::Stream;
 use super::types::{ChannelId, ChannelInfo, CloseReason};
 use super::{Event, LINGER, Ops, State, TOKEN_BULK};
@@ -113,19 +113,25 @@ impl Ops {
         };
         let dialled = matches!(boot.machine, Machine::Dialler(_));
         let boot = *boot;
-        let (kind, eager_max, wire) = match boot.stream {
+        let (kind, eager_max, body_max, wire) = match boot.stream {
             Stream::Mem(link) => {
                 let eager_max = self.config.shm_eager_max_bytes;
                 (
                     TransportKind::Mem,
                     eager_max,
+                    EAGER_WIRE_MAX,
                     AnyWire::Mem(MemWire::new(link, eager_max)),
                 )
             }
             Stream::Tcp(stream) => {
                 let eager_max = self.config.tcp_eager_max_bytes;
                 let wire = TcpWire::new(stream, EAGER_WIRE_MAX, &boot.received, &mut self.rx);
-                (TransportKind::Tcp, eager_max, AnyWire::Tcp(wire))
+                (
+                    TransportKind::Tcp,
+                    eager_max,
+                    EAGER_WIRE_MAX,
+                    AnyWire::Tcp(wire),
+                )
             }
             Stream::Unix(stream) => {
                 let io = |error| CloseReason::Io(Arc::new(error));
@@ -143,11 +149,9 @@ impl Ops {
                 let life = descriptors.next().ok_or_else(missing)?;
                 let barrier = agreed.caps.contains(Capabilities::MEMBARRIER);
                 let wire = ShmWire::new(stream, life, memory, dialled, barrier).map_err(io)?;
-                let eager_max = self
-                    .config
-                    .shm_eager_max_bytes
-                    .min(layout.ring_bytes / 2 - 256);
-                (TransportKind::Shm, eager_max, AnyWire::Shm(wire))
+                let body_max = EAGER_WIRE_MAX.min(layout.ring_bytes / 2 - 256);
+                let eager_max = self.config.shm_eager_max_bytes.min(body_max);
+                (TransportKind::Shm, eager_max, body_max, AnyWire::Shm(wire))
             }
         };
         let wire = match &self.config.fault {
@@ -161,8 +165,12 @@ impl Ops {
             eager_max,
         };
         self.incarnations_check(&info.peer)?;
-        let max = self.config.transfers_inflight_max;
-        let channel = Channel::new(wire, info, agreed.session, boot.lane_to, max);
+        let limits = ChannelLimits {
+            transfers_max: self.config.transfers_inflight_max,
+            ops_max: self.config.ops_inflight_max,
+            body_max,
+        };
+        let channel = Channel::new(wire, info, agreed.session, boot.lane_to, limits);
         self.slots[slot as usize].state = State::Open(Box::new(channel));
         if kind == TransportKind::Tcp && !dialled {
             self.sessions.insert(agreed.session, id);

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use super::channel::OutDone;
+use super::transfer::{InDone, segments_decode};
 use super::types::{
     ChannelId, Disposition, Flow, Handler, Incoming, IncomingId, Message, SendError, SendFailure,
     WaitMode,
@@ -188,7 +190,17 @@ impl Endpoint {
                         (None, true) => Ok(()),
                         (None, false) => Err(SendFailure::Closed),
                     };
-                    handler.on_sent(ops, channel, done.context, done.buf, outcome)
+                    let OutDone { context, parts, .. } = done;
+                    match done.list {
+                        true => {
+                            let parts = parts.into_vec();
+                            handler.on_list_sent(ops, channel, context, parts, outcome)
+                        }
+                        false => {
+                            let buf = parts.into_iter().next().unwrap_or_default();
+                            handler.on_sent(ops, channel, context, buf, outcome)
+                        }
+                    }
                 }
                 Event::OneSided(channel, done) => handler.on_one_sided(ops, channel, done),
                 Event::Closed(channel, reason) => handler.on_close(ops, channel, reason),
@@ -250,7 +262,13 @@ impl Endpoint {
                 };
                 handler.on_message(&mut self.ops, id, message)
             }
-            FrameKind::Rts => self.announced(id, handler),
+            FrameKind::Rts | FrameKind::RtsPull => self.announced(id, kind, handler),
+            FrameKind::Put
+            | FrameKind::PutRts
+            | FrameKind::Get
+            | FrameKind::FetchAdd
+            | FrameKind::CompareSwap
+            | FrameKind::Answer => self.one_sided(id, kind, handler),
             FrameKind::Immediate => {
                 handler.on_immediate(&mut self.ops, id, header.id(), header.aux())
             }
@@ -274,14 +292,30 @@ impl Endpoint {
     }
 
     #[inline(never)]
-    fn announced<H: Handler>(&mut self, id: ChannelId, handler: &mut H) -> Flow {
+    fn one_sided<H: Handler>(&mut self, id: ChannelId, kind: FrameKind, handler: &mut H) -> Flow {
+        let received = &self.received;
+        let (header, words) = (&received.header, received.user_header());
+        let body = received.body(kind);
+        match self.ops.one_sided_frame(id, kind, header, words, body) {
+            Some((value, len)) => handler.on_immediate(&mut self.ops, id, value, len),
+            None => Flow::Continue,
+        }
+    }
+
+    #[inline(never)]
+    fn announced<H: Handler>(&mut self, id: ChannelId, kind: FrameKind, handler: &mut H) -> Flow {
         let received = &self.received;
         let limit = self.ops.config.message_max_bytes;
         let Some(channel) = self.ops.channel(id) else {
             return Flow::Continue;
         };
         let header = received.user_header();
-        let transfer = match channel.announced(&received.header, header, MESSAGE_HARD_MAX_BYTES) {
+        let segments = match kind {
+            FrameKind::RtsPull => segments_decode(received.body(kind)),
+            _ => SmallVec::new(),
+        };
+        let limit_hard = MESSAGE_HARD_MAX_BYTES;
+        let transfer = match channel.announced(&received.header, header, segments, limit_hard) {
             Ok(transfer) => transfer,
             Err(error) => {
                 self.ops.channel_fault(id.slot, error.into());
@@ -355,13 +389,13 @@ impl Endpoint {
             slot,
             generation: self.ops.slots[slot as usize].generation,
         };
-        let Some(channel) = self.ops.channel(id) else {
+        let mut done = SmallVec::new();
+        let State::Open(channel) = &mut self.ops.slots[slot as usize].state else {
             return (0, Flow::Continue);
         };
         channel.idle = 0;
-        let mut done = SmallVec::new();
-        let pulled = channel.pull(&mut done);
-        let pushed = channel.push();
+        let pulled = channel.pull(&mut self.ops.rx, &mut done);
+        let pushed = channel.push(&mut self.ops.rx);
         let moved = match (pulled, pushed) {
             (Ok(pulled), Ok(pushed)) => usize::from(pulled + pushed > 0),
             (Err(fault), _) | (_, Err(fault)) => {
@@ -371,8 +405,17 @@ impl Endpoint {
         };
         let mut count = moved + done.len();
         let mut flow = Flow::Continue;
-        for message in done {
-            if handler.on_large(&mut self.ops, id, message) == Flow::Stop {
+        for done in done {
+            let ops = &mut self.ops;
+            let told = match done {
+                InDone::Message(message) => handler.on_large(ops, id, message),
+                InDone::Put { immediate, len } => handler.on_immediate(ops, id, immediate, len),
+                InDone::Op(completed) => {
+                    ops.op_finish(id, completed);
+                    Flow::Continue
+                }
+            };
+            if told == Flow::Stop {
                 flow = Flow::Stop;
             }
         }

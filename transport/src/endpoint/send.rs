@@ -1,11 +1,14 @@
 //! Sending, accepting, refusing: what a user does with an open channel.
 
+use smallvec::{SmallVec, smallvec};
+
 use super::Ops;
 use super::channel::Channel;
-use super::types::{ChannelId, IncomingId, PostedBuf, SendError};
+use super::transfer::OutKind;
+use super::types::{ChannelId, IncomingId, PostedBuf, PostedList, SendError};
 use crate::backend::Posted;
 use crate::buf::{Buf, BufMut};
-use crate::wire::USER_HEADER_MAX_BYTES;
+use crate::wire::{FrameHeader, FrameKind, USER_HEADER_MAX_BYTES};
 
 impl Ops {
     /// Sends a message eagerly: the payload is copied, and may be reused at once.
@@ -67,25 +70,88 @@ impl Ops {
                 limit,
             });
         }
-        let posted = match len <= channel.info.eager_max {
-            true => {
-                channel
+        let posted =
+            match len <= channel.info.eager_max {
+                true => channel
                     .send_eager(am, tag, header, &[&payload], len)
                     .map(|posted| match posted {
                         Posted::Done => PostedBuf::Done(payload),
                         Posted::Busy => PostedBuf::Busy(payload),
-                    })
-            }
-            false => channel
-                .send_large(am, tag, header, payload, context)
-                .map(|sent| match sent {
-                    Ok(()) => PostedBuf::Pending,
-                    Err(payload) => PostedBuf::Busy(payload),
-                }),
-        };
+                    }),
+                false => {
+                    let kind = OutKind::Message {
+                        context,
+                        list: false,
+                    };
+                    let frame = rts(am, tag, header, len);
+                    channel
+                        .send_large(frame, header, smallvec![payload], kind)
+                        .map(|sent| match sent {
+                            Ok(()) => PostedBuf::Pending,
+                            Err(mut parts) => PostedBuf::Busy(parts.pop().unwrap_or_default()),
+                        })
+                }
+            };
         match posted {
             Ok(posted) => {
                 if let PostedBuf::Pending = posted {
+                    self.lane_open(to.slot);
+                    self.activate(to.slot);
+                }
+                Ok(posted)
+            }
+            Err(fault) => {
+                self.channel_fault(to.slot, fault);
+                Err(SendError::NotOpen)
+            }
+        }
+    }
+
+    /// Sends buffers of any size, one after the other, as one message; it comes as one buffer.
+    ///
+    /// # Errors
+    /// The channel is not open, or the message is above the limit.
+    pub fn send_list(
+        &mut self,
+        to: ChannelId,
+        am: u8,
+        tag: u64,
+        header: &[u8],
+        parts: Vec<Buf>,
+        context: u64,
+    ) -> Result<PostedList, SendError> {
+        let limit = self.config.message_max_bytes;
+        let channel = self.sendable(to, header)?;
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if len as u64 > limit {
+            return Err(SendError::TooLarge {
+                len: len as u64,
+                limit,
+            });
+        }
+        let posted = if len <= channel.info.eager_max {
+            let slices: SmallVec<[&[u8]; 8]> = parts.iter().map(|part| &**part).collect();
+            let posted = channel.send_eager(am, tag, header, &slices, len);
+            drop(slices);
+            posted.map(|posted| match posted {
+                Posted::Done => PostedList::Done(parts),
+                Posted::Busy => PostedList::Busy(parts),
+            })
+        } else {
+            let kind = OutKind::Message {
+                context,
+                list: true,
+            };
+            let frame = rts(am, tag, header, len);
+            let sent = channel.send_large(frame, header, parts.into(), kind);
+            sent.map(|sent| match sent {
+                Ok(()) => PostedList::Pending,
+                Err(parts) => PostedList::Busy(parts.into_vec()),
+            })
+        };
+        match posted {
+            Ok(posted) => {
+                if let PostedList::Pending = posted {
                     self.lane_open(to.slot);
                     self.activate(to.slot);
                 }
@@ -104,7 +170,13 @@ impl Ops {
     /// It is gone, or the buffer has another length.
     pub fn accept(&mut self, incoming: IncomingId, into: BufMut) -> Result<(), SendError> {
         let channel = self.channel(incoming.channel).ok_or(SendError::NotOpen)?;
-        channel.accept(incoming.transfer, into)?;
+        match channel.accept(incoming.transfer, into) {
+            Ok(accepted) => accepted?,
+            Err(fault) => {
+                self.channel_fault(incoming.channel.slot, fault);
+                return Err(SendError::NotOpen);
+            }
+        }
         self.activate(incoming.channel.slot);
         Ok(())
     }
@@ -130,4 +202,12 @@ impl Ops {
             _ => Err(SendError::NotOpen),
         }
     }
+}
+
+/// The frame that announces a large message, but for the transfer's number.
+fn rts(am: u8, tag: u64, header: &[u8], len: usize) -> FrameHeader {
+    FrameHeader::new(FrameKind::Rts)
+        .with_message(am, header.len() as u8)
+        .with_id(tag)
+        .with_len(len as u64)
 }

@@ -50,6 +50,28 @@ pub enum PostedBuf {
     Busy(Buf),
 }
 
+/// What happened to a list of buffers that was posted.
+#[must_use]
+#[derive(Debug)]
+pub enum PostedList {
+    /// It was small enough to go at once; here are the buffers again.
+    Done(Vec<Buf>),
+    /// It goes by rendezvous: [`Handler::on_list_sent`] gives them back.
+    Pending,
+    /// There is no room just now.
+    Busy(Vec<Buf>),
+}
+
+/// What happened to a get that was posted.
+#[must_use]
+#[derive(Debug)]
+pub enum PostedGet {
+    /// [`Handler::on_one_sided`] gives the buffer back.
+    Pending,
+    /// There is no room just now.
+    Busy(BufMut),
+}
+
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
@@ -266,8 +288,10 @@ pub struct OneSidedDone {
     pub context: u64,
     /// For atomics the old value, else zero; or why it failed.
     pub outcome: Result<u64, OneSidedError>,
-    /// What a get read.
+    /// The buffer of a get.
     pub data: Option<BufMut>,
+    /// The buffer of a put that held one.
+    pub buf: Option<Buf>,
 }
 
 /// What a user of an endpoint does with what arrives. Called from within
@@ -306,6 +330,19 @@ pub trait Handler {
         Flow::Continue
     }
 
+    /// A list of buffers that was `Pending` is done with.
+    fn on_list_sent(
+        &mut self,
+        ops: &mut Ops,
+        channel: ChannelId,
+        context: u64,
+        parts: Vec<Buf>,
+        outcome: Result<(), SendFailure>,
+    ) -> Flow {
+        let _ = (ops, channel, context, parts, outcome);
+        Flow::Continue
+    }
+
     /// There is room again after a `Busy`.
     fn on_writable(&mut self, ops: &mut Ops, channel: ChannelId) -> Flow {
         let _ = (ops, channel);
@@ -318,7 +355,7 @@ pub trait Handler {
         Flow::Continue
     }
 
-    /// A one-sided operation of ours is complete.
+    /// A one-sided operation of ours is complete: its effect is there.
     fn on_one_sided(&mut self, ops: &mut Ops, channel: ChannelId, done: OneSidedDone) -> Flow {
         let _ = (ops, channel, done);
         Flow::Continue

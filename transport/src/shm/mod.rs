@@ -41,7 +41,7 @@ pub(crate) use self::spinners::{Spinner, SpinnerPage};
 use crate::backend::{Posted, RX_BYTES, Received, RxBuf, RxPool, Want, Wire, WireFault};
 use crate::buf::mapping::Mapping;
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
-use crate::wire::{FrameHeader, FrameKind, WireError};
+use crate::wire::{FrameHeader, WireError};
 
 /// In place of a frame's kind: the next frame is at the start of the large ring.
 const MARKER_KIND: u8 = 0xff;
@@ -279,10 +279,7 @@ impl ShmWire {
         let (kind, header) = FrameHeader::decode(&bytes)?;
         let user_header = usize::from(header.uhdr_len);
         let limit = self.body_max();
-        let payload = match kind {
-            FrameKind::Eager => header.len(),
-            _ => 0,
-        };
+        let payload = header.body_len(kind);
         if payload > (limit - user_header) as u64 {
             let what = "eager payload";
             return Err(WireError::TooLong {

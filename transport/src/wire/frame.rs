@@ -36,7 +36,32 @@ pub enum FrameKind {
     Pong = 9,
     /// A one-sided put of `len` bytes is complete here; `id` is its immediate value.
     Immediate = 10,
+    /// As [`FrameKind::Rts`], and the receiver may pull the payload itself: user header and
+    /// `flags` pull segments follow.
+    RtsPull = 11,
+    /// Puts `len` bytes, which follow, at `aux` into a region; `id` is the operation's. The user
+    /// header has the key, and the immediate value if there is one.
+    Put = 12,
+    /// Announces a put of `len` bytes at `aux`; `id` is the operation's. The user header has the
+    /// key, the transfer's number, and the immediate value if there is one.
+    PutRts = 13,
+    /// Asks for `len` bytes at `aux` of a region; `id` is the operation's. The user header has the
+    /// key.
+    Get = 14,
+    /// Adds to the word at `aux`. The user header has the key and what to add.
+    FetchAdd = 15,
+    /// Swaps the word at `aux`. The user header has the key, what is expected, and the new value.
+    CompareSwap = 16,
+    /// The operation `id` is complete: `am_id` is zero or why it failed, `aux` the word's old
+    /// value or the region's length, and `len` bytes that a get asked for follow.
+    Answer = 17,
 }
+
+/// Pull segments that a [`FrameKind::RtsPull`] has at most.
+pub const PULL_SEGMENTS_MAX: usize = 8;
+
+/// Bytes of a pull segment: what the backend says of the memory, then its length.
+pub const PULL_SEGMENT_BYTES: usize = 32;
 
 impl FrameKind {
     /// The kind that `code` stands for.
@@ -52,6 +77,13 @@ impl FrameKind {
             8 => Self::Ping,
             9 => Self::Pong,
             10 => Self::Immediate,
+            11 => Self::RtsPull,
+            12 => Self::Put,
+            13 => Self::PutRts,
+            14 => Self::Get,
+            15 => Self::FetchAdd,
+            16 => Self::CompareSwap,
+            17 => Self::Answer,
             other => return Err(WireError::UnknownKind(other)),
         })
     }
@@ -74,7 +106,7 @@ impl FrameKind {
 #[repr(C)]
 pub struct FrameHeader {
     kind: u8,
-    /// Flags; none is defined in version 1, so it is zero.
+    /// How many pull segments follow the user header; zero unless the kind has such.
     pub flags: u8,
     /// The active message's id: which handler the message is for.
     pub am_id: u8,
@@ -138,6 +170,32 @@ impl FrameHeader {
         self
     }
 
+    /// The same header, of another kind.
+    #[inline]
+    #[must_use]
+    pub fn with_kind(mut self, kind: FrameKind) -> Self {
+        self.kind = kind as u8;
+        self
+    }
+
+    /// Sets how many pull segments follow.
+    #[inline]
+    #[must_use]
+    pub fn with_segments(mut self, count: u8) -> Self {
+        self.flags = count;
+        self
+    }
+
+    /// Bytes that follow the user header on the eager lane.
+    #[inline(always)]
+    pub fn body_len(&self, kind: FrameKind) -> u64 {
+        match kind {
+            FrameKind::Eager | FrameKind::Put | FrameKind::Answer => self.len.get(),
+            FrameKind::RtsPull => u64::from(self.flags) * PULL_SEGMENT_BYTES as u64,
+            _ => 0,
+        }
+    }
+
     /// The kind, or an error for a code that this version does not know.
     #[inline]
     pub fn kind(&self) -> Result<FrameKind, WireError> {
@@ -171,18 +229,25 @@ impl FrameHeader {
     /// Reads a header and checks everything about it that does not hang on a channel's limits.
     ///
     /// # Errors
-    /// Unknown kinds, flags or credits that version 1 does not define, and user headers above
+    /// Unknown kinds, flags or credits that the kind does not have, and user headers above
     /// [`USER_HEADER_MAX_BYTES`].
     #[inline]
     pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<(FrameKind, Self), WireError> {
         let header: Self = zerocopy::transmute!(*bytes);
         let kind = header.kind()?;
-        if header.flags != 0 || header.credits.get() != 0 {
-            let (field, value) = match header.flags {
-                0 => ("credits", u64::from(header.credits.get())),
-                flags => ("flags", u64::from(flags)),
+        if header.flags != 0 || header.credits.get() != 0 || kind == FrameKind::RtsPull {
+            let flags = usize::from(header.flags);
+            let flags_good = match kind {
+                FrameKind::RtsPull => (1..=PULL_SEGMENTS_MAX).contains(&flags),
+                _ => flags == 0,
             };
-            return Err(WireError::BadField { field, value, kind });
+            let (field, value) = match flags_good {
+                true => ("credits", u64::from(header.credits.get())),
+                false => ("flags", u64::from(header.flags)),
+            };
+            if !flags_good || value != 0 {
+                return Err(WireError::BadField { field, value, kind });
+            }
         }
         if usize::from(header.uhdr_len) > USER_HEADER_MAX_BYTES {
             return Err(WireError::TooLong {

@@ -12,7 +12,10 @@ mod frame;
 mod fuzz;
 mod handshake;
 
-pub use frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, USER_HEADER_MAX_BYTES};
+pub use frame::{
+    FRAME_HEADER_BYTES, FrameHeader, FrameKind, PULL_SEGMENT_BYTES, PULL_SEGMENTS_MAX,
+    USER_HEADER_MAX_BYTES,
+};
 pub use fuzz::{fuzz_frame, fuzz_handshake};
 pub use handshake::{
     Agreed, Capabilities, Dialler, HANDSHAKE_MESSAGE_MAX_BYTES, HandshakeError, Identity,
