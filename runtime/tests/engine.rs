@@ -10,7 +10,9 @@ use praas_runtime::function::Registry;
 use praas_runtime::invocation::InvokeError;
 use praas_runtime::prelude::*;
 use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
-use praas_transport::{Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, WaitMode};
+use praas_transport::{
+    Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, UnixPlace, WaitMode,
+};
 
 #[praas_runtime::function(short)]
 fn noop() {}
@@ -136,6 +138,7 @@ fn over_all(wait: WaitMode, body: impl Fn(&str, &Process, &mut Client)) {
             Listen::Mem(format!("engine-{:?}", std::thread::current().id())),
         ),
         ("shm", Listen::Shm { name: None }),
+        ("unix", Listen::Unix(UnixPlace::Abstract(None))),
         ("tcp", Listen::Tcp("127.0.0.1:0".parse().unwrap())),
     ] {
         let settings = ProcessSettings {

@@ -30,7 +30,7 @@ fn whats(records: &[Value]) -> Vec<String> {
 fn every_record_is_there_with_machine_and_commit() {
     let records = records(&["--bytes", "8,100000", "--runs", "2"]);
     let mut expected = Vec::new();
-    for transport in ["shm", "tcp"] {
+    for transport in ["shm", "unix", "tcp"] {
         for bytes in [8, 100_000] {
             for what in ["floor", "channel", "invoke"] {
                 expected.push(format!("{transport} {bytes} {what}"));
@@ -75,7 +75,7 @@ fn every_record_is_there_with_machine_and_commit() {
 #[test]
 fn a_measurement_on_one_cpu_ends() {
     let records = records(&["--bytes", "8", "--runs", "1", "--pin", "0,0"]);
-    assert_eq!(records.len(), 6);
+    assert_eq!(records.len(), 9);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Every backend is held to every promise.
 
-use praas_tests::conformance;
-use praas_transport::TransportKind;
+use praas_tests::conformance::{self, Node, Pair, Seen};
+use praas_transport::{Buf, Listen, TransportKind, UnixPlace};
 
 macro_rules! conformance {
     ($($module:ident => $kind:ident, $faulty:literal;)*) => {
@@ -24,6 +24,7 @@ macro_rules! conformance {
             bulk_does_not_delay_eager
             warm_waiting_wakes
             closing_completes_everything
+            a_good_end_is_told_to_who_sends
             a_vanished_peer_fails_what_is_in_flight
             connects_and_closes_leak_nothing
             handshakes_are_refused_with_a_reason
@@ -50,6 +51,45 @@ conformance! {
     mem_faulty => Mem, true;
     shm => Shm, false;
     shm_faulty => Shm, true;
+    unix => Unix, false;
+    unix_faulty => Unix, true;
     tcp => Tcp, false;
     tcp_faulty => Tcp, true;
+}
+
+/// Unix sockets at paths serve where abstract ones cannot be reached; both lanes go there.
+#[test]
+fn unix_sockets_at_paths_carry_all_and_leave_nothing() {
+    let backend = conformance::Backend {
+        kind: TransportKind::Unix,
+        faulty: false,
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Node::new(backend.config(1), "server", 3, Some(conformance::keyring()));
+    let place = UnixPlace::Folder(dir.path().into());
+    let address = server.endpoint.listen(&Listen::Unix(place)).unwrap();
+    assert!(address.to_string().contains(dir.path().to_str().unwrap()));
+    let client = Node::new(backend.config(2), "", 0, None);
+    let mut pair = Pair::connect(client, server, &address);
+    let channel = pair.to_server;
+    assert_eq!(
+        pair.client.endpoint.info(channel).unwrap().kind,
+        TransportKind::Unix
+    );
+    let large: Vec<u8> = (0..3 << 20).map(|at| (at % 251) as u8).collect();
+    let payload = Buf::from_vec(large.clone());
+    let posted = pair
+        .client
+        .endpoint
+        .send_buf(channel, 1, 7, &[], payload, 0);
+    drop(posted.unwrap());
+    let got = pair.until(|pair| {
+        pair.server.take(|_, seen| match seen {
+            Seen::Large { payload, .. } => Some(payload.to_vec()),
+            _ => None,
+        })
+    });
+    assert!(got == large);
+    drop(pair);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

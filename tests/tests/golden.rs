@@ -294,9 +294,15 @@ fn golden_addresses() {
         host: HostId(0x0123_4567_89ab_cdef),
         name: "praas-0011223344556677".into(),
     };
+    let unix = |name: &str| Address::Unix {
+        host: HostId(0x0123_4567_89ab_cdef),
+        name: name.into(),
+    };
     for (file, address) in [
         ("mem", Address::Mem("name".into())),
         ("shm", shm),
+        ("unix", unix("praas-0011223344556677")),
+        ("unix-path", unix("/run/praas/p.sock")),
         ("tcp4", Address::Tcp("127.0.0.1:4711".parse().unwrap())),
         ("tcp6", Address::Tcp("[::1]:4711".parse().unwrap())),
     ] {

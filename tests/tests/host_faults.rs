@@ -243,7 +243,7 @@ impl Raw {
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 Self::Tcp(stream)
             }
-            Address::Shm { name, .. } => {
+            Address::Shm { name, .. } | Address::Unix { name, .. } => {
                 let at = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
                 let stream = UnixStream::connect_addr(&at).unwrap();
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();

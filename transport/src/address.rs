@@ -1,4 +1,5 @@
-//! Where an endpoint listens: `mem:name`, `shm:<host id>/<name>`, `tcp:127.0.0.1:4711`.
+//! Where an endpoint listens: `mem:name`, `shm:<host id>/<name>`, `unix:<host id>/<name>`,
+//! `tcp:127.0.0.1:4711`.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -6,6 +7,8 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
+
+use crate::unix::NAME_MAX_BYTES;
 
 /// The kinds of transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -15,21 +18,29 @@ pub enum TransportKind {
     Mem,
     /// Shared memory on one host.
     Shm,
+    /// Unix stream sockets on one host.
+    Unix,
     /// TCP.
     Tcp,
 }
 
 impl TransportKind {
     /// All kinds, the preferred ones first.
-    pub const ALL: [Self; 3] = [Self::Mem, Self::Shm, Self::Tcp];
+    pub const ALL: [Self; 4] = [Self::Mem, Self::Shm, Self::Unix, Self::Tcp];
 
     /// The name, as in addresses and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mem => "mem",
             Self::Shm => "shm",
+            Self::Unix => "unix",
             Self::Tcp => "tcp",
         }
+    }
+
+    /// Whether its peers speak over a stream socket, each look at which is a system call.
+    pub(crate) fn is_stream(self) -> bool {
+        matches!(self, Self::Unix | Self::Tcp)
     }
 }
 
@@ -62,21 +73,30 @@ impl HostId {
     pub fn local() -> Self {
         static LOCAL: OnceLock<HostId> = OnceLock::new();
         *LOCAL.get_or_init(|| {
-            if let Some(id) = std::env::var("PRAAS_HOST_ID")
-                .ok()
-                .and_then(|s| s.parse().ok())
-            {
-                return id;
-            }
-            let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
             let netns = std::fs::read_link("/proc/self/ns/net");
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(boot.unwrap_or_default().trim().as_bytes());
-            hasher.update(netns.unwrap_or_default().as_os_str().as_encoded_bytes());
-            let mut id = [0; 16];
-            hasher.finalize_xof().fill(&mut id);
-            HostId(u128::from_le_bytes(id))
+            Self::new(netns.unwrap_or_default().as_os_str().as_encoded_bytes())
         })
+    }
+
+    /// The id of the machine, whatever the network namespace: processes with the same one can reach
+    /// each other's Unix sockets at paths that both see.
+    pub fn machine() -> Self {
+        static MACHINE: OnceLock<HostId> = OnceLock::new();
+        *MACHINE.get_or_init(|| Self::new(b""))
+    }
+
+    fn new(namespace: &[u8]) -> Self {
+        let set = std::env::var("PRAAS_HOST_ID").ok();
+        if let Some(id) = set.and_then(|text| text.parse().ok()) {
+            return id;
+        }
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(boot.unwrap_or_default().trim().as_bytes());
+        hasher.update(namespace);
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        HostId(u128::from_le_bytes(id))
     }
 }
 
@@ -109,13 +129,13 @@ impl FromStr for HostId {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// The part before the colon names no transport.
-    #[error("'{0}' is no transport: use mem, shm or tcp")]
+    #[error("'{0}' is no transport: use mem, shm, unix or tcp")]
     Transport(Box<str>),
     /// A host id is 32 hexadecimal digits.
     #[error("'{0}' is no host id (32 hexadecimal digits)")]
     HostId(Box<str>),
     /// What follows the transport does not fit it.
-    #[error("'{0}' is no address: use mem:NAME, shm:HOSTID/NAME or tcp:IP:PORT")]
+    #[error("'{0}' is no address: use mem:NAME, shm:HOSTID/NAME, unix:HOSTID/NAME or tcp:IP:PORT")]
     Form(Box<str>),
 }
 
@@ -131,6 +151,13 @@ pub enum Address {
         /// The socket's abstract name.
         name: String,
     },
+    /// A Unix stream socket on a host.
+    Unix {
+        /// The host; of a path, [`HostId::machine`].
+        host: HostId,
+        /// The socket's abstract name, or its path, which begins with a slash.
+        name: String,
+    },
     /// An IP address and port.
     Tcp(SocketAddr),
 }
@@ -141,8 +168,22 @@ impl Address {
         match self {
             Self::Mem(_) => TransportKind::Mem,
             Self::Shm { .. } => TransportKind::Shm,
+            Self::Unix { .. } => TransportKind::Unix,
             Self::Tcp(_) => TransportKind::Tcp,
         }
+    }
+}
+
+impl Address {
+    /// Why it cannot be reached from this host, if it belongs to another one.
+    pub(crate) fn elsewhere(&self) -> Option<String> {
+        let (host, here) = match self {
+            Self::Shm { host, .. } => (host, HostId::local()),
+            Self::Unix { host, name } if name.starts_with('/') => (host, HostId::machine()),
+            Self::Unix { host, .. } => (host, HostId::local()),
+            Self::Mem(_) | Self::Tcp(_) => return None,
+        };
+        (*host != here).then(|| format!("another host: this one is {here}"))
     }
 }
 
@@ -151,6 +192,7 @@ impl fmt::Display for Address {
         match self {
             Self::Mem(name) => write!(f, "mem:{name}"),
             Self::Shm { host, name } => write!(f, "shm:{host}/{name}"),
+            Self::Unix { host, name } => write!(f, "unix:{host}/{name}"),
             Self::Tcp(at) => write!(f, "tcp:{at}"),
         }
     }
@@ -170,6 +212,16 @@ impl FromStr for Address {
                     return Err(form());
                 }
                 Ok(Self::Shm {
+                    host: host.parse()?,
+                    name: name.into(),
+                })
+            }
+            TransportKind::Unix => {
+                let (host, name) = rest.split_once('/').ok_or_else(form)?;
+                if name.is_empty() || name.len() > NAME_MAX_BYTES {
+                    return Err(form());
+                }
+                Ok(Self::Unix {
                     host: host.parse()?,
                     name: name.into(),
                 })
@@ -201,8 +253,8 @@ pub struct ChooseError {
     rejected: String,
 }
 
-/// The best of a peer's addresses: shared memory on the same host, else TCP; `force` allows one
-/// transport only.
+/// The best of a peer's addresses: on the same host shared memory, then Unix sockets; else TCP.
+/// `force` allows one transport only.
 ///
 /// # Errors
 /// Names every candidate with the reason why it will not do.
@@ -214,13 +266,8 @@ pub fn address_choose(
         if let Some(kind) = force.filter(|kind| *kind != address.kind()) {
             return Some(format!("{address} (only {kind} is allowed)"));
         }
-        match address {
-            Address::Shm { host, .. } if *host != HostId::local() => Some(format!(
-                "{address} (another host: this one is {})",
-                HostId::local()
-            )),
-            _ => None,
-        }
+        let why = address.elsewhere()?;
+        Some(format!("{address} ({why})"))
     };
     let mut rejected = Vec::new();
     let mut best: Option<&Address> = None;
@@ -258,7 +305,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_an_address_or_not(
-            text in "((mem|shm|tcp):)?[0-9a-f./:\\[\\]]{0,60}|.{0,40}",
+            text in "((mem|shm|unix|tcp):)?[0-9a-f./:\\[\\]]{0,60}|.{0,40}",
         ) {
             fuzz_address(text.as_bytes());
         }
@@ -271,6 +318,8 @@ mod tests {
             "tcp:127.0.0.1:80",
             "tcp:[::1]:9",
             &format!("shm:{}/x", HostId::local()),
+            &format!("unix:{}/x", HostId::local()),
+            &format!("unix:{}//run/x/y.sock", HostId::machine()),
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
@@ -282,6 +331,8 @@ mod tests {
             "udp:1",
             "mem:",
             &format!("shm:{:032x}/", 1),
+            &format!("unix:{:032x}/", 1),
+            &format!("unix:{:032x}/{}", 1, "x".repeat(108)),
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }

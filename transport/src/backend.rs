@@ -8,6 +8,7 @@ use crate::mem::MemWire;
 use crate::one_sided::{Completed, OneSidedOp, Taken};
 use crate::shm::ShmWire;
 use crate::tcp::TcpWire;
+use crate::unix::UnixWire;
 use crate::wire::{FrameHeader, FrameKind, WireError};
 
 /// Whether a message was taken. `Busy` is back-pressure: nothing was sent, try again after
@@ -223,6 +224,7 @@ pub(crate) trait Wire {
 pub(crate) enum AnyWire {
     Mem(MemWire),
     Shm(ShmWire),
+    Unix(UnixWire),
     Tcp(TcpWire),
     Fault(Box<FaultWire>),
 }
@@ -231,6 +233,7 @@ macro_rules! each {
     ($self:ident, $wire:ident => $call:expr) => {
         match $self {
             AnyWire::Shm($wire) => $call,
+            AnyWire::Unix($wire) => $call,
             AnyWire::Tcp($wire) => $call,
             AnyWire::Mem($wire) => $call,
             AnyWire::Fault($wire) => $call,

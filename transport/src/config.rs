@@ -14,6 +14,8 @@ pub struct TransportConfig {
     pub shm_eager_max_bytes: usize,
     /// The largest payload in bytes that TCP sends eagerly.
     pub tcp_eager_max_bytes: usize,
+    /// The largest payload in bytes that Unix sockets send eagerly.
+    pub unix_eager_max_bytes: usize,
     /// Bytes of a shared-memory channel's second, larger eager ring (a power of two).
     pub shm_ring_bytes: usize,
     /// Bytes of a shared-memory channel's bulk ring (a power of two).
@@ -51,6 +53,7 @@ impl Default for TransportConfig {
             message_max_bytes: 1 << 30,
             shm_eager_max_bytes: 16 << 10,
             tcp_eager_max_bytes: 64 << 10,
+            unix_eager_max_bytes: 64 << 10,
             shm_ring_bytes: 256 << 10,
             shm_bulk_bytes: 1 << 20,
             transfers_inflight_max: 64,
@@ -115,12 +118,13 @@ impl TransportConfig {
             self.shm_eager_max_bytes as u64,
             "less than half of shm_ring_bytes",
         )?;
-        rule(
-            (1..=120 << 10).contains(&self.tcp_eager_max_bytes),
-            "tcp_eager_max_bytes",
-            self.tcp_eager_max_bytes as u64,
-            "from 1 byte to 120 KiB",
-        )?;
+        for (name, value) in [
+            ("tcp_eager_max_bytes", self.tcp_eager_max_bytes),
+            ("unix_eager_max_bytes", self.unix_eager_max_bytes),
+        ] {
+            let good = (1..=120 << 10).contains(&value);
+            rule(good, name, value as u64, "from 1 byte to 120 KiB")?;
+        }
         rule(
             (1..=4096).contains(&self.transfers_inflight_max),
             "transfers_inflight_max",

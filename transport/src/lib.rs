@@ -14,9 +14,11 @@ pub mod fault;
 mod mem;
 pub mod one_sided;
 mod shm;
+mod stream;
 pub mod sync;
 mod tcp;
 pub mod ticket;
+mod unix;
 pub mod wire;
 
 pub use address::{Address, HostId, TransportKind, address_choose};
@@ -35,4 +37,5 @@ pub use shm::bare;
 #[doc(hidden)]
 pub use shm::fuzz_shm;
 pub use ticket::{Authenticator, Credential, Keyring, RefuseReason, Role, Secret, Ticket};
+pub use unix::UnixPlace;
 pub use wire::{Identity, Incarnation, PeerIdentity};

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
-use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -180,14 +179,9 @@ impl Rig {
         let pinned = Pinned::new(own_cpu)?;
         let mut channel = Channel::new(endpoint, false);
         channel.open_wait()?;
-        let raw = match transport {
-            TransportKind::Tcp => {
-                let raw = TcpStream::connect((Ipv4Addr::LOCALHOST, ready.raw))
-                    .and_then(|stream| Raw::new(stream, bytes_max));
-                Some(raw.map_err(BenchError::system("connect a raw socket"))?)
-            }
-            _ => None,
-        };
+        let raw = ready.raw.map(|place| Raw::connect(&place, bytes_max));
+        let raw = raw.transpose();
+        let raw = raw.map_err(BenchError::system("connect a raw socket"))?;
         line_read::<()>(&mut peer.lines)?;
         // From here on requests go out at once.
         caller.call()?;

@@ -124,7 +124,7 @@ pub struct Measured {
 /// What to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LatencyPlan {
-    /// Transports: shm, tcp.
+    /// Transports: shm, unix, tcp.
     pub transports: Vec<TransportKind>,
     /// What of them.
     pub whats: Vec<What>,
@@ -142,7 +142,7 @@ pub struct LatencyPlan {
 impl Default for LatencyPlan {
     fn default() -> Self {
         Self {
-            transports: vec![TransportKind::Shm, TransportKind::Tcp],
+            transports: vec![TransportKind::Shm, TransportKind::Unix, TransportKind::Tcp],
             whats: What::ALL.to_vec(),
             bytes: vec![8, 1 << 10, 64 << 10, 1 << 20],
             per_measure: BLOCK * RUNS_DEFAULT,
@@ -163,7 +163,7 @@ const BYTES_MAX: usize = 256 << 20;
 #[non_exhaustive]
 pub enum BenchError {
     /// A transport that does not connect two processes.
-    #[error("'{0}' does not connect two processes of a host: measure shm or tcp")]
+    #[error("'{0}' does not connect two processes of a host: measure shm, unix or tcp")]
     Transport(TransportKind),
     /// A size out of range.
     #[error("{0} bytes are too many: measure at most {BYTES_MAX}")]
@@ -224,7 +224,7 @@ pub struct LatencyOptions {
         long,
         value_name = "KIND,...",
         value_delimiter = ',',
-        default_value = "shm,tcp"
+        default_value = "shm,unix,tcp"
     )]
     pub transport: Vec<TransportKind>,
     /// What to measure of them.

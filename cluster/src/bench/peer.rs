@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -22,11 +22,11 @@ use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
 use praas_transport::bare::Bare;
 use praas_transport::{
     Address, Credential, Endpoint, Identity, Incarnation, Keyring, Listen, Role, Secret, Ticket,
-    TransportConfig, TransportKind, WaitMode,
+    TransportConfig, TransportKind, UnixPlace, WaitMode,
 };
 use serde::{Deserialize, Serialize};
 
-use super::pings::{Channel, Raw, bare_serve};
+use super::pings::{Channel, Raw, RawListener, RawPlace, bare_serve};
 use super::{BenchError, What};
 
 /// The application of both processes, the peer's name, its functions.
@@ -50,13 +50,12 @@ pub(super) struct Setup {
 pub(super) struct Ready {
     pub(super) process: Resolved,
     pub(super) channel: Address,
-    pub(super) raw: u16,
+    pub(super) raw: Option<RawPlace>,
     pub(super) credential: Credential,
 }
 
 /// What the functions answer with.
 struct Answers {
-    transport: TransportKind,
     bare: Bare,
     raw: Option<Raw>,
     channel: Channel,
@@ -82,9 +81,9 @@ fn serve(input: &[u8]) -> Result<(), FunctionError> {
     let answers = ANSWERS.get().ok_or_else(wrong)?;
     let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
     let answers = &mut *answers;
-    let served = match (*what, answers.transport, &mut answers.raw) {
-        (channel, ..) if channel == What::Channel as u8 => answers.channel.serve(),
-        (_, TransportKind::Tcp, Some(raw)) => raw.serve(bytes),
+    let served = match (*what, &mut answers.raw) {
+        (channel, _) if channel == What::Channel as u8 => answers.channel.serve(),
+        (_, Some(raw)) => raw.serve(bytes),
         _ => bare_serve(&mut answers.bare, bytes),
     };
     served.map_err(|error| FunctionError::new(error.to_string()))
@@ -105,6 +104,7 @@ praas_runtime::module!(static "bench", [serve, noop, exchange]);
 fn listen_at(transport: TransportKind) -> Result<Listen, BenchError> {
     match transport {
         TransportKind::Shm => Ok(Listen::Shm { name: None }),
+        TransportKind::Unix => Ok(Listen::Unix(UnixPlace::Abstract(None))),
         TransportKind::Tcp => Ok(Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into())),
         TransportKind::Mem => Err(BenchError::Transport(transport)),
     }
@@ -159,40 +159,27 @@ pub(super) fn peer_run() -> Result<(), BenchError> {
     let channel = endpoint.listen(&listen)?;
     pin(setup.cpu)?;
     let process = process_start(listen, ring, credential(Role::Process))?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let listener = listener.map_err(BenchError::system("listen on a raw socket"))?;
-    let raw = listener.local_addr();
+    let raw = RawListener::listen(setup.transport);
     let raw = raw.map_err(BenchError::system("listen on a raw socket"))?;
+    let (listener, raw) = raw.unzip();
     let ready = Ready {
         process: Resolved {
             incarnation: INCARNATION,
             addresses: process.addresses().to_vec(),
         },
         channel,
-        raw: raw.port(),
+        raw,
         credential: credential(Role::Client),
     };
     line_write(lines.get_mut(), &ready)?;
     let mut channel = Channel::new(endpoint, true);
     channel.open_wait()?;
-    let raw = match setup.transport {
-        TransportKind::Tcp => {
-            let (stream, _) = listener
-                .accept()
-                .map_err(BenchError::system("accept a raw socket"))?;
-            let raw = Raw::new(stream, setup.bytes_max);
-            Some(raw.map_err(BenchError::system("set up a raw socket"))?)
-        }
-        _ => None,
-    };
+    let raw = listener.map(|listener| listener.accept(setup.bytes_max));
+    let raw = raw.transpose();
+    let raw = raw.map_err(BenchError::system("accept a raw socket"))?;
     let bare = Bare::open(io::stdout().as_fd(), setup.bytes_max)
         .map_err(BenchError::system("map the memory of the flag"))?;
-    let answers = Answers {
-        transport: setup.transport,
-        bare,
-        raw,
-        channel,
-    };
+    let answers = Answers { bare, raw, channel };
     // Set once, here.
     let _ = ANSWERS.set(Mutex::new(answers));
     line_write(lines.get_mut(), &())?;

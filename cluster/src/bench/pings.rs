@@ -1,7 +1,10 @@
 //! The two sides of each ping-pong: who sends and waits, and who answers.
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use praas_runtime::client::{CallOptions, Client, FunctionRef};
@@ -9,8 +12,11 @@ use praas_runtime::invocation::Payload;
 use praas_transport::bare::Bare;
 use praas_transport::{
     Buf, ChannelId, ChannelInfo, CloseReason, Disposition, Endpoint, Flow, Handler, Incoming,
-    LargeMessage, Message, Ops, Posted, PostedBuf, SendFailure, WaitMode,
+    LargeMessage, Message, Ops, Posted, PostedBuf, SendFailure, TransportKind, WaitMode,
 };
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use serde::{Deserialize, Serialize};
 
 use super::{BenchError, What};
 
@@ -92,20 +98,80 @@ pub(super) fn bare_serve(bare: &mut Bare, bytes: usize) -> Result<(), BenchError
     }
 }
 
+/// Where a raw socket listens.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum RawPlace {
+    Tcp(std::net::SocketAddr),
+    /// An abstract name.
+    Unix(String),
+}
+
+/// A raw socket that waits for its one peer.
+pub(super) enum RawListener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl RawListener {
+    /// Listens, if the floor of this transport is a socket.
+    pub(super) fn listen(transport: TransportKind) -> io::Result<Option<(Self, RawPlace)>> {
+        match transport {
+            TransportKind::Tcp => {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+                let place = RawPlace::Tcp(listener.local_addr()?);
+                Ok(Some((Self::Tcp(listener), place)))
+            }
+            TransportKind::Unix => {
+                let name = format!("praas-bench-{:016x}", fastrand::u64(..));
+                let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+                Ok(Some((Self::Unix(listener), RawPlace::Unix(name))))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) fn accept(&self, bytes_max: usize) -> io::Result<Raw> {
+        match self {
+            Self::Tcp(listener) => Raw::tcp(listener.accept()?.0, bytes_max),
+            Self::Unix(listener) => Raw::unix(listener.accept()?.0, bytes_max),
+        }
+    }
+}
+
 /// A raw socket that spins, and memory for what goes over it.
 pub(super) struct Raw {
-    stream: TcpStream,
+    stream: OwnedFd,
     memory: Vec<u8>,
 }
 
 impl Raw {
-    pub(super) fn new(stream: TcpStream, bytes_max: usize) -> io::Result<Self> {
+    /// Connects to a peer's.
+    pub(super) fn connect(to: &RawPlace, bytes_max: usize) -> io::Result<Self> {
+        match to {
+            RawPlace::Tcp(at) => Self::tcp(TcpStream::connect(at)?, bytes_max),
+            RawPlace::Unix(name) => {
+                let at = SocketAddr::from_abstract_name(name)?;
+                Self::unix(UnixStream::connect_addr(&at)?, bytes_max)
+            }
+        }
+    }
+
+    fn tcp(stream: TcpStream, bytes_max: usize) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Self {
+        Ok(Self::new(stream.into(), bytes_max))
+    }
+
+    fn unix(stream: UnixStream, bytes_max: usize) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self::new(stream.into(), bytes_max))
+    }
+
+    fn new(stream: OwnedFd, bytes_max: usize) -> Self {
+        Self {
             stream,
             memory: vec![0; bytes_max],
-        })
+        }
     }
 
     /// Does `step` until `bytes` bytes are through.
@@ -113,26 +179,30 @@ impl Raw {
     fn all(
         &mut self,
         bytes: usize,
-        step: impl Fn(&mut TcpStream, &mut [u8]) -> io::Result<usize>,
+        step: impl Fn(&OwnedFd, &mut [u8]) -> rustix::io::Result<usize>,
     ) -> Result<(), BenchError> {
         let (mut done, mut wait) = (0, Wait::new(CALLS));
         while done < bytes {
-            match step(&mut self.stream, &mut self.memory[done..bytes]) {
+            match step(&self.stream, &mut self.memory[done..bytes]) {
                 Ok(0) => return Err(BenchError::Peer("has ended".into())),
                 Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait.turn()?,
-                Err(error) => return Err(BenchError::system("use the raw socket")(error)),
+                Err(Errno::WOULDBLOCK) => wait.turn()?,
+                Err(error) => return Err(BenchError::system("use the raw socket")(error.into())),
             }
         }
         Ok(())
     }
 
     fn send(&mut self, bytes: usize) -> Result<(), BenchError> {
-        self.all(bytes, |stream, memory| stream.write(memory))
+        self.all(bytes, |stream, memory| {
+            send(stream, memory, SendFlags::NOSIGNAL)
+        })
     }
 
     fn receive(&mut self, bytes: usize) -> Result<(), BenchError> {
-        self.all(bytes, |stream, memory| stream.read(memory))
+        self.all(bytes, |stream, memory| {
+            recv(stream, memory, RecvFlags::empty()).map(|(count, _)| count)
+        })
     }
 
     /// A round trip.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use praas_transport::{
     ChannelId, ChannelInfo, CloseReason, Credential, Dial, Disposition, Endpoint, Flow, Handler,
     Identity, Incarnation, Incoming, Keyring, LargeMessage, Listen, Message, Ops, Role, Secret,
-    SendFailure, Ticket, TransportConfig, TransportKind, WaitMode,
+    SendFailure, Ticket, TransportConfig, TransportKind, UnixPlace, WaitMode,
 };
 
 /// How long the two may take to find each other.
@@ -92,6 +92,7 @@ pub fn probe(transport: TransportKind) -> Result<String, String> {
     let listen = match transport {
         TransportKind::Mem => Listen::Mem(APPLICATION.into()),
         TransportKind::Shm => Listen::Shm { name: None },
+        TransportKind::Unix => Listen::Unix(UnixPlace::Abstract(None)),
         TransportKind::Tcp => Listen::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
     };
     let address = server.listen(&listen).map_err(|error| said(&error))?;

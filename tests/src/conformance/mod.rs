@@ -5,6 +5,7 @@
 //! `PRAAS_REQUIRE_BACKENDS=shm,tcp` turns that into failure. With `PRAAS_CONFORMANCE_DIR` set, what
 //! became of each promise is written there, and the program `conformance-matrix` prints the table.
 
+mod endings;
 mod one_sided;
 mod promises;
 pub mod record;
@@ -19,8 +20,10 @@ use praas_transport::{
     Address, Buf, ChannelId, ChannelInfo, CloseReason, Credential, Dial, Disposition, Endpoint,
     Flow, Handler, Identity, Incoming, IncomingId, Keyring, LargeMessage, Listen, Message,
     OneSidedDone, Ops, Role, Secret, SendFailure, Ticket, TransportConfig, TransportKind,
+    UnixPlace,
 };
 
+pub use self::endings::*;
 pub use self::one_sided::*;
 pub use self::promises::*;
 use self::record::Outcome;
@@ -370,6 +373,7 @@ impl Backend {
         match self.kind {
             TransportKind::Mem => Listen::Mem(format!("conformance-{:x}", fastrand::u64(..))),
             TransportKind::Shm => Listen::Shm { name: None },
+            TransportKind::Unix => Listen::Unix(UnixPlace::Abstract(None)),
             TransportKind::Tcp => Listen::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
         }
     }

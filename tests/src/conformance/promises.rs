@@ -814,7 +814,7 @@ impl RawPeer {
     fn connect(address: &Address) -> Option<Self> {
         match address {
             Address::Tcp(at) => Some(Self::Tcp(TcpStream::connect(at).expect("connect"))),
-            Address::Shm { name, .. } => {
+            Address::Shm { name, .. } | Address::Unix { name, .. } => {
                 let at = SocketAddr::from_abstract_name(name).expect("a name");
                 Some(Self::Unix(UnixStream::connect_addr(&at).expect("connect")))
             }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::stream::{DESCRIPTORS_MAX, Stream};
+use crate::address::{Address, TransportKind};
 use crate::shm::{Layout, ShmMemory};
 use crate::ticket::{Authenticator, RefuseReason};
 use crate::wire::{
@@ -20,8 +21,10 @@ pub(super) struct Boot {
     pub(super) stream: Stream,
     pub(super) machine: Machine,
     pub(super) deadline: Instant,
-    /// Where the bulk lane of a dialled TCP channel goes.
-    pub(super) lane_to: Option<std::net::SocketAddr>,
+    /// The transport of the channel to come.
+    pub(super) kind: TransportKind,
+    /// Where the bulk lane of a dialled channel goes, if it is a second socket.
+    pub(super) lane_to: Option<Address>,
     pub(super) received: Vec<u8>,
     pub(super) descriptors: Vec<OwnedFd>,
     pub(super) memory: Option<ShmMemory>,
@@ -59,6 +62,7 @@ pub(super) enum BootError {
 impl Boot {
     pub(super) fn new(
         stream: Stream,
+        kind: TransportKind,
         machine: Machine,
         first: Vec<u8>,
         first_descriptors: Vec<OwnedFd>,
@@ -67,6 +71,7 @@ impl Boot {
     ) -> Self {
         Self {
             stream,
+            kind,
             machine,
             deadline,
             lane_to: None,
@@ -148,7 +153,7 @@ impl Boot {
 
     /// A listener on shared memory hands over segment and life page with Accept.
     fn segment_offer(&mut self) -> io::Result<()> {
-        if let (Machine::Listener(_), Stream::Unix(_)) = (&self.machine, &self.stream) {
+        if let (Machine::Listener(_), TransportKind::Shm) = (&self.machine, self.kind) {
             let (segment, memory) = ShmMemory::create(self.layout)?;
             self.memory = Some(memory);
             self.unsent_descriptors = vec![

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::remote::{AnswerDue, OpState, Order};
 use super::transfer::{ChunkIn, ChunkOut, InTransfer, OutTransfer, Target};
 use super::types::{ChannelInfo, SendError};
+use crate::address::Address;
 use crate::backend::{AnyWire, Posted, PullSegment, Want, Wire, WireFault};
 use crate::buf::{Buf, BufMut};
 use crate::wire::{FrameHeader, FrameKind, WireError};
@@ -49,7 +50,9 @@ pub(super) struct Channel {
     pub(super) active: bool,
     pub(super) session: [u8; 16],
     /// Where to open the bulk lane, if that is ours to do and not yet done.
-    pub(super) lane_to: Option<std::net::SocketAddr>,
+    pub(super) lane_to: Option<Address>,
+    /// When to dial it again, if there was no room for it.
+    pub(super) lane_retry: Option<Instant>,
     pub(super) limits: ChannelLimits,
 }
 
@@ -69,7 +72,7 @@ impl Channel {
         wire: AnyWire,
         info: ChannelInfo,
         session: [u8; 16],
-        lane_to: Option<std::net::SocketAddr>,
+        lane_to: Option<Address>,
         limits: ChannelLimits,
     ) -> Self {
         Self {
@@ -93,6 +96,7 @@ impl Channel {
             active: false,
             session,
             lane_to,
+            lane_retry: None,
             limits,
         }
     }

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use mio::{Interest, Token};
 
 use super::stream::Stream;
@@ -109,15 +108,18 @@ impl Ops {
                 if let AnyWire::Fault(fault) = wire {
                     wire = fault.into_inner();
                 }
-                if let AnyWire::Tcp(tcp) = wire {
-                    self.linger(tcp.into_stream());
+                match wire {
+                    AnyWire::Tcp(wire) => self.linger(Stream::Tcp(wire.into_stream())),
+                    AnyWire::Unix(wire) => self.linger(Stream::Unix(wire.into_stream())),
+                    _ => {}
                 }
             }
         }
     }
 
-    /// Keeps a socket until the peer hangs up, so that unread bytes do not reset it.
-    fn linger(&mut self, mut stream: TcpStream) {
+    /// Keeps a socket until the peer hangs up, so that unread bytes do not reset it, and what the
+    /// peer still sends does not fail before it has read our last word.
+    fn linger(&mut self, mut stream: Stream) {
         let until = Instant::now() + LINGER;
         let Ok(slot) = self.slot_take(State::Free) else {
             return;
@@ -132,7 +134,7 @@ impl Ops {
             self.slot_free(slot);
             return;
         }
-        self.slots[slot as usize].state = State::Linger(Stream::Tcp(stream), until);
+        self.slots[slot as usize].state = State::Linger(stream, until);
         self.timed.push(slot);
         self.linger_step(slot, Instant::now());
     }
@@ -161,7 +163,10 @@ impl Ops {
         let deadline = |slot: &u32| match &self.slots[*slot as usize].state {
             State::Boot(boot) => Some(boot.deadline),
             State::Linger(_, until) => Some(*until),
-            State::Open(channel) => channel.closing,
+            State::Open(channel) => [channel.closing, channel.lane_retry]
+                .into_iter()
+                .flatten()
+                .min(),
             State::Free => None,
         };
         if !self.accepting.is_empty() {
@@ -198,11 +203,17 @@ impl Ops {
                     self.linger_step(slot, now);
                 }
                 State::Boot(_) | State::Linger(..) => {}
-                State::Open(channel) => match channel.closing {
-                    Some(deadline) if now >= deadline => self.channel_end(slot, None),
-                    Some(_) => self.close_step(id),
-                    None => {}
-                },
+                State::Open(channel) => {
+                    let (closing, retry) = (channel.closing, channel.lane_retry);
+                    if retry.is_some_and(|retry| now >= retry) {
+                        self.lane_open(slot);
+                    }
+                    match closing {
+                        Some(deadline) if now >= deadline => self.channel_end(slot, None),
+                        Some(_) => self.close_step(id),
+                        None => {}
+                    }
+                }
                 State::Free => {}
             }
         }
@@ -210,7 +221,7 @@ impl Ops {
         self.timed
             .retain(|slot| match &slots[*slot as usize].state {
                 State::Boot(_) | State::Linger(..) => true,
-                State::Open(channel) => channel.closing.is_some(),
+                State::Open(channel) => channel.closing.is_some() || channel.lane_retry.is_some(),
                 State::Free => false,
             });
         self.timed.sort_unstable();

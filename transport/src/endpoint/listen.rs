@@ -4,19 +4,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Token};
-use rustix::process::Uid;
 
 use super::boot::{Boot, Machine};
 use super::stream::Stream;
 use super::types::{ChannelId, Dial, Listen, TransportError};
 use super::{ACCEPTS_PER_TURN, Listening, Ops, State, TOKEN_CHANNEL, TOKEN_LISTENER};
-use crate::address::{Address, HostId};
+use crate::address::{Address, HostId, TransportKind};
 use crate::mem::{MemLink, MemListener};
 use crate::shm::{self, Layout};
 use crate::tcp::socket_prepare;
 use crate::ticket::RefuseReason;
+use crate::unix::{self, UnixBound, peer_user_check};
 use crate::wire::{Capabilities, Dialler, Listener as HandshakeListener, Local};
 
 impl Ops {
@@ -25,7 +26,6 @@ impl Ops {
     /// # Errors
     /// The address is taken or not ours.
     pub fn listen(&mut self, at: &Listen) -> Result<Address, TransportError> {
-        let token = Token(self.listeners.len() << 2 | TOKEN_LISTENER);
         let (listening, address) = match at {
             Listen::Mem(name) => {
                 let listener = MemListener::listen(name, self.waker.clone())?;
@@ -38,19 +38,13 @@ impl Ops {
                 };
                 let mut listener = TcpListener::bind(*at).map_err(error)?;
                 let at = listener.local_addr().map_err(error)?;
-                let registry = self.poll.registry();
-                registry
-                    .register(&mut listener, token, Interest::READABLE)
-                    .map_err(error)?;
+                self.listener_register(&mut listener).map_err(error)?;
                 (Listening::Tcp(listener), Address::Tcp(at))
             }
             Listen::Shm { name } => {
                 let name = match name {
                     Some(name) => name.clone(),
-                    None => format!(
-                        "praas-{:016x}",
-                        getrandom::u64().map_err(TransportError::Random)?
-                    ),
+                    None => unix::name_generate().map_err(TransportError::Random)?,
                 };
                 let error = |source| TransportError::Listen {
                     address: format!("shm:{name}"),
@@ -59,24 +53,37 @@ impl Ops {
                 let mut listener = abstract_address(&name)
                     .and_then(|address| UnixListener::bind_addr(&address))
                     .map_err(error)?;
-                let registry = self.poll.registry();
-                registry
-                    .register(&mut listener, token, Interest::READABLE)
-                    .map_err(error)?;
+                self.listener_register(&mut listener).map_err(error)?;
                 // Fail here, not at the first peer, if the life page cannot be had.
                 shm::life::life_page().map_err(error)?;
-                (
-                    Listening::Unix(listener),
-                    Address::Shm {
-                        host: HostId::local(),
-                        name,
-                    },
-                )
+                let host = HostId::local();
+                (Listening::Shm(listener), Address::Shm { host, name })
+            }
+            Listen::Unix(place) => {
+                let error = |source| TransportError::Listen {
+                    address: format!("unix:{place}"),
+                    source,
+                };
+                let mut bound = UnixBound::bind(place).map_err(error)?;
+                self.listener_register(&mut bound.listener).map_err(error)?;
+                let name = bound.name.clone();
+                let host = match name.starts_with('/') {
+                    true => HostId::machine(),
+                    false => HostId::local(),
+                };
+                (Listening::Unix(bound), Address::Unix { host, name })
             }
         };
         self.listeners.push(listening);
         self.addresses.push(address.clone());
         Ok(address)
+    }
+
+    /// Registers what will be the next of `listeners`.
+    fn listener_register(&self, listener: &mut impl Source) -> io::Result<()> {
+        let token = Token(self.listeners.len() << 2 | TOKEN_LISTENER);
+        let registry = self.poll.registry();
+        registry.register(listener, token, Interest::READABLE)
     }
 
     /// Connects without blocking: [`crate::Handler::on_open`] or [`crate::Handler::on_close`]
@@ -89,26 +96,13 @@ impl Ops {
             address: to.to_string(),
             source,
         };
-        let mut lane_to = None;
+        if let Some(why) = to.elsewhere() {
+            return Err(error(io::Error::new(io::ErrorKind::HostUnreachable, why)));
+        }
         let (stream, descriptors) = match to {
             Address::Mem(name) => {
                 let link = MemLink::dial(name, self.waker.clone(), Arc::clone(&self.regions))?;
                 (Stream::Mem(link), Vec::new())
-            }
-            Address::Tcp(at) => {
-                let stream = TcpStream::connect(*at).map_err(error)?;
-                socket_prepare(&stream, self.config.tcp_dead_after_ms).map_err(error)?;
-                lane_to = Some(*at);
-                (Stream::Tcp(stream), Vec::new())
-            }
-            Address::Shm { host, .. } if *host != HostId::local() => {
-                return Err(error(io::Error::new(
-                    io::ErrorKind::HostUnreachable,
-                    format!(
-                        "shared memory of another host (this one is {})",
-                        HostId::local()
-                    ),
-                )));
             }
             Address::Shm { name, .. } => {
                 let stream = abstract_address(name)
@@ -118,6 +112,10 @@ impl Ops {
                     .and_then(|fd| fd.try_clone())
                     .map_err(error)?;
                 (Stream::Unix(stream), vec![life])
+            }
+            Address::Unix { .. } | Address::Tcp(_) => {
+                let stream = self.stream_dial(to).map_err(error)?;
+                (stream, Vec::new())
             }
         };
         let local = self.local()?;
@@ -130,14 +128,33 @@ impl Ops {
         let layout = self.layout();
         let mut boot = Boot::new(
             stream,
+            to.kind(),
             Machine::Dialler(machine),
             hello,
             descriptors,
             deadline,
             layout,
         );
-        boot.lane_to = lane_to;
+        if to.kind().is_stream() {
+            boot.lane_to = Some(to.clone());
+        }
         self.boot_start(boot)
+    }
+
+    /// A socket to where a listener takes frames, or a second one for bulk.
+    pub(super) fn stream_dial(&self, to: &Address) -> io::Result<Stream> {
+        match to {
+            Address::Tcp(at) => {
+                let stream = TcpStream::connect(*at)?;
+                socket_prepare(&stream, self.config.tcp_dead_after_ms)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Address::Unix { name, .. } => {
+                let address = unix::socket_address(name)?;
+                Ok(Stream::Unix(UnixStream::connect_addr(&address)?))
+            }
+            Address::Mem(_) | Address::Shm { .. } => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     fn local(&self) -> Result<Local, TransportError> {
@@ -174,12 +191,8 @@ impl Ops {
         let token = Token((slot as usize) << 2 | TOKEN_CHANNEL);
         if let State::Boot(boot) = &mut self.slots[slot as usize].state {
             let interest = Interest::READABLE | Interest::WRITABLE;
-            let registered = match &mut boot.stream {
-                Stream::Tcp(stream) => self.poll.registry().register(stream, token, interest),
-                Stream::Unix(stream) => self.poll.registry().register(stream, token, interest),
-                Stream::Mem(_) => Ok(()),
-            };
-            if let Err(error) = registered {
+            let registry = self.poll.registry();
+            if let Err(error) = registry.register(&mut boot.stream, token, interest) {
                 self.slot_free(slot);
                 return Err(TransportError::Setup(error));
             }
@@ -201,7 +214,8 @@ impl Ops {
         self.accepting.retain(|other| *other != at);
         for _ in 0..ACCEPTS_PER_TURN {
             let mut refused = None;
-            let stream = match &self.listeners[at] {
+            let listening = &self.listeners[at];
+            let stream = match listening {
                 Listening::Mem(listener) => match listener.accept() {
                     Some(link) => {
                         link.adopt(Arc::clone(&self.regions));
@@ -209,16 +223,19 @@ impl Ops {
                     }
                     None => return,
                 },
-                Listening::Unix(listener) => listener.accept().and_then(|(stream, _)| {
-                    let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid;
-                    refused = peer_user_check(peer, rustix::process::geteuid()).err();
-                    Ok(Stream::Unix(stream))
-                }),
+                Listening::Shm(listener) | Listening::Unix(UnixBound { listener, .. }) => {
+                    listener.accept().and_then(|(stream, _)| {
+                        let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid;
+                        refused = peer_user_check(peer, rustix::process::geteuid()).err();
+                        Ok(Stream::Unix(stream))
+                    })
+                }
                 Listening::Tcp(listener) => listener.accept().and_then(|(stream, _)| {
                     socket_prepare(&stream, self.config.tcp_dead_after_ms)?;
                     Ok(Stream::Tcp(stream))
                 }),
             };
+            let kind = listening.kind();
             let stream = match stream {
                 Ok(stream) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -233,7 +250,7 @@ impl Ops {
                     continue;
                 }
             };
-            if let Err(error) = self.accept_one(stream, refused) {
+            if let Err(error) = self.accept_one(stream, kind, refused) {
                 tracing::warn!(%error, "cannot take a peer");
             }
         }
@@ -243,10 +260,11 @@ impl Ops {
     fn accept_one(
         &mut self,
         stream: Stream,
+        kind: TransportKind,
         refused: Option<String>,
     ) -> Result<(), TransportError> {
-        let params = match &stream {
-            Stream::Unix(_) => shm::layout_encode(self.layout()),
+        let params = match kind {
+            TransportKind::Shm => shm::layout_encode(self.layout()),
             _ => Vec::new(),
         };
         let machine = HandshakeListener::start(self.local()?, HostId::local(), params);
@@ -254,6 +272,7 @@ impl Ops {
         let machine = Machine::Listener(machine);
         let mut boot = Boot::new(
             stream,
+            kind,
             machine,
             Vec::new(),
             Vec::new(),
@@ -270,31 +289,4 @@ impl Ops {
 fn abstract_address(name: &str) -> io::Result<std::os::unix::net::SocketAddr> {
     use std::os::linux::net::SocketAddrExt;
     std::os::unix::net::SocketAddr::from_abstract_name(name)
-}
-
-/// A shared-memory peer belongs to the same user, or to root.
-fn peer_user_check(peer: Uid, own: Uid) -> Result<(), String> {
-    if peer == own || peer.is_root() || own.is_root() {
-        return Ok(());
-    }
-    Err(format!(
-        "the dialler belongs to user {}, not {}",
-        peer.as_raw(),
-        own.as_raw()
-    ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_same_user_and_root_share_memory() {
-        let user = Uid::from_raw;
-        for (peer, own) in [(7, 7), (0, 7), (7, 0), (0, 0)] {
-            assert_eq!(peer_user_check(user(peer), user(own)), Ok(()));
-        }
-        let error = peer_user_check(user(8), user(7)).unwrap_err();
-        assert_eq!(error, "the dialler belongs to user 8, not 7");
-    }
 }

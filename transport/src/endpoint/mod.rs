@@ -51,7 +51,7 @@ pub use self::types::{
     LargeMessage, Listen, Message, OneSidedDone, PostedBuf, PostedGet, PostedList, SendError,
     SendFailure, TransportError, WaitMode, Waker,
 };
-use crate::address::Address;
+use crate::address::{Address, TransportKind};
 use crate::backend::{Received, RxPool};
 use crate::buf::BufPool;
 use crate::config::TransportConfig;
@@ -60,6 +60,7 @@ use crate::one_sided::RegionTable;
 use crate::shm::{Spinner, SpinnerPage};
 use crate::sync::atomic::AtomicBool;
 use crate::ticket::Authenticator;
+use crate::unix::UnixBound;
 use crate::wire::Identity;
 
 const TOKEN_WAKER: Token = Token(usize::MAX);
@@ -74,8 +75,20 @@ const LINGER: Duration = Duration::from_secs(2);
 
 enum Listening {
     Mem(Arc<MemListener>),
-    Unix(UnixListener),
+    Shm(UnixListener),
+    Unix(UnixBound),
     Tcp(TcpListener),
+}
+
+impl Listening {
+    fn kind(&self) -> TransportKind {
+        match self {
+            Self::Mem(_) => TransportKind::Mem,
+            Self::Shm(_) => TransportKind::Shm,
+            Self::Unix(_) => TransportKind::Unix,
+            Self::Tcp(_) => TransportKind::Tcp,
+        }
+    }
 }
 
 enum State {

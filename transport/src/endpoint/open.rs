@@ -1,13 +1,12 @@
-//! From a handshake to an open channel, and the second socket of a TCP channel.
+//! From a handshake to an open channel, and the second socket of one over TCP or Unix sockets.
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use mio::{Interest, Token};
 
-use super::boot::{BootError, Booted, Gate, Machine};
+use super::boot::{Boot, BootError, Booted, Gate, Machine};
 use super::channel::{Channel, ChannelLimits};
 use super::stream::Stream;
 use super::types::{ChannelId, ChannelInfo, CloseReason};
@@ -17,12 +16,17 @@ use crate::backend::{AnyWire, RX_BYTES, WireFault};
 use crate::fault::FaultWire;
 use crate::mem::MemWire;
 use crate::shm::{self, ShmMemory, ShmWire};
-use crate::tcp::{TcpWire, socket_prepare};
+use crate::tcp::TcpWire;
 use crate::ticket::{RefuseReason, Role};
-use crate::wire::{Agreed, Capabilities, HandshakeError, Incarnation, PeerIdentity, bulk_hello};
+use crate::unix::UnixWire;
+use crate::wire::{
+    Agreed, Capabilities, HandshakeError, Incarnation, PeerIdentity, WireError, bulk_hello,
+};
 
 /// The largest eager payload that a receiver takes, whatever the sender's setting is.
 const EAGER_WIRE_MAX: usize = RX_BYTES - 1024;
+/// How long a bulk lane that found no room waits before it is dialled again.
+const LANE_RETRY: Duration = Duration::from_millis(2);
 
 impl Ops {
     pub(super) fn boot_step(&mut self, slot: u32) {
@@ -113,25 +117,26 @@ impl Ops {
         };
         let dialled = matches!(boot.machine, Machine::Dialler(_));
         let boot = *boot;
-        let (kind, eager_max, body_max, wire) = match boot.stream {
+        let kind = boot.kind;
+        let mut body_max = EAGER_WIRE_MAX;
+        let (eager_max, wire) = match boot.stream {
             Stream::Mem(link) => {
                 let eager_max = self.config.shm_eager_max_bytes;
-                (
-                    TransportKind::Mem,
-                    eager_max,
-                    EAGER_WIRE_MAX,
-                    AnyWire::Mem(MemWire::new(link, eager_max)),
-                )
+                (eager_max, AnyWire::Mem(MemWire::new(link, eager_max)))
             }
             Stream::Tcp(stream) => {
                 let eager_max = self.config.tcp_eager_max_bytes;
                 let wire = TcpWire::new(stream, EAGER_WIRE_MAX, &boot.received, &mut self.rx);
-                (
-                    TransportKind::Tcp,
-                    eager_max,
-                    EAGER_WIRE_MAX,
-                    AnyWire::Tcp(wire),
-                )
+                (eager_max, AnyWire::Tcp(wire))
+            }
+            Stream::Unix(stream) if kind == TransportKind::Unix => {
+                if !agreed.params.is_empty() {
+                    let what = "the listener shares memory where it was asked for a socket only";
+                    return Err(CloseReason::Protocol(WireError::Malformed { what }));
+                }
+                let eager_max = self.config.unix_eager_max_bytes;
+                let wire = UnixWire::new(stream, EAGER_WIRE_MAX, &boot.received, &mut self.rx);
+                (eager_max, AnyWire::Unix(wire))
             }
             Stream::Unix(stream) => {
                 let io = |error| CloseReason::Io(Arc::new(error));
@@ -149,9 +154,9 @@ impl Ops {
                 let life = descriptors.next().ok_or_else(missing)?;
                 let barrier = agreed.caps.contains(Capabilities::MEMBARRIER);
                 let wire = ShmWire::new(stream, life, memory, dialled, barrier).map_err(io)?;
-                let body_max = EAGER_WIRE_MAX.min(layout.ring_bytes / 2 - 256);
+                body_max = EAGER_WIRE_MAX.min(layout.ring_bytes / 2 - 256);
                 let eager_max = self.config.shm_eager_max_bytes.min(body_max);
-                (TransportKind::Shm, eager_max, body_max, AnyWire::Shm(wire))
+                (eager_max, AnyWire::Shm(wire))
             }
         };
         let wire = match &self.config.fault {
@@ -172,7 +177,7 @@ impl Ops {
         };
         let channel = Channel::new(wire, info, agreed.session, boot.lane_to, limits);
         self.slots[slot as usize].state = State::Open(Box::new(channel));
-        if kind == TransportKind::Tcp && !dialled {
+        if kind.is_stream() && !dialled {
             self.sessions.insert(agreed.session, id);
         }
         self.pending.push_back(Event::Open(id));
@@ -227,7 +232,8 @@ impl Ops {
         })
     }
 
-    /// Opens the bulk lane of a TCP channel that we dialled, once large messages are wanted.
+    /// Opens the bulk lane of a channel over sockets that we dialled, once large messages are
+    /// wanted.
     pub(super) fn lane_open(&mut self, slot: u32) {
         let State::Open(channel) = &mut self.slots[slot as usize].state else {
             return;
@@ -238,20 +244,28 @@ impl Ops {
         let Some(to) = channel.lane_to.take() else {
             return;
         };
+        channel.lane_retry = None;
+        let greeting = bulk_hello(&channel.session);
         let token = Token((slot as usize) << 2 | TOKEN_BULK);
-        let opened = TcpStream::connect(to).and_then(|mut stream| {
-            socket_prepare(&stream, self.config.tcp_dead_after_ms)?;
+        let opened = self.stream_dial(&to).and_then(|mut stream| {
             let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll
-                .registry()
-                .register(&mut stream, token, interest)?;
+            let registry = self.poll.registry();
+            registry.register(&mut stream, token, interest)?;
             Ok(stream)
         });
-        let greeting = bulk_hello(&channel.session);
-        let dialled = match (opened, tcp_wire(&mut channel.wire)) {
-            (Ok(stream), Some(tcp)) => tcp.bulk_dial(stream, greeting),
-            (Ok(_), None) => Ok(()),
-            (Err(error), _) => Err(WireFault::Io(error)),
+        let State::Open(channel) = &mut self.slots[slot as usize].state else {
+            return;
+        };
+        let dialled = match opened {
+            Ok(stream) => lane_set(&mut channel.wire, stream, greeting),
+            // A Unix socket does not wait for room among those who wait to be taken.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                channel.lane_to = Some(to);
+                channel.lane_retry = Some(Instant::now() + LANE_RETRY);
+                self.timed.push(slot);
+                return;
+            }
+            Err(error) => Err(WireFault::Io(error)),
         };
         if let Err(fault) = dialled {
             self.channel_fault(slot, fault);
@@ -263,38 +277,46 @@ impl Ops {
         let State::Boot(boot) = self.slot_free(slot) else {
             return;
         };
-        let Stream::Tcp(mut stream) = boot.stream else {
-            return;
-        };
+        let Boot {
+            mut stream,
+            received,
+            ..
+        } = *boot;
         let Some(channel) = self.sessions.remove(&session) else {
             tracing::debug!("a bulk lane names no channel");
             return;
         };
         let token = Token((channel.slot as usize) << 2 | TOKEN_BULK);
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self
-            .poll
-            .registry()
-            .reregister(&mut stream, token, interest)
-        {
+        let registry = self.poll.registry();
+        if let Err(error) = registry.reregister(&mut stream, token, interest) {
             return self.channel_fault(channel.slot, WireFault::Io(error));
         }
-        if let Some(open) = self.channel(channel)
-            && let Some(tcp) = tcp_wire(&mut open.wire)
-        {
-            tcp.bulk_attach(stream, boot.received);
+        if let Some(open) = self.channel(channel) {
+            match (base_wire(&mut open.wire), stream) {
+                (AnyWire::Tcp(wire), Stream::Tcp(stream)) => wire.bulk_attach(stream, received),
+                (AnyWire::Unix(wire), Stream::Unix(stream)) => wire.bulk_attach(stream, received),
+                _ => tracing::debug!("a bulk lane comes over another transport than its channel"),
+            }
         }
         self.activate(channel.slot);
     }
 }
 
-fn tcp_wire(wire: &mut AnyWire) -> Option<&mut TcpWire> {
+/// Gives a wire the bulk lane that we dialled.
+fn lane_set(wire: &mut AnyWire, stream: Stream, greeting: Vec<u8>) -> Result<(), WireFault> {
+    match (base_wire(wire), stream) {
+        (AnyWire::Tcp(wire), Stream::Tcp(stream)) => wire.bulk_dial(stream, greeting),
+        (AnyWire::Unix(wire), Stream::Unix(stream)) => wire.bulk_dial(stream, greeting),
+        // The address that was dialled is the channel's own.
+        _ => Ok(()),
+    }
+}
+
+/// The wire below injected faults.
+fn base_wire(wire: &mut AnyWire) -> &mut AnyWire {
     match wire {
-        AnyWire::Tcp(tcp) => Some(tcp),
-        AnyWire::Fault(fault) => match fault.inner() {
-            AnyWire::Tcp(tcp) => Some(tcp),
-            _ => None,
-        },
-        _ => None,
+        AnyWire::Fault(fault) => fault.inner(),
+        other => other,
     }
 }

@@ -12,7 +12,6 @@ use super::types::{
     WaitMode,
 };
 use super::{Endpoint, Event, Listening, Slot, State};
-use crate::address::TransportKind;
 use crate::backend::Wire;
 use crate::config::MESSAGE_HARD_MAX_BYTES;
 use crate::sync::atomic::{Ordering, fence};
@@ -29,8 +28,8 @@ const ROUNDS_PER_CLOCK: u32 = 64;
 const ROUNDS_UNHINTED: u32 = 1024;
 /// Empty rounds of a spinning wait between two questions whether it still may.
 const ROUNDS_PER_RENEWAL: u32 = 4096;
-/// A round over TCP costs a system call, so it counts for as many.
-const TCP_ROUND_WEIGHT: u32 = 16;
+/// A round over a socket costs a system call, so it counts for as many.
+const STREAM_ROUND_WEIGHT: u32 = 16;
 
 impl Endpoint {
     /// One round: never blocks. Returns the number of things that happened.
@@ -364,8 +363,8 @@ impl Endpoint {
         let State::Open(channel) = &mut self.ops.slots[slot as usize].state else {
             return (0, Flow::Continue);
         };
-        if channel.info.kind == TransportKind::Tcp {
-            self.rounds = self.rounds.saturating_add(TCP_ROUND_WEIGHT);
+        if channel.info.kind.is_stream() {
+            self.rounds = self.rounds.saturating_add(STREAM_ROUND_WEIGHT);
         }
         if channel.quiet() {
             channel.idle = if frames > 0 {

@@ -4,7 +4,9 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
+use mio::{Interest, Registry, Token};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -19,6 +21,33 @@ pub(crate) enum Stream {
     Mem(MemLink),
     Unix(UnixStream),
     Tcp(TcpStream),
+}
+
+/// In-process streams have nothing to register: their peers wake the endpoint.
+impl Source for Stream {
+    fn register(&mut self, to: &Registry, token: Token, interest: Interest) -> io::Result<()> {
+        match self {
+            Self::Mem(_) => Ok(()),
+            Self::Unix(stream) => stream.register(to, token, interest),
+            Self::Tcp(stream) => stream.register(to, token, interest),
+        }
+    }
+
+    fn reregister(&mut self, at: &Registry, token: Token, interest: Interest) -> io::Result<()> {
+        match self {
+            Self::Mem(_) => Ok(()),
+            Self::Unix(stream) => stream.reregister(at, token, interest),
+            Self::Tcp(stream) => stream.reregister(at, token, interest),
+        }
+    }
+
+    fn deregister(&mut self, from: &Registry) -> io::Result<()> {
+        match self {
+            Self::Mem(_) => Ok(()),
+            Self::Unix(stream) => stream.deregister(from),
+            Self::Tcp(stream) => stream.deregister(from),
+        }
+    }
 }
 
 impl Stream {

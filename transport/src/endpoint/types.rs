@@ -13,6 +13,7 @@ use crate::config::ConfigError;
 use crate::one_sided::OneSidedError;
 use crate::sync::atomic::{AtomicBool, Ordering, fence};
 use crate::ticket::{Credential, RefuseReason};
+use crate::unix::UnixPlace;
 use crate::wire::{Incarnation, PeerIdentity, WireError};
 
 /// A channel of an endpoint. An id is never used again: a stale one is an error, not another
@@ -82,6 +83,8 @@ pub enum Listen {
         /// The socket's name.
         name: Option<String>,
     },
+    /// A Unix stream socket.
+    Unix(UnixPlace),
     /// An IP address; port zero lets the kernel choose.
     Tcp(std::net::SocketAddr),
 }
