@@ -46,8 +46,10 @@ pub struct HostStart {
     /// Settings.
     pub settings: ProcessSettings,
     /// Where to listen for TCP, at addresses that others can dial; port zero lets the kernel
-    /// choose. Empty is 127.0.0.1. Every host listens on shared memory besides.
+    /// choose. Empty is 127.0.0.1. Every host listens on shared memory and a Unix socket besides.
     pub listen: Vec<SocketAddr>,
+    /// The folder for its Unix socket; without one, the socket is abstract.
+    pub unix_dir: Option<String>,
     /// Number of the secret.
     pub key_id: u32,
     /// The application's secret.

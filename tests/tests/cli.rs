@@ -54,6 +54,7 @@ fn processes_are_called_swapped_and_come_back() {
 
     for way in [
         &["--transport", "shm"][..],
+        &["--transport", "unix"],
         &["--transport", "tcp"],
         &["--http"],
     ] {
@@ -270,7 +271,9 @@ fn commands_without_a_cluster_say_what_to_do() {
     assert!(!help.contains(&0x1b), "colours where no terminal is");
     assert_eq!(lab.one(&["down"])["control"], Value::Null);
     let info = lab.one(&["info"]);
-    assert_eq!(info["transports"][1]["transport"], "tcp");
+    let transports = info["transports"].as_array().expect("a list");
+    let named: Vec<_> = transports.iter().map(|row| &row["transport"]).collect();
+    assert_eq!(named, ["shm", "unix", "tcp"]);
     let set = lab.one(&["config", "client.wait_ms", "--set", "client.wait_ms=7"]);
     assert_eq!(set["value"], 7);
     std::fs::create_dir(lab.run_dir()).expect("a directory");

@@ -23,7 +23,7 @@ fn lab() -> Lab {
     Lab::new(env!("CARGO_BIN_EXE_praas"))
 }
 
-const KINDS: [TransportKind; 2] = [TransportKind::Shm, TransportKind::Tcp];
+const KINDS: [TransportKind; 3] = [TransportKind::Shm, TransportKind::Unix, TransportKind::Tcp];
 
 /// Asserts that a host serves, over both transports, to clients that it has not seen.
 fn serves(lab: &Lab) {
@@ -364,7 +364,7 @@ fn what_a_client_is_owed_is_kept_while_it_has_any_channel() {
     let lab = lab();
     let started = lab.start_with("p", |start| start.settings.sessions_max = 1);
     let host = started.unwrap();
-    for (kind, first) in KINDS.into_iter().zip([10, 20]) {
+    for (kind, first) in KINDS.into_iter().zip([10, 20, 30]) {
         let as_client = |client_id| {
             let mut config = lab.client_config(kind);
             let mut ticket = lab.ticket();

@@ -12,7 +12,7 @@ use praas_runtime::invocation::InvokeError;
 use praas_tests::lab::{Lab, PATIENCE, object_wait};
 use praas_transport::TransportKind;
 
-const KINDS: [TransportKind; 2] = [TransportKind::Shm, TransportKind::Tcp];
+const KINDS: [TransportKind; 3] = [TransportKind::Shm, TransportKind::Unix, TransportKind::Tcp];
 
 /// The largest input of the storm.
 const STORM_MAX_BYTES: usize = 1 << 20;
@@ -117,6 +117,11 @@ fn storm(kind: TransportKind) {
 #[test]
 fn storm_over_shm_gives_each_its_own() {
     storm(TransportKind::Shm);
+}
+
+#[test]
+fn storm_over_unix_gives_each_its_own() {
+    storm(TransportKind::Unix);
 }
 
 #[test]

@@ -20,10 +20,13 @@ pub struct AgentConfig {
     /// The file with the cluster's secret; left out, the one in the run directory.
     pub cluster_secret: Option<PathBuf>,
     /// Where the directory is served over TCP; port zero lets the kernel choose. It is served over
-    /// shared memory besides.
+    /// shared memory and a Unix socket besides.
     pub directory_listen: SocketAddr,
     /// Where hosts listen for TCP; port zero lets the kernel choose. Empty: on loopback.
     pub host_listen: Vec<SocketAddr>,
+    /// The folder for the Unix sockets of the directory and of hosts, where other containers see
+    /// it, too: at most 75 bytes long. Left out, the sockets are abstract.
+    pub unix_dir: Option<PathBuf>,
     /// Whether any of these may be an address beyond loopback.
     pub beyond_loopback: bool,
     /// Processors that hosts may use; zero: those that the agent may.
@@ -98,6 +101,7 @@ impl Default for AgentConfig {
             cluster_secret: None,
             directory_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             host_listen: Vec::new(),
+            unix_dir: None,
             beyond_loopback: false,
             cpus: 0,
             host_cpus: 0,

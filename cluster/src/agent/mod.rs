@@ -39,7 +39,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use praas_control::api::CLUSTER_APPLICATION;
-use praas_transport::{Endpoint, Identity, Incarnation, Keyring, Listen, TransportError};
+use praas_transport::{
+    Endpoint, Identity, Incarnation, Keyring, Listen, TransportError, UnixPlace,
+};
 
 pub use self::config::{AgentConfig, ConfigError, Fence};
 use self::driver::{Driver, NodeInfo};
@@ -154,6 +156,10 @@ fn endpoint_make(
     };
     let mut endpoint = Endpoint::new(config.transport.clone(), identity, Some(keyring))?;
     endpoint.listen(&Listen::Shm { name: None })?;
+    endpoint.listen(&Listen::Unix(match &config.unix_dir {
+        Some(dir) => UnixPlace::Folder(dir.clone()),
+        None => UnixPlace::Abstract(None),
+    }))?;
     endpoint.listen(&Listen::Tcp(config.directory_listen))?;
     Ok(endpoint)
 }

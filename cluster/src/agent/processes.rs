@@ -189,6 +189,11 @@ impl Processes {
             modules: start.modules,
             settings: settings.process,
             listen: self.config.host_listen.clone(),
+            unix_dir: self
+                .config
+                .unix_dir
+                .as_ref()
+                .map(|dir| dir.display().to_string()),
             key_id: start.key_id,
             secret: start.secret,
             directory: self.directory.clone(),

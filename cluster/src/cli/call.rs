@@ -57,7 +57,7 @@ pub struct InputArgs {
 #[derive(Debug, Args)]
 pub struct WayArgs {
     /// The one transport to use [default: setting client.force, else the best that fits]
-    #[arg(long, value_name = "shm|tcp")]
+    #[arg(long, value_name = "shm|unix|tcp")]
     transport: Option<TransportKind>,
     /// Milliseconds that it may take [default: setting client.call_timeout_ms]
     #[arg(long, value_name = "MS")]

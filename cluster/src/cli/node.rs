@@ -188,7 +188,7 @@ fn daemon_row(daemon: &DaemonInfo) -> Vec<String> {
     ]
 }
 
-/// Tries every transport: an endpoint listens, and one connects to it.
+/// Tries every transport between processes: an endpoint listens, and one connects to it.
 fn transports() -> Vec<TransportInfo> {
     let probe = |transport: TransportKind| {
         let (available, detail) = match super::probe::probe(transport) {
@@ -201,7 +201,9 @@ fn transports() -> Vec<TransportInfo> {
             detail,
         }
     };
-    [TransportKind::Shm, TransportKind::Tcp].map(probe).into()
+    let between = TransportKind::ALL.into_iter();
+    let between = between.filter(|kind| *kind != TransportKind::Mem);
+    between.map(probe).collect()
 }
 
 fn daemon_info(run_dir: Option<&RunDir>, kind: DaemonKind) -> DaemonInfo {

@@ -46,7 +46,8 @@ const ITERATIONS_MAX: u64 = 1000;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Sizes of the latency table.
 const LATENCY_BYTES: [usize; 3] = [8, 1 << 10, 1 << 20];
-const LATENCY_TRANSPORTS: [TransportKind; 2] = [TransportKind::Shm, TransportKind::Tcp];
+const LATENCY_TRANSPORTS: [TransportKind; 3] =
+    [TransportKind::Shm, TransportKind::Unix, TransportKind::Tcp];
 
 /// The transport that the demonstration uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -55,6 +56,8 @@ pub enum DemoTransport {
     Auto,
     /// Shared memory.
     Shm,
+    /// Unix sockets.
+    Unix,
     /// TCP.
     Tcp,
 }
@@ -65,6 +68,7 @@ impl DemoTransport {
         match self {
             Self::Auto => None,
             Self::Shm => Some(TransportKind::Shm),
+            Self::Unix => Some(TransportKind::Unix),
             Self::Tcp => Some(TransportKind::Tcp),
         }
     }

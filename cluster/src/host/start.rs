@@ -10,7 +10,9 @@ use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, HostStart};
 use praas_runtime::process::{Process, ProcessConfig};
 use praas_runtime::swap::{DirStorage, Loaded, ProcessImage, SwapError, swap_in};
-use praas_transport::{BufPool, Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket};
+use praas_transport::{
+    BufPool, Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, UnixPlace,
+};
 
 /// What a start makes.
 pub(super) struct Started {
@@ -135,8 +137,12 @@ fn listen(start: &HostStart) -> Vec<Listen> {
         true => vec![loopback],
         false => start.listen.clone(),
     };
-    let shm = Listen::Shm { name: None };
-    std::iter::once(shm)
+    let unix = match &start.unix_dir {
+        Some(dir) => UnixPlace::Folder(dir.into()),
+        None => UnixPlace::Abstract(None),
+    };
+    [Listen::Shm { name: None }, Listen::Unix(unix)]
+        .into_iter()
         .chain(tcp.into_iter().map(Listen::Tcp))
         .collect()
 }

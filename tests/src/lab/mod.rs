@@ -183,6 +183,7 @@ impl Lab {
             restore: false,
             swap_generation: 0,
             agent_socket: self.agent_socket().display().to_string(),
+            unix_dir: None,
             agent_grace_s: 0,
             cpus: Vec::new(),
         }
@@ -250,7 +251,7 @@ impl Lab {
         let mut left = processes_with(self.dir.path());
         let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
         for address in lock(&self.addresses).iter() {
-            if let Address::Shm { name, .. } = address
+            if let Address::Shm { name, .. } | Address::Unix { name, .. } = address
                 && sockets.contains(name.as_str())
             {
                 left.push(format!("socket {address}"));
