@@ -359,3 +359,44 @@ fn documents_name_what_is_there() {
     missing.retain(|text| !TO_COME.iter().any(|file| text.ends_with(file)));
     assert!(missing.is_empty(), "no such files:\n{}", missing.join("\n"));
 }
+
+/// Minutes that all lanes of `.ci/run` may take together, by their budgets.
+const LANES_MINUTES_MAX: u32 = 45;
+
+/// The lanes and their minutes: from lines of `.ci/run` as `  lint) lane lint 5 ;;`.
+fn lanes(run: &str) -> Vec<(String, u32)> {
+    let mut found = Vec::new();
+    for line in run.lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        if let [case, "lane", name, minutes, ";;"] = words[..] {
+            assert_eq!(case, format!("{name})"), "a lane under another's name");
+            found.push((name.to_owned(), minutes.parse().expect("minutes")));
+        }
+    }
+    found
+}
+
+#[test]
+fn lanes_have_the_budgets_that_are_written_down() {
+    let root = workspace();
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+    let run = read(".ci/run");
+    let contributing = read("CONTRIBUTING.md");
+    let lanes = lanes(&run);
+    assert!(lanes.len() > 5, "these are not all: {lanes:?}");
+    let mut together = 0;
+    for (name, minutes) in &lanes {
+        let row = format!("| `{name}` | {minutes} |");
+        assert!(
+            contributing.contains(&row),
+            "CONTRIBUTING.md has no row {row}"
+        );
+        if run.contains(&format!("\"$0\" {name}\n")) {
+            together += minutes;
+        }
+    }
+    assert!(
+        (1..=LANES_MINUTES_MAX).contains(&together),
+        "all lanes together may take {together} minutes"
+    );
+}
