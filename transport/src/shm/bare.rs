@@ -23,6 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use rustix::mm::ProtFlags;
 
+pub use super::bare_ring::BareRing;
 use crate::buf::mapping::Mapping;
 use crate::sync::atomic::{AtomicU64, Ordering};
 

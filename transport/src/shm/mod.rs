@@ -16,6 +16,7 @@
 #![allow(unsafe_code)]
 
 pub mod bare;
+mod bare_ring;
 mod fuzz;
 #[cfg(all(test, not(praas_loom)))]
 mod golden;
