@@ -53,6 +53,8 @@ conformance! {
     shm_faulty => Shm, true;
     unix => Unix, false;
     unix_faulty => Unix, true;
+    verbs => Verbs, false;
+    verbs_faulty => Verbs, true;
     tcp => Tcp, false;
     tcp_faulty => Tcp, true;
 }

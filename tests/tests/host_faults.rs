@@ -238,7 +238,7 @@ enum Raw {
 impl Raw {
     fn connect(address: &Address) -> Self {
         match address {
-            Address::Tcp(at) => {
+            Address::Tcp(at) | Address::Verbs(at) => {
                 let stream = TcpStream::connect(at).unwrap();
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 Self::Tcp(stream)

@@ -20,13 +20,15 @@ pub enum TransportKind {
     Shm,
     /// Unix stream sockets on one host.
     Unix,
+    /// RDMA verbs: InfiniBand and RoCE.
+    Verbs,
     /// TCP.
     Tcp,
 }
 
 impl TransportKind {
     /// All kinds, the preferred ones first.
-    pub const ALL: [Self; 4] = [Self::Mem, Self::Shm, Self::Unix, Self::Tcp];
+    pub const ALL: [Self; 5] = [Self::Mem, Self::Shm, Self::Unix, Self::Verbs, Self::Tcp];
 
     /// The name, as in addresses and settings.
     pub fn name(self) -> &'static str {
@@ -34,6 +36,7 @@ impl TransportKind {
             Self::Mem => "mem",
             Self::Shm => "shm",
             Self::Unix => "unix",
+            Self::Verbs => "verbs",
             Self::Tcp => "tcp",
         }
     }
@@ -129,13 +132,16 @@ impl FromStr for HostId {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// The part before the colon names no transport.
-    #[error("'{0}' is no transport: use mem, shm, unix or tcp")]
+    #[error("'{0}' is no transport: use mem, shm, unix, verbs or tcp")]
     Transport(Box<str>),
     /// A host id is 32 hexadecimal digits.
     #[error("'{0}' is no host id (32 hexadecimal digits)")]
     HostId(Box<str>),
     /// What follows the transport does not fit it.
-    #[error("'{0}' is no address: use mem:NAME, shm:HOSTID/NAME, unix:HOSTID/NAME or tcp:IP:PORT")]
+    #[error(
+        "'{0}' is no address: use mem:NAME, shm:HOSTID/NAME, unix:HOSTID/NAME, verbs:IP:PORT or \
+         tcp:IP:PORT"
+    )]
     Form(Box<str>),
 }
 
@@ -158,6 +164,8 @@ pub enum Address {
         /// The socket's abstract name, or its path, which begins with a slash.
         name: String,
     },
+    /// An IP address and port, over which RDMA connections are set up.
+    Verbs(SocketAddr),
     /// An IP address and port.
     Tcp(SocketAddr),
 }
@@ -169,6 +177,7 @@ impl Address {
             Self::Mem(_) => TransportKind::Mem,
             Self::Shm { .. } => TransportKind::Shm,
             Self::Unix { .. } => TransportKind::Unix,
+            Self::Verbs(_) => TransportKind::Verbs,
             Self::Tcp(_) => TransportKind::Tcp,
         }
     }
@@ -181,7 +190,7 @@ impl Address {
             Self::Shm { host, .. } => (host, HostId::local()),
             Self::Unix { host, name } if name.starts_with('/') => (host, HostId::machine()),
             Self::Unix { host, .. } => (host, HostId::local()),
-            Self::Mem(_) | Self::Tcp(_) => return None,
+            Self::Mem(_) | Self::Verbs(_) | Self::Tcp(_) => return None,
         };
         (*host != here).then(|| format!("another host: this one is {here}"))
     }
@@ -193,6 +202,7 @@ impl fmt::Display for Address {
             Self::Mem(name) => write!(f, "mem:{name}"),
             Self::Shm { host, name } => write!(f, "shm:{host}/{name}"),
             Self::Unix { host, name } => write!(f, "unix:{host}/{name}"),
+            Self::Verbs(at) => write!(f, "verbs:{at}"),
             Self::Tcp(at) => write!(f, "tcp:{at}"),
         }
     }
@@ -226,6 +236,7 @@ impl FromStr for Address {
                     name: name.into(),
                 })
             }
+            TransportKind::Verbs => rest.parse().map(Self::Verbs).map_err(|_| form()),
             TransportKind::Tcp => rest.parse().map(Self::Tcp).map_err(|_| form()),
             TransportKind::Mem => Err(form()),
         }
@@ -253,8 +264,8 @@ pub struct ChooseError {
     rejected: String,
 }
 
-/// The best of a peer's addresses: on the same host shared memory, then Unix sockets; else TCP.
-/// `force` allows one transport only.
+/// The best of a peer's addresses: on the same host shared memory, then Unix sockets; else RDMA
+/// where there is a device, else TCP. `force` allows one transport only.
 ///
 /// # Errors
 /// Names every candidate with the reason why it will not do.
@@ -266,8 +277,11 @@ pub fn address_choose(
         if let Some(kind) = force.filter(|kind| *kind != address.kind()) {
             return Some(format!("{address} (only {kind} is allowed)"));
         }
-        let why = address.elsewhere()?;
-        Some(format!("{address} ({why})"))
+        let why = match address {
+            Address::Verbs(_) => crate::verbs::usable().err().map(String::from),
+            _ => address.elsewhere(),
+        };
+        why.map(|why| format!("{address} ({why})"))
     };
     let mut rejected = Vec::new();
     let mut best: Option<&Address> = None;
@@ -305,7 +319,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_an_address_or_not(
-            text in "((mem|shm|unix|tcp):)?[0-9a-f./:\\[\\]]{0,60}|.{0,40}",
+            text in "((mem|shm|unix|verbs|tcp):)?[0-9a-f./:\\[\\]]{0,60}|.{0,40}",
         ) {
             fuzz_address(text.as_bytes());
         }
@@ -317,6 +331,7 @@ mod tests {
             "mem:a",
             "tcp:127.0.0.1:80",
             "tcp:[::1]:9",
+            "verbs:10.0.0.1:4711",
             &format!("shm:{}/x", HostId::local()),
             &format!("unix:{}/x", HostId::local()),
             &format!("unix:{}//run/x/y.sock", HostId::machine()),

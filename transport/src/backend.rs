@@ -9,6 +9,7 @@ use crate::one_sided::{Completed, OneSidedOp, Taken};
 use crate::shm::ShmWire;
 use crate::tcp::TcpWire;
 use crate::unix::UnixWire;
+use crate::verbs::{RdmaError, VerbsWire};
 use crate::wire::{FrameHeader, FrameKind, WireError};
 
 /// Whether a message was taken. `Busy` is back-pressure: nothing was sent, try again after
@@ -34,6 +35,9 @@ pub(crate) enum WireFault {
     /// The operating system refuses.
     #[error("socket: {0}")]
     Io(#[from] io::Error),
+    /// An RDMA device, ours or the peer's, reports a failure.
+    #[error("RDMA: {0}")]
+    Rdma(RdmaError),
 }
 
 /// Bytes of a receive buffer: the largest eager message with its headers fits.
@@ -166,6 +170,11 @@ pub(crate) trait Wire {
         false
     }
 
+    /// Whether all that was sent has left our hands for good, so that the wire can end.
+    fn drained(&mut self) -> Result<bool, WireFault> {
+        self.flush()
+    }
+
     /// Before sleeping: whether nothing of what is wanted is there, and the peer will wake us when
     /// that changes.
     fn arm(&mut self, want: Want) -> Result<bool, WireFault>;
@@ -226,6 +235,7 @@ pub(crate) enum AnyWire {
     Shm(ShmWire),
     Unix(UnixWire),
     Tcp(TcpWire),
+    Verbs(Box<VerbsWire>),
     Fault(Box<FaultWire>),
 }
 
@@ -235,6 +245,7 @@ macro_rules! each {
             AnyWire::Shm($wire) => $call,
             AnyWire::Unix($wire) => $call,
             AnyWire::Tcp($wire) => $call,
+            AnyWire::Verbs($wire) => $call,
             AnyWire::Mem($wire) => $call,
             AnyWire::Fault($wire) => $call,
         }
@@ -325,6 +336,10 @@ impl Wire for AnyWire {
 
     fn flush(&mut self) -> Result<bool, WireFault> {
         each!(self, wire => wire.flush())
+    }
+
+    fn drained(&mut self) -> Result<bool, WireFault> {
+        each!(self, wire => wire.drained())
     }
 
     #[inline]

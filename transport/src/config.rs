@@ -35,6 +35,36 @@ pub struct TransportConfig {
     pub handshake_timeout_ms: u64,
     /// Milliseconds after which a silent TCP peer counts as dead.
     pub tcp_dead_after_ms: u32,
+    /// The one RDMA device to use, by its name; left out, any.
+    pub verbs_device: Option<String>,
+    /// The one port of RDMA devices to use, counted from 1; left out, any.
+    pub verbs_port: Option<u8>,
+    /// The entry of an RDMA port's GID table to use; left out, the one that fits the address of
+    /// the socket over which the connection is set up.
+    pub verbs_gid_index: Option<u8>,
+    /// The largest payload in bytes that RDMA sends eagerly. A receive buffer is as long as this
+    /// and its headers, whatever arrives in it.
+    pub verbs_eager_max_bytes: usize,
+    /// Receive buffers that all RDMA channels of an endpoint share besides those that each has.
+    pub verbs_receive_buffers: u32,
+    /// Receive buffers that an endpoint's RDMA channels have together at most, for each device,
+    /// port and application: above it a channel is refused.
+    pub verbs_receives_max: u32,
+    /// Messages that an RDMA peer may always send ahead of its receiver, and so the receive buffers
+    /// that an idle channel holds.
+    pub verbs_credits_min: u32,
+    /// Messages that an RDMA peer may send ahead at most, while there are buffers to share.
+    pub verbs_credits_max: u32,
+    /// Work requests of an RDMA channel that may be under way.
+    pub verbs_sends_max: u32,
+    /// Buffers that all RDMA channels of an endpoint send from, for each device, port and
+    /// application.
+    pub verbs_send_buffers: u32,
+    /// Milliseconds after which an RDMA peer that does not answer counts as dead.
+    pub verbs_dead_after_ms: u32,
+    /// Milliseconds that a pair of RDMA ports has to show that packets pass, before another pair is
+    /// tried.
+    pub verbs_probe_ms: u64,
     /// Empty polls after which a channel is no longer polled but waits for its doorbell.
     pub idle_polls: u32,
     /// Rounds of progress between two looks at the descriptors.
@@ -63,6 +93,18 @@ impl Default for TransportConfig {
             handshakes_max: 256,
             handshake_timeout_ms: 5_000,
             tcp_dead_after_ms: 10_000,
+            verbs_device: None,
+            verbs_port: None,
+            verbs_gid_index: None,
+            verbs_eager_max_bytes: 8 << 10,
+            verbs_receive_buffers: 256,
+            verbs_receives_max: 16_384,
+            verbs_credits_min: 4,
+            verbs_credits_max: 64,
+            verbs_sends_max: 64,
+            verbs_send_buffers: 256,
+            verbs_dead_after_ms: 10_000,
+            verbs_probe_ms: 2_000,
             idle_polls: 4_096,
             poll_interval_rounds: 2_048,
             spin_us: 50,
@@ -125,6 +167,7 @@ impl TransportConfig {
             let good = (1..=120 << 10).contains(&value);
             rule(good, name, value as u64, "from 1 byte to 120 KiB")?;
         }
+        self.verbs_check(rule)?;
         rule(
             (1..=4096).contains(&self.transfers_inflight_max),
             "transfers_inflight_max",
@@ -154,6 +197,61 @@ impl TransportConfig {
             "handshakes_max",
             self.handshakes_max as u64,
             "from 1 to 2^16",
+        )
+    }
+
+    fn verbs_check(
+        &self,
+        rule: impl Fn(bool, &'static str, u64, &'static str) -> Result<(), ConfigError>,
+    ) -> Result<(), ConfigError> {
+        rule(
+            (64..=120 << 10).contains(&self.verbs_eager_max_bytes),
+            "verbs_eager_max_bytes",
+            self.verbs_eager_max_bytes as u64,
+            "from 64 bytes to 120 KiB",
+        )?;
+        rule(
+            (64..=1 << 20).contains(&self.verbs_receive_buffers),
+            "verbs_receive_buffers",
+            self.verbs_receive_buffers.into(),
+            "from 64 to 2^20",
+        )?;
+        rule(
+            (self.verbs_receive_buffers..=1 << 24).contains(&self.verbs_receives_max),
+            "verbs_receives_max",
+            self.verbs_receives_max.into(),
+            "from verbs_receive_buffers to 2^24",
+        )?;
+        rule(
+            (4..=1024).contains(&self.verbs_credits_min),
+            "verbs_credits_min",
+            self.verbs_credits_min.into(),
+            "from 4 to 1024",
+        )?;
+        rule(
+            (self.verbs_credits_min..=1 << 14).contains(&self.verbs_credits_max),
+            "verbs_credits_max",
+            self.verbs_credits_max.into(),
+            "from verbs_credits_min to 2^14",
+        )?;
+        for (name, value) in [
+            ("verbs_sends_max", self.verbs_sends_max),
+            ("verbs_send_buffers", self.verbs_send_buffers),
+        ] {
+            let good = (32..=1 << 14).contains(&value);
+            rule(good, name, value.into(), "from 32 to 2^14")?;
+        }
+        rule(
+            (100..=3_600_000).contains(&self.verbs_dead_after_ms),
+            "verbs_dead_after_ms",
+            self.verbs_dead_after_ms.into(),
+            "from 100 to 3600000",
+        )?;
+        rule(
+            (1..=60_000).contains(&self.verbs_probe_ms),
+            "verbs_probe_ms",
+            self.verbs_probe_ms,
+            "from 1 to 60000",
         )
     }
 }

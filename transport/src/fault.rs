@@ -127,6 +127,10 @@ impl Wire for FaultWire {
         self.inner.flush()
     }
 
+    fn drained(&mut self) -> Result<bool, WireFault> {
+        self.inner.drained()
+    }
+
     fn held_back(&self) -> bool {
         self.inner.held_back()
     }

@@ -9,6 +9,7 @@ pub mod address;
 mod backend;
 pub mod buf;
 pub mod config;
+pub mod counters;
 mod endpoint;
 pub mod fault;
 mod mem;
@@ -19,12 +20,14 @@ pub mod sync;
 mod tcp;
 pub mod ticket;
 mod unix;
+mod verbs;
 pub mod wire;
 
 pub use address::{Address, HostId, TransportKind, address_choose};
 pub use backend::Posted;
 pub use buf::{Buf, BufMut, BufPool, PoolExhausted};
 pub use config::TransportConfig;
+pub use counters::VerbsCounters;
 #[doc(hidden)]
 pub use endpoint::fuzz_channel;
 pub use endpoint::{
@@ -38,4 +41,7 @@ pub use shm::bare;
 pub use shm::fuzz_shm;
 pub use ticket::{Authenticator, Credential, Keyring, RefuseReason, Role, Secret, Ticket};
 pub use unix::UnixPlace;
+#[doc(hidden)]
+pub use verbs::fuzz_verbs;
+pub use verbs::{RdmaError, rdma_address, rdma_describe};
 pub use wire::{Identity, Incarnation, PeerIdentity};

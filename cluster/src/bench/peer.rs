@@ -105,6 +105,7 @@ fn listen_at(transport: TransportKind) -> Result<Listen, BenchError> {
     match transport {
         TransportKind::Shm => Ok(Listen::Shm { name: None }),
         TransportKind::Unix => Ok(Listen::Unix(UnixPlace::Abstract(None))),
+        TransportKind::Verbs => Ok(Listen::Verbs((Ipv4Addr::UNSPECIFIED, 0).into())),
         TransportKind::Tcp => Ok(Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into())),
         TransportKind::Mem => Err(BenchError::Transport(transport)),
     }

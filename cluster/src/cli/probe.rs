@@ -93,6 +93,7 @@ pub fn probe(transport: TransportKind) -> Result<String, String> {
         TransportKind::Mem => Listen::Mem(APPLICATION.into()),
         TransportKind::Shm => Listen::Shm { name: None },
         TransportKind::Unix => Listen::Unix(UnixPlace::Abstract(None)),
+        TransportKind::Verbs => Listen::Verbs(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
         TransportKind::Tcp => Listen::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
     };
     let address = server.listen(&listen).map_err(|error| said(&error))?;
@@ -114,7 +115,12 @@ pub fn probe(transport: TransportKind) -> Result<String, String> {
             return Err(why);
         }
         if let Some(info) = ours.open {
-            return Ok(format!("eager up to {} bytes", info.eager_max));
+            let ports = match transport {
+                TransportKind::Verbs => praas_transport::rdma_describe(&TransportConfig::default())
+                    .map(|ports| format!("{ports}; "))?,
+                _ => String::new(),
+            };
+            return Ok(format!("{ports}eager up to {} bytes", info.eager_max));
         }
     }
     Err(format!("no channel within {PATIENCE:?}"))

@@ -29,7 +29,7 @@ pub use self::promises::*;
 use self::record::Outcome;
 
 /// How long anything in this suite may take before it counts as hung.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A backend under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -374,6 +374,7 @@ impl Backend {
             TransportKind::Mem => Listen::Mem(format!("conformance-{:x}", fastrand::u64(..))),
             TransportKind::Shm => Listen::Shm { name: None },
             TransportKind::Unix => Listen::Unix(UnixPlace::Abstract(None)),
+            TransportKind::Verbs => Listen::Verbs(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
             TransportKind::Tcp => Listen::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
         }
     }

@@ -280,7 +280,7 @@ impl Channel {
             }
             self.close_sent = true;
         }
-        Ok(self.close_sent && self.wire.flush()?)
+        Ok(self.close_sent && self.wire.drained()?)
     }
 
     fn close_due(&self) -> bool {

@@ -58,6 +58,7 @@ impl Ops {
                 CloseReason::Protocol(error)
             }
             WireFault::Io(error) => CloseReason::Io(Arc::new(error)),
+            WireFault::Rdma(error) => CloseReason::Rdma(error),
         };
         self.channel_end(slot, Some(reason));
     }
@@ -162,6 +163,7 @@ impl Ops {
     pub(super) fn timed_next(&self) -> Option<Instant> {
         let deadline = |slot: &u32| match &self.slots[*slot as usize].state {
             State::Boot(boot) => Some(boot.deadline),
+            State::Link(linking) => Some(linking.timer()),
             State::Linger(_, until) => Some(*until),
             State::Open(channel) => [channel.closing, channel.lane_retry]
                 .into_iter()
@@ -202,7 +204,8 @@ impl Ops {
                 {
                     self.linger_step(slot, now);
                 }
-                State::Boot(_) | State::Linger(..) => {}
+                State::Link(linking) if now >= linking.timer() => self.link_step(slot),
+                State::Boot(_) | State::Link(_) | State::Linger(..) => {}
                 State::Open(channel) => {
                     let (closing, retry) = (channel.closing, channel.lane_retry);
                     if retry.is_some_and(|retry| now >= retry) {
@@ -220,7 +223,7 @@ impl Ops {
         let slots = &self.slots;
         self.timed
             .retain(|slot| match &slots[*slot as usize].state {
-                State::Boot(_) | State::Linger(..) => true,
+                State::Boot(_) | State::Link(_) | State::Linger(..) => true,
                 State::Open(channel) => channel.closing.is_some() || channel.lane_retry.is_some(),
                 State::Free => false,
             });

@@ -41,6 +41,17 @@ impl Ops {
                 self.listener_register(&mut listener).map_err(error)?;
                 (Listening::Tcp(listener), Address::Tcp(at))
             }
+            Listen::Verbs(at) => {
+                let error = |source| TransportError::Listen {
+                    address: format!("verbs:{at}"),
+                    source,
+                };
+                let at = self.hubs.listen_address(*at, &self.config).map_err(error)?;
+                let mut listener = TcpListener::bind(at).map_err(error)?;
+                let at = listener.local_addr().map_err(error)?;
+                self.listener_register(&mut listener).map_err(error)?;
+                (Listening::Verbs(listener), Address::Verbs(at))
+            }
             Listen::Shm { name } => {
                 let name = match name {
                     Some(name) => name.clone(),
@@ -113,7 +124,7 @@ impl Ops {
                     .map_err(error)?;
                 (Stream::Unix(stream), vec![life])
             }
-            Address::Unix { .. } | Address::Tcp(_) => {
+            Address::Unix { .. } | Address::Tcp(_) | Address::Verbs(_) => {
                 let stream = self.stream_dial(to).map_err(error)?;
                 (stream, Vec::new())
             }
@@ -142,11 +153,17 @@ impl Ops {
     }
 
     /// A socket to where a listener takes frames, or a second one for bulk.
-    pub(super) fn stream_dial(&self, to: &Address) -> io::Result<Stream> {
+    pub(super) fn stream_dial(&mut self, to: &Address) -> io::Result<Stream> {
         match to {
             Address::Tcp(at) => {
                 let stream = TcpStream::connect(*at)?;
                 socket_prepare(&stream, self.config.tcp_dead_after_ms)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Address::Verbs(at) => {
+                self.hubs.available(&self.config)?;
+                let stream = TcpStream::connect(*at)?;
+                socket_prepare(&stream, self.config.verbs_dead_after_ms)?;
                 Ok(Stream::Tcp(stream))
             }
             Address::Unix { name, .. } => {
@@ -226,12 +243,18 @@ impl Ops {
                 Listening::Shm(listener) | Listening::Unix(UnixBound { listener, .. }) => {
                     listener.accept().and_then(|(stream, _)| {
                         let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid;
-                        refused = peer_user_check(peer, rustix::process::geteuid()).err();
+                        refused = peer_user_check(peer, rustix::process::geteuid())
+                            .err()
+                            .map(|text| (RefuseReason::WrongUser, text));
                         Ok(Stream::Unix(stream))
                     })
                 }
                 Listening::Tcp(listener) => listener.accept().and_then(|(stream, _)| {
                     socket_prepare(&stream, self.config.tcp_dead_after_ms)?;
+                    Ok(Stream::Tcp(stream))
+                }),
+                Listening::Verbs(listener) => listener.accept().and_then(|(stream, _)| {
+                    socket_prepare(&stream, self.config.verbs_dead_after_ms)?;
                     Ok(Stream::Tcp(stream))
                 }),
             };
@@ -261,10 +284,14 @@ impl Ops {
         &mut self,
         stream: Stream,
         kind: TransportKind,
-        refused: Option<String>,
+        mut refused: Option<(RefuseReason, String)>,
     ) -> Result<(), TransportError> {
         let params = match kind {
             TransportKind::Shm => shm::layout_encode(self.layout()),
+            TransportKind::Verbs => self.link_params(&stream).unwrap_or_else(|why| {
+                refused = Some((RefuseReason::NotAccepting, why));
+                Vec::new()
+            }),
             _ => Vec::new(),
         };
         let machine = HandshakeListener::start(self.local()?, HostId::local(), params);
@@ -279,8 +306,8 @@ impl Ops {
             deadline,
             self.layout(),
         );
-        if let Some(text) = refused {
-            boot.refuse(RefuseReason::WrongUser, text);
+        if let Some((reason, text)) = refused {
+            boot.refuse(reason, text);
         }
         self.boot_start(boot).map(|_| ())
     }

@@ -15,6 +15,7 @@
 //! |---|---|
 //! | `listen.rs`, `boot.rs`, `stream.rs` | listening, connecting, the handshake over any stream |
 //! | `open.rs`, `close.rs` | how a channel begins and ends |
+//! | `link.rs` | from a handshake to an RDMA channel |
 //! | `progress.rs` | rounds, waiting |
 //! | `channel.rs`, `send.rs`, `transfer.rs`, `remote.rs` | messages, large payloads, one-sided operations |
 //! | `slots.rs` | where channels live |
@@ -23,6 +24,7 @@ mod boot;
 mod channel;
 mod close;
 mod fuzz;
+mod link;
 mod listen;
 mod open;
 mod progress;
@@ -44,6 +46,7 @@ use mio::{Events, Poll, Token};
 use self::boot::Boot;
 use self::channel::{Channel, OutDone};
 pub use self::fuzz::fuzz_channel;
+use self::link::Linking;
 use self::stream::Stream;
 use self::types::WakerShared;
 pub use self::types::{
@@ -61,23 +64,29 @@ use crate::shm::{Spinner, SpinnerPage};
 use crate::sync::atomic::AtomicBool;
 use crate::ticket::Authenticator;
 use crate::unix::UnixBound;
+use crate::verbs::Hubs;
 use crate::wire::Identity;
 
 const TOKEN_WAKER: Token = Token(usize::MAX);
 const TOKEN_LISTENER: usize = 0;
 const TOKEN_CHANNEL: usize = 1;
 const TOKEN_BULK: usize = 2;
+const TOKEN_HUB: usize = 3;
 const EVENTS_PER_POLL: usize = 256;
 /// Peers that are taken at a listener before the channels get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
 /// How long a socket is kept after the last word, for the peer to read it.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// How long an endpoint that is dropped waits for RDMA devices to send what was given to them.
+const DRAIN: Duration = Duration::from_millis(50);
+
 enum Listening {
     Mem(Arc<MemListener>),
     Shm(UnixListener),
     Unix(UnixBound),
     Tcp(TcpListener),
+    Verbs(TcpListener),
 }
 
 impl Listening {
@@ -87,6 +96,7 @@ impl Listening {
             Self::Shm(_) => TransportKind::Shm,
             Self::Unix(_) => TransportKind::Unix,
             Self::Tcp(_) => TransportKind::Tcp,
+            Self::Verbs(_) => TransportKind::Verbs,
         }
     }
 }
@@ -94,6 +104,8 @@ impl Listening {
 enum State {
     Free,
     Boot(Box<Boot>),
+    /// The handshake is done, and RDMA queue pairs find each other.
+    Link(Box<Linking>),
     Open(Box<Channel>),
     /// Said its last; waits for the peer to hang up, so that nothing is lost to a reset.
     Linger(Stream, Instant),
@@ -149,6 +161,10 @@ pub struct Ops {
     rx: RxPool,
     pool: BufPool,
     regions: Arc<RegionTable>,
+    /// What RDMA channels share.
+    hubs: Hubs,
+    /// Slots whose RDMA channels have got something, in a place that is used again.
+    woken: Vec<u32>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -216,6 +232,8 @@ impl Endpoint {
             rx: RxPool::default(),
             pool,
             regions,
+            hubs: Hubs::default(),
+            woken: Vec::new(),
         };
         Ok(Self {
             ops,
@@ -257,6 +275,7 @@ impl Drop for Endpoint {
                 let _ = channel.close_advance();
             }
         }
+        self.ops.hubs_drain(DRAIN);
         for listener in &self.ops.listeners {
             if let Listening::Mem(listener) = listener {
                 listener.close();

@@ -11,7 +11,7 @@ use super::channel::{Channel, ChannelLimits};
 use super::stream::Stream;
 use super::types::{ChannelId, ChannelInfo, CloseReason};
 use super::{Event, LINGER, Ops, State, TOKEN_BULK};
-use crate::address::TransportKind;
+use crate::address::{Address, TransportKind};
 use crate::backend::{AnyWire, RX_BYTES, WireFault};
 use crate::fault::FaultWire;
 use crate::mem::MemWire;
@@ -83,7 +83,7 @@ impl Ops {
     }
 
     /// Only whoever asked to connect hears that it failed; a stranger's failure is logged.
-    fn boot_failed(&mut self, slot: u32, dialled: bool, reason: CloseReason) {
+    pub(super) fn boot_failed(&mut self, slot: u32, dialled: bool, reason: CloseReason) {
         let id = ChannelId {
             slot,
             generation: self.slots[slot as usize].generation,
@@ -107,22 +107,23 @@ impl Ops {
     }
 
     fn channel_open(&mut self, slot: u32, agreed: Agreed) -> Result<(), CloseReason> {
-        let id = ChannelId {
-            slot,
-            generation: self.slots[slot as usize].generation,
-        };
         let place = &mut self.slots[slot as usize];
         let State::Boot(boot) = std::mem::replace(&mut place.state, State::Free) else {
             return Ok(());
         };
         let dialled = matches!(boot.machine, Machine::Dialler(_));
-        let boot = *boot;
+        let mut boot = *boot;
         let kind = boot.kind;
         let mut body_max = EAGER_WIRE_MAX;
+        let lane_to = boot.lane_to.take();
         let (eager_max, wire) = match boot.stream {
             Stream::Mem(link) => {
                 let eager_max = self.config.shm_eager_max_bytes;
                 (eager_max, AnyWire::Mem(MemWire::new(link, eager_max)))
+            }
+            Stream::Tcp(stream) if kind == TransportKind::Verbs => {
+                let rest = (std::mem::take(&mut boot.received), dialled, boot.deadline);
+                return self.link_start(slot, stream, rest, agreed);
             }
             Stream::Tcp(stream) => {
                 let eager_max = self.config.tcp_eager_max_bytes;
@@ -159,6 +160,23 @@ impl Ops {
                 (eager_max, AnyWire::Shm(wire))
             }
         };
+        let bounds = (kind, eager_max, body_max);
+        self.channel_install(slot, (wire, bounds), agreed, dialled, lane_to)
+    }
+
+    /// Puts a channel over a connected wire into its slot.
+    pub(super) fn channel_install(
+        &mut self,
+        slot: u32,
+        (wire, (kind, eager_max, body_max)): (AnyWire, (TransportKind, usize, usize)),
+        agreed: Agreed,
+        dialled: bool,
+        lane_to: Option<Address>,
+    ) -> Result<(), CloseReason> {
+        let id = ChannelId {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        };
         let wire = match &self.config.fault {
             Some(plan) => AnyWire::Fault(Box::new(FaultWire::new(wire, plan.clone(), slot.into()))),
             None => wire,
@@ -175,7 +193,7 @@ impl Ops {
             ops_max: self.config.ops_inflight_max,
             body_max,
         };
-        let channel = Channel::new(wire, info, agreed.session, boot.lane_to, limits);
+        let channel = Channel::new(wire, info, agreed.session, lane_to, limits);
         self.slots[slot as usize].state = State::Open(Box::new(channel));
         if kind.is_stream() && !dialled {
             self.sessions.insert(agreed.session, id);

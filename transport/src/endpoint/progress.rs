@@ -40,6 +40,9 @@ impl Endpoint {
         if self.rounds >= self.ops.config.poll_interval_rounds || woken.load(Ordering::Relaxed) {
             self.poll_descriptors(Some(Duration::ZERO));
         }
+        if !self.ops.hubs.is_empty() {
+            self.ops.hubs_poll();
+        }
         // After the descriptors and before the frames, so that a channel's opening is told before
         // its first message.
         if !self.ops.pending.is_empty() {
@@ -127,7 +130,8 @@ impl Endpoint {
                 Listening::Mem(listener) => listener.pending(),
                 _ => false,
             })
-            && self.ops.channels_arm();
+            && self.ops.channels_arm()
+            && self.ops.hubs.arm();
         if !idle {
             self.ops.waker.shared.asleep.store(false, Ordering::SeqCst);
         }

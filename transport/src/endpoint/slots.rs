@@ -6,7 +6,7 @@ use mio::Token;
 
 use super::channel::Channel;
 use super::types::{ChannelId, ChannelInfo, TransportError};
-use super::{Ops, Slot, State, TOKEN_BULK, TOKEN_LISTENER, TOKEN_WAKER};
+use super::{Ops, Slot, State, TOKEN_BULK, TOKEN_HUB, TOKEN_LISTENER, TOKEN_WAKER};
 use crate::address::TransportKind;
 use crate::backend::Wire;
 
@@ -161,12 +161,15 @@ impl Ops {
             return;
         }
         let (at, what) = (token.0 >> 2, token.0 & 3);
-        if what == TOKEN_LISTENER {
-            return self.accept_all(at);
+        match what {
+            TOKEN_LISTENER => return self.accept_all(at),
+            TOKEN_HUB => return self.hubs.ready(at),
+            _ => {}
         }
         let slot = at as u32;
         match self.slots.get_mut(at).map(|slot| &mut slot.state) {
             Some(State::Boot(_)) => self.boot_step(slot),
+            Some(State::Link(_)) => self.link_step(slot),
             Some(State::Open(channel)) => {
                 if let Err(fault) = channel.wire.ready(what == TOKEN_BULK) {
                     return self.channel_fault(slot, fault);

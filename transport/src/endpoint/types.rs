@@ -14,6 +14,7 @@ use crate::one_sided::OneSidedError;
 use crate::sync::atomic::{AtomicBool, Ordering, fence};
 use crate::ticket::{Credential, RefuseReason};
 use crate::unix::UnixPlace;
+use crate::verbs::RdmaError;
 use crate::wire::{Incarnation, PeerIdentity, WireError};
 
 /// A channel of an endpoint. An id is never used again: a stale one is an error, not another
@@ -85,6 +86,9 @@ pub enum Listen {
     },
     /// A Unix stream socket.
     Unix(UnixPlace),
+    /// An IP address, over which RDMA connections are set up; the unspecified one stands for that of
+    /// an RDMA port, and port zero lets the kernel choose.
+    Verbs(std::net::SocketAddr),
     /// An IP address; port zero lets the kernel choose.
     Tcp(std::net::SocketAddr),
 }
@@ -207,6 +211,9 @@ pub enum CloseReason {
     /// The operating system refuses.
     #[error("{0}")]
     Io(Arc<io::Error>),
+    /// An RDMA device, ours or the peer's, reports a failure.
+    #[error("RDMA: {0}")]
+    Rdma(RdmaError),
 }
 
 /// Why something could not be sent. The channel is unusable or the call was wrong; back-pressure
