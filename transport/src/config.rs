@@ -60,6 +60,11 @@ pub struct TransportConfig {
     /// Buffers that all RDMA channels of an endpoint send from, for each device, port and
     /// application.
     pub verbs_send_buffers: u32,
+    /// Bytes of payload memory that are registered for RDMA at most, for each device, port and
+    /// application of an endpoint; what does not fit is copied.
+    pub verbs_registered_max_bytes: u64,
+    /// Buffers that are registered for RDMA at most, likewise.
+    pub verbs_registered_max: u32,
     /// Milliseconds after which an RDMA peer that does not answer counts as dead.
     pub verbs_dead_after_ms: u32,
     /// Milliseconds that a pair of RDMA ports has to show that packets pass, before another pair is
@@ -103,6 +108,8 @@ impl Default for TransportConfig {
             verbs_credits_max: 64,
             verbs_sends_max: 64,
             verbs_send_buffers: 256,
+            verbs_registered_max_bytes: 8 << 30,
+            verbs_registered_max: 4_096,
             verbs_dead_after_ms: 10_000,
             verbs_probe_ms: 2_000,
             idle_polls: 4_096,
@@ -241,6 +248,12 @@ impl TransportConfig {
             let good = (32..=1 << 14).contains(&value);
             rule(good, name, value.into(), "from 32 to 2^14")?;
         }
+        rule(
+            (1..=1 << 20).contains(&self.verbs_registered_max),
+            "verbs_registered_max",
+            self.verbs_registered_max.into(),
+            "from 1 to 2^20",
+        )?;
         rule(
             (100..=3_600_000).contains(&self.verbs_dead_after_ms),
             "verbs_dead_after_ms",

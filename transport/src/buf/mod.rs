@@ -160,6 +160,39 @@ impl BufPool {
 struct Block {
     at: NonNull<u8>,
     size: usize,
+    /// What devices know of it, each under the number of whoever attached it. It ends before the
+    /// memory does, and outlives loans: whoever gets the block next finds it registered.
+    attached: Attachments,
+}
+
+/// Something that a device holds of a block.
+pub(crate) type Attachment = Arc<dyn std::any::Any + Send + Sync>;
+
+type Attachments = Mutex<Vec<(u64, Attachment)>>;
+
+/// The block under a buffer.
+pub(crate) struct BlockRef<'a> {
+    /// Where it begins.
+    pub(crate) at: NonNull<u8>,
+    /// Its bytes.
+    pub(crate) size: usize,
+    attached: &'a Attachments,
+}
+
+impl BlockRef<'_> {
+    /// What was attached under this number.
+    pub(crate) fn attached(&self, number: u64) -> Option<Attachment> {
+        let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = attached.iter().find(|(of, _)| *of == number);
+        found.map(|(_, attachment)| Arc::clone(attachment))
+    }
+
+    /// Attaches something until the block's memory is given back to the system.
+    pub(crate) fn attach(&self, number: u64, attachment: Attachment) {
+        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        attached.retain(|(of, _)| *of != number);
+        attached.push((number, attachment));
+    }
 }
 
 // SAFETY: a block is plain memory that belongs to whoever owns the value; nothing is thread-bound.
@@ -179,6 +212,7 @@ impl Block {
             return Some(Self {
                 at: NonNull::new(at)?,
                 size,
+                attached: Attachments::default(),
             });
         }
         use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
@@ -198,12 +232,17 @@ impl Block {
         Some(Self {
             at: NonNull::new(at.cast())?,
             size,
+            attached: Attachments::default(),
         })
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
+        self.attached
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         if self.size < HUGE_FROM_BYTES {
             if let Some(layout) = Self::layout(self.size) {
                 // SAFETY: `map` got this block from the allocator with the same layout.
@@ -260,6 +299,15 @@ impl Owner {
         // SAFETY: what is counted lives as long as any reference, of which this is one, and is
         // not changed meanwhile but for the count.
         unsafe { self.at.as_ref() }
+    }
+
+    fn block(&self) -> BlockRef<'_> {
+        let block = &self.counted().block;
+        BlockRef {
+            at: block.at,
+            size: block.size,
+            attached: &block.attached,
+        }
     }
 
     #[inline]
@@ -321,6 +369,11 @@ impl BufMut {
     /// Makes the buffer shorter; a longer `len` changes nothing.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+    }
+
+    /// The block under it, unless it is empty.
+    pub(crate) fn block(&self) -> Option<BlockRef<'_>> {
+        self.owner.as_ref().map(Owner::block)
     }
 
     /// Ends writing: from here on it is shared and read-only.
@@ -394,6 +447,14 @@ impl Buf {
             memory: Memory::Vector(Arc::new(bytes)),
             start: 0,
             len,
+        }
+    }
+
+    /// The block under it, if it comes from a pool.
+    pub(crate) fn block(&self) -> Option<BlockRef<'_>> {
+        match &self.memory {
+            Memory::Pooled(owner) => Some(owner.block()),
+            Memory::Empty | Memory::Vector(_) => None,
         }
     }
 

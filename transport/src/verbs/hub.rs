@@ -19,10 +19,11 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use super::cache::Cache;
 use super::fault::RdmaError;
 use super::memory::{SLAB_SLOTS, Slots};
 use super::objects::{
-    CompletionQueue, Device, DeviceEvent, ProtectionDomain, QueuePair, QueuePairLimits,
+    CompletionQueue, Device, DeviceEvent, Path, ProtectionDomain, QueuePair, QueuePairLimits,
     SharedReceives,
 };
 use super::sys;
@@ -60,6 +61,18 @@ const INLINE_MAX: usize = 256;
 /// Completions of sends that the queue has room for, above one for each receive.
 const SENDS_SPARE: u32 = 2048;
 
+/// Work requests that are kept for frames, whatever operations there are to post.
+const SENDS_FOR_FRAMES: u32 = 8;
+
+/// A read, write or atomic of the peer's memory.
+pub(super) struct OpRequest {
+    pub(super) opcode: std::ffi::c_uint,
+    /// Comes back when it is done.
+    pub(super) token: u64,
+    pub(super) local: sys::Sge,
+    pub(super) remote: sys::Remote,
+}
+
 /// A frame that is here and not yet read.
 pub(super) struct Arrival {
     pub(super) slot: u32,
@@ -83,6 +96,12 @@ pub(super) struct Peer {
     silent_held: u32,
     /// Slots of sends that are not known to be done, oldest first.
     held: VecDeque<(u32, u32)>,
+    /// Operations under way: of which send, and what comes back; oldest first.
+    ops: VecDeque<(u32, u64)>,
+    /// What came back of those that are done.
+    pub(super) ops_done: VecDeque<u64>,
+    /// Reads and atomics that may be under way.
+    reads_max: u32,
     credits: u32,
     window: Window,
     /// Credit is owed, and there was no way to say so.
@@ -144,6 +163,8 @@ pub(super) struct HubSettings {
     credits_max: u32,
     sends_max: u32,
     send_buffers: u32,
+    registered_max_bytes: u64,
+    registered_max: u32,
 }
 
 impl HubSettings {
@@ -156,6 +177,8 @@ impl HubSettings {
             credits_max: config.verbs_credits_max,
             sends_max: config.verbs_sends_max,
             send_buffers: config.verbs_send_buffers,
+            registered_max_bytes: config.verbs_registered_max_bytes,
+            registered_max: config.verbs_registered_max,
         }
     }
 
@@ -176,6 +199,7 @@ pub(super) struct Hub {
     pub(super) completions: Arc<CompletionQueue>,
     receives: Arc<SharedReceives>,
     pub(super) domain: Arc<ProtectionDomain>,
+    pub(super) cache: Cache,
     settings: HubSettings,
     receive_slots: Slots,
     receives_depth: u32,
@@ -192,7 +216,7 @@ pub(super) struct Hub {
     pub(super) woken: Vec<u32>,
     armed: bool,
     lost: bool,
-    pub(super) counters: VerbsCounters,
+    counters: VerbsCounters,
 }
 
 impl Hub {
@@ -222,6 +246,11 @@ impl Hub {
             send_slots: Slots::new(&domain, frame_max),
             send_free: Vec::new(),
             under_way: 0,
+            cache: Cache::new(
+                &domain,
+                settings.registered_max_bytes,
+                settings.registered_max,
+            ),
             domain,
             polled: Box::new([sys::Wc::default(); POLLED]),
             woken: Vec::new(),
@@ -237,6 +266,13 @@ impl Hub {
 
     pub(super) fn settings(&self) -> &HubSettings {
         &self.settings
+    }
+
+    pub(super) fn counters(&self) -> VerbsCounters {
+        VerbsCounters {
+            registrations: self.cache.registrations,
+            ..self.counters
+        }
     }
 
     /// Receives that are posted and that no window stands for.
@@ -366,6 +402,9 @@ impl Hub {
             silent: 0,
             silent_held: 0,
             held: VecDeque::new(),
+            ops: VecDeque::new(),
+            ops_done: VecDeque::new(),
+            reads_max: 0,
             credits: 0,
             window: Window::new(credits),
             credit_due: false,
@@ -377,9 +416,13 @@ impl Hub {
         Ok((key, credits))
     }
 
-    /// The peer is connected, and gave us credit.
-    pub(super) fn peer_credit(&mut self, key: usize, credits: u32) {
-        self.peers[key].credits = credits;
+    /// Connects a queue pair to the peer's, which gives us credit.
+    pub(super) fn peer_connect(&mut self, key: usize, path: &Path, credits: u32) -> io::Result<()> {
+        let peer = &mut self.peers[key];
+        peer.queue.connect(path)?;
+        peer.credits = credits;
+        peer.reads_max = path.reads_started.into();
+        Ok(())
     }
 
     #[inline]
@@ -531,7 +574,17 @@ impl Hub {
             self.send_free.push(*slot);
             peer.held.pop_front();
         }
-        if done.status != sys::WC_SUCCESS {
+        let is_good = done.status == sys::WC_SUCCESS;
+        while let Some((of, token)) = peer.ops.front()
+            && peer.retired.wrapping_sub(of.wrapping_add(1)) < u32::MAX / 2
+        {
+            // What comes after a failure has not been done.
+            if is_good {
+                peer.ops_done.push_back(*token);
+            }
+            peer.ops.pop_front();
+        }
+        if !is_good {
             peer.device_fault_note(RdmaError::of_completion(done.status, done.vendor_err));
         }
         let (place, due) = (peer.place, peer.credit_due);
@@ -691,6 +744,46 @@ impl Hub {
         self.counters.doorbells += 1;
         self.counters.inline_sends += u64::from(in_request);
         self.counters.signalled += u64::from(signalled);
+        Ok(Posted::Done)
+    }
+
+    /// Posts an operation, if there is room; its token comes by [`Peer::ops_done`].
+    ///
+    /// The memory that it names, ours, is registered and held until then, or until the connection
+    /// has ended.
+    pub(super) fn op_post(&mut self, key: usize, op: OpRequest) -> Result<Posted, WireFault> {
+        if let Some(fault) = self.peers[key].fault() {
+            return Err(fault);
+        }
+        let peer = &mut self.peers[key];
+        let has_room = peer.under_way() + SENDS_FOR_FRAMES < peer.queue.limits.sends
+            && (peer.ops.len() as u32) < peer.reads_max
+            && self.under_way + self.receive_slots.count() < self.depth;
+        if !has_room {
+            self.counters.busy += 1;
+            return Ok(Posted::Busy);
+        }
+        let mut piece = op.local;
+        let mut request = sys::SendWr {
+            wr_id: (key as u64) << 32 | u64::from(peer.posted),
+            next: null_mut(),
+            sg_list: &raw mut piece,
+            num_sge: i32::from(piece.length > 0),
+            opcode: op.opcode,
+            send_flags: sys::SEND_SIGNALED,
+            imm_data: 0,
+            wr: op.remote,
+            _rest: [0; 7],
+        };
+        // SAFETY: request and piece last for the call, and the memory as is said above.
+        unsafe { peer.queue.post(&mut request) }.map_err(WireFault::Io)?;
+        (peer.silent, peer.silent_held) = (0, 0);
+        peer.ops.push_back((peer.posted, op.token));
+        peer.posted = peer.posted.wrapping_add(1);
+        self.under_way += 1;
+        self.counters.one_sided += 1;
+        self.counters.signalled += 1;
+        self.counters.doorbells += 1;
         Ok(Posted::Done)
     }
 

@@ -15,6 +15,7 @@
 //! are copied out of them before they are read.
 #![allow(unsafe_code)]
 
+mod cache;
 mod fault;
 mod hub;
 mod link;
@@ -23,6 +24,7 @@ mod memory;
 mod objects;
 mod params;
 mod ports;
+mod pull;
 mod sys;
 mod window;
 
@@ -38,12 +40,16 @@ use mio::{Interest, Registry, Token};
 use zerocopy::IntoBytes;
 
 pub use self::fault::RdmaError;
-use self::hub::{Hub, HubSettings, KIND_BULK, KIND_FRAME};
+use self::hub::{Hub, HubSettings, KIND_BULK, KIND_FRAME, OpRequest};
 pub(crate) use self::link::{Link, LinkContext, Linked};
 use self::objects::{DeviceEvent, Path};
 pub use self::params::fuzz_verbs;
 use self::ports::{Choice, Port, Ports};
-use crate::backend::{Posted, Received, RxBuf, RxPool, Want, Wire, WireFault};
+use self::pull::Pulls;
+use crate::backend::{
+    Posted, PullSegment, PullSource, Pulled, Received, RxBuf, RxPool, Want, Wire, WireFault,
+};
+use crate::buf::{Buf, BufMut};
 use crate::config::TransportConfig;
 use crate::counters::VerbsCounters;
 use crate::wire::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, USER_HEADER_MAX_BYTES, WireError};
@@ -276,7 +282,7 @@ impl Hubs {
     pub(crate) fn counters(&self) -> VerbsCounters {
         let mut sum = VerbsCounters::default();
         for entry in &self.entries {
-            entry.hub.with(|hub| sum.add(&hub.counters));
+            entry.hub.with(|hub| sum.add(&hub.counters()));
         }
         sum
     }
@@ -296,11 +302,8 @@ impl PeerHandle {
     }
 
     fn connect(&self, path: &Path, credits: u32) -> io::Result<()> {
-        self.hub.with(|hub| {
-            hub.peer(self.key).queue.connect(path)?;
-            hub.peer_credit(self.key, credits);
-            Ok(())
-        })
+        self.hub
+            .with(|hub| hub.peer_connect(self.key, path, credits))
     }
 
     fn queue_number(&self) -> u32 {
@@ -323,6 +326,10 @@ impl PeerHandle {
         let head = [header.as_bytes(), user_header];
         self.hub
             .with(|hub| hub.frame_send(self.key, KIND_FRAME, head, payload, last))
+    }
+
+    fn op_post(&self, op: OpRequest) -> Result<Posted, WireFault> {
+        self.hub.with(|hub| hub.op_post(self.key, op))
     }
 
     /// The next frame, or why there can be none any more.
@@ -365,7 +372,9 @@ impl Drop for PeerHandle {
 
 /// A connected peer.
 pub(crate) struct VerbsWire {
+    /// Ends first: then no device uses the memory that the rest holds.
     peer: PeerHandle,
+    pulls: Pulls,
     /// The socket of the handshake.
     stream: TcpStream,
     hung_up: bool,
@@ -377,6 +386,7 @@ impl VerbsWire {
     fn new(peer: PeerHandle, stream: TcpStream, peer_frame_max: usize) -> Self {
         Self {
             peer,
+            pulls: Pulls::default(),
             stream,
             hung_up: false,
             peer_frame_max,
@@ -392,6 +402,19 @@ impl VerbsWire {
         let frame_max = own.min(self.peer_frame_max);
         let body_max = frame_max - FRAME_HEADER_BYTES - USER_HEADER_MAX_BYTES;
         (eager_max.min(body_max), body_max)
+    }
+
+    /// Takes note of operations that are done; bytes that they moved.
+    fn ops_take(&mut self) -> u64 {
+        let mut moved = 0;
+        while let Some(token) = self
+            .peer
+            .hub
+            .with(|hub| hub.peer_mut(self.peer.key).ops_done.pop_front())
+        {
+            moved += self.pulls.piece_done(token as usize);
+        }
+        moved
     }
 
     /// A fault as this side sees it: a peer that ends takes its queue pair with it, which looks
@@ -507,12 +530,40 @@ impl Wire for VerbsWire {
         self.peer.hub.with(|hub| {
             let peer = hub.peer(self.peer.key);
             let there = !peer.inbox.is_empty()
+                || !peer.ops_done.is_empty()
+                || self.pulls.is_due()
                 || (want.bulk_in && !peer.bulk.is_empty())
                 || (want.room && hub.has_room(self.peer.key, KIND_FRAME))
                 || (want.bulk_room && hub.has_room(self.peer.key, KIND_BULK))
                 || self.end(hub).is_err();
             Ok(!there)
         })
+    }
+
+    fn expose(&mut self, buf: &Buf) -> Option<PullSource> {
+        self.buf_expose(buf)
+    }
+
+    fn withdraw(&mut self, source: &PullSource) {
+        self.buf_withdraw(source);
+    }
+
+    fn pull_start(
+        &mut self,
+        id: u64,
+        segments: &[PullSegment],
+        into: BufMut,
+    ) -> Result<Result<(), BufMut>, WireFault> {
+        Ok(self.pull_begin(id, segments, into))
+    }
+
+    fn pull_poll(&mut self, _budget: usize) -> Result<(usize, Option<Pulled>), WireFault> {
+        self.pulls_advance().map_err(|fault| self.fault(fault))
+    }
+
+    #[inline]
+    fn works(&self) -> bool {
+        !self.pulls.is_idle()
     }
 
     fn ready(&mut self, _bulk: bool) -> Result<(), WireFault> {

@@ -300,6 +300,11 @@ impl Region {
         // SAFETY: the region lives.
         unsafe { self.raw.as_ref().lkey }
     }
+
+    pub(crate) fn remote_key(&self) -> u32 {
+        // SAFETY: the region lives.
+        unsafe { self.raw.as_ref().rkey }
+    }
 }
 
 impl Drop for Region {

@@ -418,6 +418,7 @@ pub(crate) const QP_MAX_DEST_RD_ATOMIC: c_int = 1 << 17;
 pub(crate) const QP_DEST_QPN: c_int = 1 << 20;
 
 pub(crate) const WR_SEND_WITH_IMM: c_uint = 3;
+pub(crate) const WR_RDMA_READ: c_uint = 4;
 
 pub(crate) const SEND_SIGNALED: c_uint = 1 << 1;
 pub(crate) const SEND_INLINE: c_uint = 1 << 3;
