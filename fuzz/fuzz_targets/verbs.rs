@@ -1,4 +1,4 @@
-//! What a verbs peer says of its queue pair and its memory.
+//! What a peer says of its RDMA ports and queue pairs.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| praas_transport::fuzz_verbs(bytes));

@@ -17,6 +17,8 @@
 
 mod cache;
 mod fault;
+#[cfg(all(test, not(praas_loom)))]
+mod golden;
 mod hub;
 mod link;
 mod load;

@@ -144,7 +144,7 @@ impl Pull {
 }
 
 /// Address, key, and our number for it.
-fn source_encode(at: u64, key: u32, number: u32) -> PullSource {
+pub(super) fn source_encode(at: u64, key: u32, number: u32) -> PullSource {
     let mut source = PullSource::default();
     source[..8].copy_from_slice(&at.to_le_bytes());
     source[8..12].copy_from_slice(&key.to_le_bytes());
