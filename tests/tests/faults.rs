@@ -415,5 +415,6 @@ macro_rules! faults {
 faults! {
     shm => Shm;
     unix => Unix;
+    verbs => Verbs;
     tcp => Tcp;
 }
