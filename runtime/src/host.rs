@@ -48,6 +48,9 @@ pub struct HostStart {
     /// Where to listen for TCP, at addresses that others can dial; port zero lets the kernel
     /// choose. Empty is 127.0.0.1. Every host listens on shared memory and a Unix socket besides.
     pub listen: Vec<SocketAddr>,
+    /// Where to listen for RDMA, at addresses of RDMA ports; the unspecified one stands for that of
+    /// some port. Empty is nowhere.
+    pub verbs_listen: Vec<SocketAddr>,
     /// The folder for its Unix socket; without one, the socket is abstract.
     pub unix_dir: Option<String>,
     /// Number of the secret.

@@ -432,7 +432,7 @@ fn golden_host() {
         "secret": bytes32(9), "directory": [TCP], "force": "tcp", "swap_dir": "/swap",
         "swap": SwapConfig::default(), "restore": true, "swap_generation": 5,
         "agent_socket": "/run/agent.sock", "agent_grace_s": 10, "cpus": [0, 1],
-        "unix_dir": "/run/praas",
+        "unix_dir": "/run/praas", "verbs_listen": ["10.0.0.1:0"],
     });
     for (file, json) in [
         ("to-start", json!({"Start": start})),

@@ -24,6 +24,9 @@ pub struct AgentConfig {
     pub directory_listen: SocketAddr,
     /// Where hosts listen for TCP; port zero lets the kernel choose. Empty: on loopback.
     pub host_listen: Vec<SocketAddr>,
+    /// Where hosts listen for RDMA, at addresses of RDMA ports: 0.0.0.0 stands for that of some
+    /// port, and port zero lets the kernel choose. Empty: nowhere.
+    pub host_verbs_listen: Vec<SocketAddr>,
     /// The folder for the Unix sockets of the directory and of hosts, where other containers see
     /// it, too: at most 75 bytes long. Left out, the sockets are abstract.
     pub unix_dir: Option<PathBuf>,
@@ -101,6 +104,7 @@ impl Default for AgentConfig {
             cluster_secret: None,
             directory_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             host_listen: Vec::new(),
+            host_verbs_listen: Vec::new(),
             unix_dir: None,
             beyond_loopback: false,
             cpus: 0,
@@ -150,8 +154,11 @@ impl AgentConfig {
     /// Names the first setting that cannot be, and the rule that it breaks.
     pub fn check(&self) -> Result<(), ConfigError> {
         let fail = |name, value: String, rule| Err(ConfigError { name, value, rule });
-        let listens = self.host_listen.iter().map(|at| ("host_listen", at));
-        for (name, at) in listens.chain([("directory_listen", &self.directory_listen)]) {
+        let tcp = self.host_listen.iter().map(|at| ("host_listen", at));
+        let verbs = self.host_verbs_listen.iter();
+        let verbs = verbs.map(|at| ("host_verbs_listen", at));
+        let directory = [("directory_listen", &self.directory_listen)];
+        for (name, at) in tcp.chain(verbs).chain(directory) {
             if !at.ip().is_loopback() && !self.beyond_loopback {
                 let rule = "an address beyond loopback needs beyond_loopback = true";
                 return fail(name, at.to_string(), rule);
@@ -194,6 +201,8 @@ mod tests {
         let beyond = "beyond_loopback";
         refused(|c| c.directory_listen = ([0, 0, 0, 0], 1).into(), beyond);
         refused(|c| c.host_listen = vec![([10, 0, 0, 1], 1).into()], beyond);
+        let anywhere = |c: &mut AgentConfig| c.host_verbs_listen = vec![([0, 0, 0, 0], 0).into()];
+        refused(anywhere, beyond);
         refused(|c| c.hosts_max = 0, "hosts_max");
         refused(|c| c.lease_ms = 20_000, "lease_ms");
         assert!(toml::from_str::<AgentConfig>("hosts_mx = 1").is_err());

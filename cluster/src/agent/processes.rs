@@ -189,6 +189,7 @@ impl Processes {
             modules: start.modules,
             settings: settings.process,
             listen: self.config.host_listen.clone(),
+            verbs_listen: self.config.host_verbs_listen.clone(),
             unix_dir: self
                 .config
                 .unix_dir

@@ -143,6 +143,7 @@ fn listen(start: &HostStart) -> Vec<Listen> {
     };
     [Listen::Shm { name: None }, Listen::Unix(unix)]
         .into_iter()
+        .chain(start.verbs_listen.iter().copied().map(Listen::Verbs))
         .chain(tcp.into_iter().map(Listen::Tcp))
         .collect()
 }

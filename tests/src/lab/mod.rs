@@ -174,6 +174,7 @@ impl Lab {
                 ..ProcessSettings::default()
             },
             listen: Vec::new(),
+            verbs_listen: Vec::new(),
             key_id: KEY_ID,
             secret: self.secret.clone(),
             directory: self.directory.addresses().to_vec(),
@@ -256,7 +257,7 @@ impl Lab {
             {
                 left.push(format!("socket {address}"));
             }
-            if let Address::Tcp(at) = address
+            if let Address::Tcp(at) | Address::Verbs(at) = address
                 && std::net::TcpStream::connect(at).is_ok()
             {
                 left.push(format!("listener {address}"));
