@@ -1,22 +1,14 @@
 //! Blocks by turns: the measuring side.
 
-use std::collections::BTreeMap;
-use std::io::BufReader;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use praas_runtime::client::{Client, ClientConfig, Directory};
-use praas_transport::bare::Bare;
-use praas_transport::{Dial, Endpoint, Incarnation, TransportConfig, TransportKind, WaitMode};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use praas_transport::TransportKind;
 
-use super::peer::{self, PROCESS, Ready, Setup, line_read, line_write};
-use super::pings::{Caller, Channel, Raw, bare_ping};
+use super::links::{Turn, floor_kind};
+use super::plan::{BLOCK, PAIRS_MIN, Plan};
+use super::rig::Rig;
 use super::statistics::{estimate, median, percentile};
-use super::{BLOCK, BYTES_MAX, BenchError, LatencyPlan, Measured, PEER_COMMAND, Record, What};
+use super::{Bench, BenchError, Record, What};
 
 /// About how long a batch of round trips takes that are timed together.
 const BATCH_NS: f64 = 2_000.0;
@@ -26,247 +18,201 @@ const BATCH_MAX: f64 = 64.0;
 const LATE_FACTOR: u32 = 4;
 const ROUNDS_MIN: usize = 3;
 
-/// Measures what the plan says. `report` sees each record as it is there.
+/// What was found out about where is measured, besides the records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    /// The transport.
+    pub transport: TransportKind,
+    /// Bytes that its channel sends eagerly, if a channel stays open.
+    pub eager_max_bytes: Option<usize>,
+    /// The CPUs that this side and the other are pinned to.
+    pub cpus: (Option<usize>, Option<usize>),
+    /// The peer's machine, if it is on another host.
+    pub peer_machine: Option<super::Machine>,
+}
+
+/// Measures what the plan says. `report` sees the records of each size as they are there.
 ///
 /// # Errors
 /// See [`BenchError`]; what `report` returns ends the measurement.
-pub fn latency_measure(
-    plan: &LatencyPlan,
-    mut report: impl FnMut(&Measured) -> Result<(), BenchError>,
+pub fn bench_measure(
+    plan: &Plan,
+    mut report: impl FnMut(&Setting, &[Record]) -> Result<(), BenchError>,
 ) -> Result<Vec<Record>, BenchError> {
-    plan_check(plan)?;
+    plan.check()?;
     let mut records = Vec::new();
     for &transport in &plan.transports {
         let mut rig = Rig::start(plan, transport)?;
+        let setting = Setting {
+            transport,
+            eager_max_bytes: rig.links.eager_max(),
+            cpus: rig.cpus,
+            peer_machine: plan.remote.as_ref().map(|_| rig.peer_machine.clone()),
+        };
         for &bytes in &plan.bytes {
-            for measured in rig.measure(plan, bytes)? {
-                report(&measured)?;
-                records.push(measured.record);
-            }
+            let measured = rig.measure(plan, bytes);
+            let measured = measured.map_err(|error| rig.explain(error))?;
+            report(&setting, &measured)?;
+            records.extend(measured);
         }
     }
     Ok(records)
 }
 
-fn plan_check(plan: &LatencyPlan) -> Result<(), BenchError> {
-    let empty = [
-        ("the list of transports", plan.transports.is_empty()),
-        ("the list of what to measure", plan.whats.is_empty()),
-        ("the list of sizes", plan.bytes.is_empty()),
-        ("the time", plan.per_measure.is_zero()),
-        ("a size", plan.bytes.contains(&0)),
-    ];
-    if let Some((what, _)) = empty.into_iter().find(|(_, empty)| *empty) {
-        return Err(BenchError::Nothing(what));
-    }
-    if let Some(bytes) = plan.bytes.iter().find(|bytes| **bytes > BYTES_MAX) {
-        return Err(BenchError::Size(*bytes));
-    }
-    match plan.transports.contains(&TransportKind::Mem) {
-        true => Err(BenchError::Transport(TransportKind::Mem)),
-        false => Ok(()),
-    }
-}
-
-/// The peer process; it ends with this.
-struct PeerProcess {
-    child: Child,
-    lines: BufReader<UnixStream>,
-}
-
-impl PeerProcess {
-    fn start(plan: &LatencyPlan, memory: OwnedFd) -> Result<Self, BenchError> {
-        let (ours, theirs) =
-            UnixStream::pair().map_err(BenchError::system("make a pair of sockets"))?;
-        // This very program, also when its file was replaced since it started.
-        let own = "/proc/self/exe".into();
-        let program = plan.program.as_ref().unwrap_or(&own);
-        let child = Command::new(program)
-            .arg0("praas")
-            .arg(PEER_COMMAND)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(memory))
-            .spawn()
-            .map_err(BenchError::system(format!("start {}", program.display())))?;
-        Ok(Self {
-            child,
-            lines: BufReader::new(ours),
-        })
-    }
-}
-
-impl Drop for PeerProcess {
-    fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Pins this thread, and lets it run where it did before when dropped.
-struct Pinned(Option<CpuSet>);
-
-impl Pinned {
-    fn new(cpu: Option<usize>) -> Result<Self, BenchError> {
-        let before = sched_getaffinity(None).ok().filter(|_| cpu.is_some());
-        peer::pin(cpu)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            // CPUs that were allowed before are so still, or the kernel has moved us already.
-            let _ = sched_setaffinity(None, before);
+impl Bench {
+    /// By how much the time of an iteration is divided: half round trips, messages of a window.
+    fn parts(self, what: What, window: usize) -> f64 {
+        match (self, what) {
+            (Self::Latency, What::Invoke) | (Self::Connect, _) => 1.0,
+            (Self::Latency, _) => 2.0,
+            (Self::Bandwidth | Self::Rate, _) => window as f64,
+            (Self::Bibw, _) => 2.0 * window as f64,
         }
     }
-}
-
-/// The CPUs for the two processes; none if there is only one.
-fn cpus_choose(pin: Option<(usize, usize)>) -> (Option<usize>, Option<usize>) {
-    if let Some((one, two)) = pin {
-        return (Some(one), Some(two));
-    }
-    let Ok(allowed) = sched_getaffinity(None) else {
-        return (None, None);
-    };
-    let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    match (cpus.next(), cpus.next()) {
-        (Some(one), Some(two)) => (Some(one), Some(two)),
-        _ => (None, None),
-    }
-}
-
-/// Both processes and all that connects them, over one transport.
-struct Rig {
-    transport: TransportKind,
-    caller: Caller,
-    channel: Channel,
-    bare: Bare,
-    raw: Option<Raw>,
-    _pinned: Pinned,
-    _peer: PeerProcess,
 }
 
 impl Rig {
-    fn start(plan: &LatencyPlan, transport: TransportKind) -> Result<Self, BenchError> {
-        let bytes_max = plan.bytes.iter().copied().max().unwrap_or(1);
-        let (own_cpu, peer_cpu) = cpus_choose(plan.pin);
-        let memory = Bare::create(bytes_max);
-        let (memory, bare) = memory.map_err(BenchError::system("make shared memory"))?;
-        let mut peer = PeerProcess::start(plan, memory)?;
-        let setup = Setup {
-            transport,
-            bytes_max,
-            cpu: peer_cpu,
-        };
-        line_write(peer.lines.get_mut(), &setup)?;
-        let ready: Ready = line_read(&mut peer.lines)?;
-        let mut endpoint = Endpoint::new(TransportConfig::default(), peer::identity(""), None)?;
-        let dial = Dial {
-            credential: ready.credential.clone(),
-            expect: Incarnation(0),
-            deadline: None,
-        };
-        endpoint.connect(&ready.channel, dial)?;
-        let mut config = ClientConfig::new(
-            Directory::Fixed(BTreeMap::from([(PROCESS.to_owned(), ready.process)])),
-            ready.credential,
-        );
-        config.wait = WaitMode::Hot;
-        let mut caller = Caller::new(Client::new(config)?)?;
-        let pinned = Pinned::new(own_cpu)?;
-        let mut channel = Channel::new(endpoint, false);
-        channel.open_wait()?;
-        let raw = ready.raw.map(|place| Raw::connect(&place, bytes_max));
-        let raw = raw.transpose();
-        let raw = raw.map_err(BenchError::system("connect a raw socket"))?;
-        line_read::<()>(&mut peer.lines)?;
-        // From here on requests go out at once.
-        caller.call()?;
-        Ok(Self {
-            transport,
-            caller,
-            channel,
-            bare,
-            raw,
-            _pinned: pinned,
-            _peer: peer,
-        })
-    }
-
     /// Measures one size: blocks by turns.
-    fn measure(&mut self, plan: &LatencyPlan, bytes: usize) -> Result<Vec<Measured>, BenchError> {
-        self.channel.payload_set(bytes);
+    fn measure(&mut self, plan: &Plan, bytes: usize) -> Result<Vec<Record>, BenchError> {
+        self.links.payload_set(bytes, plan.memory)?;
         self.caller.payload_set(bytes)?;
-        let whats: Vec<What> = What::ALL
-            .into_iter()
-            .filter(|what| plan.whats.contains(what))
-            .collect();
-        let block = BLOCK.min(plan.per_measure);
+        let turn = |what| Turn {
+            bench: plan.bench,
+            what,
+            bytes,
+            window: plan.window,
+            memory: plan.memory,
+            count: 0,
+        };
         let mut series = Vec::new();
-        for &what in &whats {
-            // Once to warm up, once to see how long a round trip takes.
-            self.block(what, bytes, 1, block)?;
-            let once = median(&mut self.block(what, bytes, 1, block)?);
-            let batch = (BATCH_NS / once).ceil().clamp(1.0, BATCH_MAX) as u32;
-            series.push(Series::new(what, batch));
+        for what in What::ALL {
+            if plan.whats.contains(&what) {
+                series.push(self.warm(plan, Series::new(plan, turn(what)))?);
+            }
         }
-        let rounds = plan.per_measure.div_duration_f64(block).ceil() as usize;
-        let late = plan.per_measure * LATE_FACTOR * whats.len() as u32;
+        // A window of large messages may take longer than a block is meant to.
+        let longest = series
+            .iter()
+            .map(|series| series.once_ns)
+            .fold(0.0, f64::max);
+        let block = plan.per_measure.min(BLOCK);
+        let block_ns = longest.max(block.as_nanos() as f64);
+        let rounds = (plan.per_measure.as_nanos() as f64 / block_ns).ceil() as usize;
+        let late = plan.per_measure * LATE_FACTOR * series.len() as u32;
         let begun = Instant::now();
-        for round in 0..rounds {
-            if round >= ROUNDS_MIN && begun.elapsed() > late {
+        for round in 0.. {
+            let enough = match plan.iterations {
+                Some(iterations) => series.iter().all(|series| series.steps >= iterations),
+                None => {
+                    let over = begun.elapsed() > late || round >= rounds;
+                    round >= rounds.min(ROUNDS_MIN) && over
+                }
+            };
+            if enough {
                 break;
             }
             for series in &mut series {
-                let block = self.block(series.what, bytes, series.batch, block)?;
-                series.add(block);
+                let steps = plan.iterations.map(|iterations| {
+                    let most = iterations.div_ceil(PAIRS_MIN);
+                    most.min(iterations.saturating_sub(series.steps)).max(1)
+                });
+                let done = self.block(series, block, steps)?;
+                series.add(done);
             }
         }
-        Ok(series_compare(self.transport, bytes, series))
+        Ok(series_compare(self.transport, series))
     }
 
-    /// One block: nanoseconds of a round trip, batch by batch.
+    /// Warms up, and finds out how long an iteration takes.
+    fn warm(&mut self, plan: &Plan, mut series: Series) -> Result<Series, BenchError> {
+        let block = plan.per_measure.min(BLOCK);
+        // Once to begin with, to see about how long it takes; then again, to know it.
+        let first = self.block(&series, block, Some(1))?;
+        series.once_ns = median(&mut first.ns.clone());
+        let warm = self.block(&series, block, plan.warmup)?;
+        series.once_ns = median(&mut warm.ns.clone());
+        if plan.bench == Bench::Latency {
+            series.batch = (BATCH_NS / series.once_ns).ceil().clamp(1.0, BATCH_MAX) as u32;
+        }
+        Ok(series)
+    }
+
+    /// One block, for a while or for so many iterations.
     fn block(
         &mut self,
-        what: What,
-        bytes: usize,
-        batch: u32,
+        series: &Series,
         time: Duration,
-    ) -> Result<Vec<f64>, BenchError> {
-        let Self {
-            caller,
-            channel,
-            bare,
-            raw,
-            ..
-        } = self;
-        match (what, raw) {
-            (What::Invoke, _) => block_time(batch, time, |_| caller.call()),
-            (What::Channel, _) => caller.served(what, bytes, || {
-                block_time(batch, time, |last| channel.ping(last))
-            }),
-            (What::Floor, Some(raw)) => caller.served(what, bytes, || {
-                block_time(batch, time, |last| raw.ping(bytes, last))
-            }),
-            (What::Floor, None) => caller.served(what, bytes, || {
-                block_time(batch, time, |last| bare_ping(bare, bytes, last))
-            }),
+        steps: Option<u64>,
+    ) -> Result<Block, BenchError> {
+        let Self { caller, links, .. } = self;
+        let (turn, batch) = (&series.turn, series.batch);
+        let limit = Limit { time, steps };
+        if turn.bench == Bench::Latency {
+            return match turn.what {
+                What::Invoke => pings_time(batch, limit, |_| caller.call()),
+                _ => caller.served(turn, || {
+                    pings_time(batch, limit, |last| links.ping(turn, last))
+                }),
+            };
         }
+        let count = match steps {
+            Some(steps) => steps,
+            None => (time.as_nanos() as f64 / series.once_ns).clamp(1.0, 1e6) as u64,
+        };
+        let turn = Turn { count, ..*turn };
+        caller.served(&turn, || {
+            links.begin(&turn)?;
+            let mut block = Block::default();
+            let mut from = Instant::now();
+            for _ in 0..count {
+                links.step(&turn)?;
+                block.add(&mut from, 1);
+            }
+            Ok(block)
+        })
     }
 }
 
-/// Times batches of round trips for a while. The first one is not timed: the other side may not
-/// have begun yet. Nor is the last, which tells it to end.
-#[inline]
-fn block_time(
-    batch: u32,
+/// When a block of round trips ends.
+#[derive(Clone, Copy)]
+struct Limit {
     time: Duration,
+    steps: Option<u64>,
+}
+
+/// What a block has measured.
+#[derive(Default)]
+struct Block {
+    /// Nanoseconds of an iteration: one by one, or a batch's average.
+    ns: Vec<f64>,
+    /// Iterations.
+    steps: u64,
+}
+
+impl Block {
+    #[inline]
+    fn add(&mut self, from: &mut Instant, batch: u32) -> Instant {
+        let now = Instant::now();
+        let ns = now.duration_since(*from).as_nanos() as f64;
+        self.ns.push(ns / f64::from(batch));
+        self.steps += u64::from(batch);
+        *from = now;
+        now
+    }
+}
+
+/// Times batches of round trips. The first one is not timed: the other side may not have begun
+/// yet. Nor is the last, which tells it to end.
+#[inline]
+fn pings_time(
+    batch: u32,
+    limit: Limit,
     mut ping: impl FnMut(bool) -> Result<(), BenchError>,
-) -> Result<Vec<f64>, BenchError> {
-    let mut samples = Vec::with_capacity(4096);
+) -> Result<Block, BenchError> {
+    let mut block = Block {
+        ns: Vec::with_capacity(4096),
+        steps: 0,
+    };
     ping(false)?;
     let begun = Instant::now();
     let mut from = begun;
@@ -274,51 +220,88 @@ fn block_time(
         for _ in 0..batch {
             ping(false)?;
         }
-        let now = Instant::now();
-        samples.push(now.duration_since(from).as_nanos() as f64 / f64::from(batch));
-        from = now;
-        if now.duration_since(begun) >= time {
+        let now = block.add(&mut from, batch);
+        let enough = match limit.steps {
+            Some(steps) => block.steps >= steps,
+            None => now.duration_since(begun) >= limit.time,
+        };
+        if enough {
             break;
         }
     }
     ping(true)?;
-    Ok(samples)
+    Ok(block)
 }
 
 /// The blocks of one kind at one size.
 struct Series {
-    what: What,
+    turn: Turn,
+    /// By what the time of an iteration is divided.
+    parts: f64,
     batch: u32,
+    /// About how long an iteration takes.
+    once_ns: f64,
+    steps: u64,
     samples: Vec<f64>,
     /// The median of each block.
     medians: Vec<f64>,
 }
 
 impl Series {
-    fn new(what: What, batch: u32) -> Self {
+    fn new(plan: &Plan, turn: Turn) -> Self {
         Self {
-            what,
-            batch,
+            turn,
+            parts: plan.bench.parts(turn.what, turn.window),
+            batch: 1,
+            once_ns: 1.0,
+            steps: 0,
             samples: Vec::new(),
             medians: Vec::new(),
         }
     }
 
-    fn add(&mut self, mut block: Vec<f64>) {
-        if self.what != What::Invoke {
-            for sample in &mut block {
-                *sample /= 2.0;
-            }
+    fn add(&mut self, mut block: Block) {
+        for sample in &mut block.ns {
+            *sample /= self.parts;
         }
-        self.samples.extend_from_slice(&block);
-        self.medians.push(median(&mut block));
+        self.samples.extend_from_slice(&block.ns);
+        self.medians.push(median(&mut block.ns));
+        self.steps += block.steps;
+    }
+
+    fn record(&self, transport: TransportKind) -> Record {
+        let mut sorted = self.samples.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let Turn {
+            bench,
+            what,
+            bytes,
+            window,
+            memory,
+            ..
+        } = self.turn;
+        let p50_ns = percentile(&sorted, 0.5);
+        let windowed = bench.windowed();
+        let sized = bench != Bench::Connect;
+        Record {
+            window: if windowed { window } else { 1 },
+            iterations: self.steps,
+            batch: self.batch,
+            p50_ns,
+            p99_ns: percentile(&sorted, 0.99),
+            mb_per_s: windowed.then(|| bytes as f64 * 1e3 / p50_ns),
+            per_s: 1e9 / p50_ns,
+            floor: (what != What::Invoke)
+                .then(|| floor_kind(bench, transport, memory, bytes).to_owned()),
+            ..Record::new(bench, what, transport, if sized { bytes } else { 0 })
+        }
     }
 }
 
 /// Makes records of series whose blocks were taken by turns.
-fn series_compare(transport: TransportKind, bytes: usize, series: Vec<Series>) -> Vec<Measured> {
+fn series_compare(transport: TransportKind, series: Vec<Series>) -> Vec<Record> {
     let medians = |what| {
-        let of = series.iter().find(|series| series.what == what);
+        let of = series.iter().find(|series| series.turn.what == what);
         of.map_or(&[][..], |series| &series.medians)
     };
     let (floor, channel, invoke) = (
@@ -332,69 +315,102 @@ fn series_compare(transport: TransportKind, bytes: usize, series: Vec<Series>) -
     };
     let ratios = pairs(channel, floor, |channel, floor| channel / floor);
     let overs = pairs(invoke, channel, |invoke, channel| invoke - 2.0 * channel);
-    let measured = series.iter().map(|series| {
-        let beside = match series.what {
-            What::Floor => &[][..],
-            What::Channel => &ratios,
-            What::Invoke => &overs,
-        };
-        let beside_estimate = estimate(beside);
-        let figure = beside_estimate.map(|estimate| estimate.median);
-        let mut sorted = series.samples.clone();
-        sorted.sort_unstable_by(f64::total_cmp);
-        Measured {
-            record: Record {
-                what: series.what,
-                transport,
-                bytes,
-                p50_ns: percentile(&sorted, 0.5),
-                p99_ns: percentile(&sorted, 0.99),
-                floor_ratio: figure.filter(|_| series.what == What::Channel),
-                over_channel_ns: figure.filter(|_| series.what == What::Invoke),
-            },
-            interval: beside_estimate.map(|estimate| estimate.interval),
-            pairs: beside.len(),
-            batch: series.batch,
+    let mut records: Vec<Record> = series
+        .iter()
+        .map(|series| series.record(transport))
+        .collect();
+    let floor_p50_ns = records
+        .iter()
+        .find(|record| record.what == What::Floor)
+        .map(|record| record.p50_ns);
+    for record in &mut records {
+        match record.what {
+            What::Floor => {}
+            What::Channel => {
+                record.pairs = ratios.len();
+                record.floor_p50_ns = floor_p50_ns;
+                if let Some(found) = estimate(&ratios) {
+                    record.floor_ratio = Some(found.median);
+                    record.floor_ratio_low = Some(found.interval.0);
+                    record.floor_ratio_high = Some(found.interval.1);
+                    record.floor_share = Some(1.0 / found.median);
+                }
+            }
+            What::Invoke => {
+                record.pairs = overs.len();
+                if let Some(found) = estimate(&overs) {
+                    record.over_channel_ns = Some(found.median);
+                    record.over_channel_low_ns = Some(found.interval.0);
+                    record.over_channel_high_ns = Some(found.interval.1);
+                }
+            }
         }
-    });
-    measured.collect()
+    }
+    records
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::plan::Memory;
+
+    fn series(bench: Bench, what: What, window: usize) -> Series {
+        let turn = Turn {
+            bench,
+            what,
+            bytes: 1000,
+            window,
+            memory: Memory::Pooled,
+            count: 0,
+        };
+        Series::new(&Plan::new(bench), turn)
+    }
+
+    fn block(ns: f64) -> Block {
+        Block {
+            ns: vec![ns; 10],
+            steps: 10,
+        }
+    }
 
     #[test]
     fn neighbouring_blocks_are_compared() {
-        let mut series: Vec<Series> = What::ALL.map(|what| Series::new(what, 1)).into();
+        let mut series = What::ALL.map(|what| series(Bench::Latency, what, 1));
         // The floor jumps; the ratio and the difference stay.
         for floor in [50.0, 500.0, 60.0] {
-            series[0].add(vec![2.0 * floor; 10]);
-            series[1].add(vec![2.0 * floor * 1.2; 10]);
-            series[2].add(vec![2.0 * floor * 1.2 + 150.0; 10]);
+            series[0].add(block(2.0 * floor));
+            series[1].add(block(2.0 * floor * 1.25));
+            series[2].add(block(2.0 * floor * 1.25 + 150.0));
         }
-        let measured = series_compare(TransportKind::Shm, 8, series);
-        let records: Vec<&Record> = measured.iter().map(|measured| &measured.record).collect();
+        let records = series_compare(TransportKind::Shm, series.into());
         assert_eq!(records[0].p50_ns, 60.0);
         assert_eq!(
             (records[0].floor_ratio, records[0].over_channel_ns),
             (None, None)
         );
-        assert!((records[1].floor_ratio.unwrap() - 1.2).abs() < 1e-9);
+        assert!((records[1].floor_ratio.unwrap() - 1.25).abs() < 1e-9);
+        assert!((records[1].floor_share.unwrap() - 0.8).abs() < 1e-9);
+        assert_eq!(records[1].floor_p50_ns, Some(60.0));
+        assert_eq!((records[1].pairs, records[1].iterations), (3, 30));
         assert!((records[2].over_channel_ns.unwrap() - 150.0).abs() < 1e-9);
         assert_eq!(records[2].floor_ratio, None);
-        assert_eq!(measured[1].pairs, 3);
+        assert_eq!(records[2].floor, None);
     }
 
     #[test]
-    fn a_plan_without_anything_is_told() {
-        let plan = |change: fn(&mut LatencyPlan)| {
-            let mut plan = LatencyPlan::default();
-            change(&mut plan);
-            latency_measure(&plan, |_| Ok(())).unwrap_err().to_string()
-        };
-        assert!(plan(|plan| plan.bytes.clear()).contains("sizes is empty"));
-        assert!(plan(|plan| plan.bytes = vec![1 << 40]).contains("too many"));
-        assert!(plan(|plan| plan.transports = vec![TransportKind::Mem]).contains("mem"));
+    fn a_windows_time_is_that_of_its_messages() {
+        let mut one_way = series(Bench::Bandwidth, What::Channel, 64);
+        one_way.add(block(64_000.0));
+        let record = one_way.record(TransportKind::Shm);
+        assert_eq!((record.p50_ns, record.mb_per_s), (1000.0, Some(1000.0)));
+        assert_eq!((record.per_s, record.window), (1e6, 64));
+        let mut both_ways = series(Bench::Bibw, What::Channel, 64);
+        both_ways.add(block(64_000.0));
+        let record = both_ways.record(TransportKind::Shm);
+        assert_eq!((record.p50_ns, record.mb_per_s), (500.0, Some(2000.0)));
+        let mut connect = series(Bench::Connect, What::Channel, 64);
+        connect.add(block(1000.0));
+        let record = connect.record(TransportKind::Tcp);
+        assert_eq!((record.bytes, record.window, record.mb_per_s), (0, 1, None));
     }
 }

@@ -1,33 +1,38 @@
-//! The peer process: a cloud process whose functions answer pings.
+//! The peer: a cloud process whose functions do the other side's part.
 //!
 //! ```text
-//!   standard input    a socket to who started it: setup, ready; its hang-up ends the peer
-//!   standard output   the memory of the raw flag
+//!   standard input    a socket to who measures: a Unix socket of who started the peer, or a TCP
+//!                     connection from another host that has shown that it knows the secret; its
+//!                     hang-up ends the peer
+//!   standard output   for the former: the memory of a floor; for the latter: the session's key
 //!   standard error    what goes wrong
 //! ```
+//!
+//! For a transport within one OS process the peer is a thread, with the same two descriptors.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use praas_runtime::abi::Output;
 use praas_runtime::client::Directory;
+use praas_runtime::codec;
 use praas_runtime::context::{Context, FunctionError};
 use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
 use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
-use praas_transport::bare::Bare;
 use praas_transport::{
-    Address, Credential, Endpoint, Identity, Incarnation, Keyring, Listen, Role, Secret, Ticket,
-    TransportConfig, TransportKind, UnixPlace, WaitMode,
+    Credential, Endpoint, Identity, Incarnation, Keyring, Listen, Role, Secret, Ticket,
+    TransportKind, UnixPlace, WaitMode,
 };
-use serde::{Deserialize, Serialize};
 
-use super::pings::{Channel, Raw, RawListener, RawPlace, bare_serve};
-use super::{BenchError, What};
+use super::control::{Answer, Control, Ready, Setup};
+use super::links::{Channel, Connects, Links, Purpose, RawEnd, Shared, Turn};
+use super::machine::Machine;
+use super::{Bench, BenchError};
 
 /// The application of both processes, the peer's name, its functions.
 const APPLICATION: &str = "bench";
@@ -36,57 +41,21 @@ pub(super) const SERVE: &str = "bench.serve";
 pub(super) const NOOP: &str = "bench.noop";
 pub(super) const EXCHANGE: &str = "bench.exchange";
 const INCARNATION: Incarnation = Incarnation(1);
+const KEY_ID: u32 = 1;
 
-/// What the peer needs to know: the first line on its socket.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Setup {
-    pub(super) transport: TransportKind,
-    pub(super) bytes_max: usize,
-    pub(super) cpu: Option<usize>,
-}
+/// What the functions work with, from a session's setup to its end.
+static LINKS: Mutex<Option<Links>> = Mutex::new(None);
 
-/// The peer's answer.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Ready {
-    pub(super) process: Resolved,
-    pub(super) channel: Address,
-    pub(super) raw: Option<RawPlace>,
-    pub(super) credential: Credential,
-}
-
-/// What the functions answer with.
-struct Answers {
-    bare: Bare,
-    raw: Option<Raw>,
-    channel: Channel,
-}
-
-static ANSWERS: OnceLock<Mutex<Answers>> = OnceLock::new();
-
-/// The input of [`SERVE`].
-pub(super) fn serve_input(what: What, bytes: usize) -> [u8; 9] {
-    let mut input = [what as u8; 9];
-    input[1..].copy_from_slice(&(bytes as u64).to_le_bytes());
-    input
-}
-
-/// Answers pings of the floor or the channel until the last one. It is short, though it takes
-/// long: the worker keeps the endpoint and its CPU, and nobody else wants either.
+/// Does the peer's part of a turn. It is short, though it takes long: the worker keeps the endpoint
+/// and its CPU, and nobody else wants either.
 #[praas_runtime::function(name = "bench.serve", short)]
 fn serve(input: &[u8]) -> Result<(), FunctionError> {
-    let wrong = || FunctionError::new("no input of bench.serve");
-    let (what, bytes) = input.split_first().ok_or_else(wrong)?;
-    let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| wrong())?;
-    let bytes = u64::from_le_bytes(bytes) as usize;
-    let answers = ANSWERS.get().ok_or_else(wrong)?;
-    let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
-    let answers = &mut *answers;
-    let served = match (*what, &mut answers.raw) {
-        (channel, _) if channel == What::Channel as u8 => answers.channel.serve(),
-        (_, Some(raw)) => raw.serve(bytes),
-        _ => bare_serve(&mut answers.bare, bytes),
-    };
-    served.map_err(|error| FunctionError::new(error.to_string()))
+    let failed = |error: &dyn std::fmt::Display| FunctionError::new(error.to_string());
+    let turn: Turn = codec::decode(input).map_err(|error| failed(&error))?;
+    let mut links = LINKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let links = links.as_mut();
+    let links = links.ok_or_else(|| FunctionError::new("nothing is set up"))?;
+    links.turn_serve(&turn).map_err(|error| failed(&error))
 }
 
 #[praas_runtime::function(name = "bench.noop", short)]
@@ -100,14 +69,14 @@ fn exchange<'a>(context: &'a Context, input: &[u8]) -> Result<Output<'a>, Functi
 
 praas_runtime::module!(static "bench", [serve, noop, exchange]);
 
-/// Where both sides listen.
-fn listen_at(transport: TransportKind) -> Result<Listen, BenchError> {
+/// Where the peer listens; what is on a network, at `ip`.
+fn listen_at(transport: TransportKind, ip: IpAddr) -> Listen {
     match transport {
-        TransportKind::Shm => Ok(Listen::Shm { name: None }),
-        TransportKind::Unix => Ok(Listen::Unix(UnixPlace::Abstract(None))),
-        TransportKind::Verbs => Ok(Listen::Verbs((Ipv4Addr::UNSPECIFIED, 0).into())),
-        TransportKind::Tcp => Ok(Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into())),
-        TransportKind::Mem => Err(BenchError::Transport(transport)),
+        TransportKind::Mem => Listen::Mem(format!("bench-{:016x}", fastrand::u64(..))),
+        TransportKind::Shm => Listen::Shm { name: None },
+        TransportKind::Unix => Listen::Unix(UnixPlace::Abstract(None)),
+        TransportKind::Tcp => Listen::Tcp(SocketAddr::new(ip, 0)),
+        TransportKind::Verbs => Listen::Verbs(SocketAddr::new(ip, 0)),
     }
 }
 
@@ -134,62 +103,136 @@ pub(super) fn identity(name: &str) -> Identity {
     }
 }
 
-/// Serves until the socket hangs up.
-pub(super) fn peer_run() -> Result<(), BenchError> {
-    let socket = io::stdin().as_fd().try_clone_to_owned();
-    let socket = socket.map_err(BenchError::system("use standard input as a socket"))?;
-    let mut lines = BufReader::new(UnixStream::from(socket));
-    let setup: Setup = line_read(&mut lines)?;
-    let secret = Secret::generate().map_err(|error| BenchError::Peer(error.to_string()))?;
-    let ring = Arc::new(Keyring::new());
-    ring.insert(APPLICATION, 1, secret.clone());
-    let credential = |role| {
-        let ticket = Ticket {
-            application: APPLICATION.into(),
-            role,
-            client_id: 0,
-            expires_unix_ms: u64::MAX,
-            key_id: 1,
-        };
-        Credential::issue(&secret, &ticket)
+/// What a side shows to the other: both have the session's key.
+pub(super) fn credential(key: [u8; 32], role: Role) -> Credential {
+    let ticket = Ticket {
+        application: APPLICATION.into(),
+        role,
+        client_id: 0,
+        expires_unix_ms: u64::MAX,
+        key_id: KEY_ID,
     };
+    Credential::issue(&Secret::from_bytes(key), &ticket)
+}
+
+/// The peer as an OS process.
+pub(super) fn peer_run() -> Result<(), BenchError> {
+    let descriptor = |from: &dyn AsFd, what| {
+        let owned = from.as_fd().try_clone_to_owned();
+        owned.map_err(BenchError::system(format!("use standard {what}")))
+    };
+    let control = descriptor(&io::stdin(), "input")?;
+    let memory = descriptor(&io::stdout(), "output")?;
+    peer_serve(control, memory)
+}
+
+/// Serves who is at the other end of the socket until it hangs up.
+pub(super) fn peer_serve(socket: OwnedFd, memory: OwnedFd) -> Result<(), BenchError> {
+    let remote = remote_ip(&socket)?;
+    let mut control = Control::new(socket);
+    let setup: Setup = control.read()?;
+    let serving = serving_start(&setup, &control, remote, &memory);
+    let (process, ready, links) = match serving {
+        Ok(serving) => serving,
+        Err(error) => return control.write(&Answer::<Ready>::No(error.to_string())),
+    };
+    control.write(&Answer::Yes(ready))?;
+    match links() {
+        Ok(links) => *LINKS.lock().unwrap_or_else(PoisonError::into_inner) = Some(links),
+        Err(error) => return control.write(&Answer::<()>::No(error.to_string())),
+    }
+    control.write(&Answer::Yes(()))?;
+    control.end_wait();
+    drop(process);
+    LINKS.lock().unwrap_or_else(PoisonError::into_inner).take();
+    Ok(())
+}
+
+/// Our address as another host sees it, if the socket leads to one.
+fn remote_ip(socket: &OwnedFd) -> Result<Option<IpAddr>, BenchError> {
+    let own = rustix::net::getsockname(socket)
+        .map_err(|error| BenchError::system("use standard input as a socket")(error.into()))?;
+    Ok(SocketAddr::try_from(own).ok().map(|address| address.ip()))
+}
+
+/// A process that is started, where it is, and how its links are made once who measures knows that.
+type Serving<'a> = (
+    Process,
+    Ready,
+    Box<dyn FnOnce() -> Result<Links, BenchError> + 'a>,
+);
+
+fn serving_start<'a>(
+    setup: &'a Setup,
+    control: &Control,
+    remote: Option<IpAddr>,
+    memory: &'a OwnedFd,
+) -> Result<Serving<'a>, BenchError> {
+    let key = match (setup.key, remote) {
+        (Some(key), None) => key,
+        (_, Some(_)) => key_read(memory)?,
+        (None, None) => return Err(BenchError::Secret("is missing".into())),
+    };
+    let ring = Arc::new(Keyring::new());
+    ring.insert(APPLICATION, KEY_ID, Secret::from_bytes(key));
+    let ip = remote.unwrap_or(Ipv4Addr::LOCALHOST.into());
     // Endpoints count the CPUs of this process before it is pinned to one of them.
-    let config = TransportConfig::default();
-    let mut endpoint = Endpoint::new(config, identity(PROCESS), Some(ring.clone()))?;
-    let listen = listen_at(setup.transport)?;
-    let channel = endpoint.listen(&listen)?;
+    let mut endpoint = Endpoint::new(
+        setup.config.clone(),
+        identity(PROCESS),
+        Some(ring.clone() as _),
+    )?;
+    let channel = endpoint.listen(&listen_at(setup.transport, ip))?;
+    let watch = control.watch()?;
     pin(setup.cpu)?;
-    let process = process_start(listen, ring, credential(Role::Process))?;
-    let raw = RawListener::listen(setup.transport);
-    let raw = raw.map_err(BenchError::system("listen on a raw socket"))?;
-    let (listener, raw) = raw.unzip();
+    let listen = listen_at(setup.transport, ip);
+    let process = process_start(setup, listen, ring, credential(key, Role::Process))?;
+    let raw = RawEnd::new(setup.transport, ip)?;
     let ready = Ready {
         process: Resolved {
             incarnation: INCARNATION,
             addresses: process.addresses().to_vec(),
         },
         channel,
-        raw,
-        credential: credential(Role::Client),
+        raw: raw.address().clone(),
+        machine: Machine::here(),
     };
-    line_write(lines.get_mut(), &ready)?;
-    let mut channel = Channel::new(endpoint, true);
-    channel.open_wait()?;
-    let raw = listener.map(|listener| listener.accept(setup.bytes_max));
-    let raw = raw.transpose();
-    let raw = raw.map_err(BenchError::system("accept a raw socket"))?;
-    let bare = Bare::open(io::stdout().as_fd(), setup.bytes_max)
-        .map_err(BenchError::system("map the memory of the flag"))?;
-    let answers = Answers { bare, raw, channel };
-    // Set once, here.
-    let _ = ANSWERS.set(Mutex::new(answers));
-    line_write(lines.get_mut(), &())?;
-    // Whatever comes, and the hang-up, is the end.
-    let _ = lines.read_line(&mut String::new());
-    Ok(())
+    let purpose = Purpose {
+        bench: setup.bench,
+        transport: setup.transport,
+        bytes_max: setup.bytes_max,
+        watch,
+    };
+    let links = move || {
+        let shared = match remote {
+            None => Some(Shared::open(memory, setup.bench, setup.bytes_max)?),
+            Some(_) => None,
+        };
+        let ends = match setup.bench {
+            Bench::Connect => (None, Some(Connects::new(endpoint, None))),
+            _ => {
+                let mut channel = Channel::new(endpoint, true);
+                channel.open_wait()?;
+                (Some(channel), None)
+            }
+        };
+        Links::serve(purpose, ends, shared, raw)
+    };
+    Ok((process, ready, Box::new(links)))
+}
+
+/// The key of a session with another host, which the server has put there.
+fn key_read(memory: &OwnedFd) -> Result<[u8; 32], BenchError> {
+    let failed = || BenchError::system("read the session's key");
+    let mut memory = File::from(memory.try_clone().map_err(failed())?);
+    let mut key = [0; 32];
+    memory.rewind().map_err(failed())?;
+    memory.read_exact(&mut key).map_err(failed())?;
+    Ok(key)
 }
 
 fn process_start(
+    setup: &Setup,
     listen: Listen,
     ring: Arc<Keyring>,
     credential: Credential,
@@ -209,30 +252,11 @@ fn process_start(
         settings: ProcessSettings {
             workers: 1,
             wait: WaitMode::Hot,
+            transport: setup.config.clone(),
             ..ProcessSettings::default()
         },
         registry,
         restore: None,
     })
     .map_err(|error| BenchError::Peer(format!("cannot start: {error}")))
-}
-
-/// Reads one line of JSON.
-pub(super) fn line_read<T: for<'a> Deserialize<'a>>(
-    lines: &mut BufReader<UnixStream>,
-) -> Result<T, BenchError> {
-    let mut line = String::new();
-    let read = lines.read_line(&mut line);
-    match read.map_err(BenchError::system("read from the other process"))? {
-        0 => Err(BenchError::Peer("has ended".into())),
-        _ => serde_json::from_str(&line)
-            .map_err(|error| BenchError::Peer(format!("makes no sense: {error}"))),
-    }
-}
-
-/// Writes one line of JSON.
-pub(super) fn line_write<T: Serialize>(to: &mut UnixStream, value: &T) -> Result<(), BenchError> {
-    let line = serde_json::to_string(value).map_err(io::Error::from);
-    line.and_then(|line| to.write_all(format!("{line}\n").as_bytes()))
-        .map_err(BenchError::system("write to the other process"))
 }

@@ -34,7 +34,7 @@ use praas_control::ControlClient;
 
 use self::error::{CliError, report};
 use self::output::Output;
-use crate::bench::{self, BenchError, LatencyOptions, PEER_COMMAND};
+use crate::bench::{self, BenchCommand, BenchError, PEER_COMMAND};
 use crate::config::{ClusterConfig, Loaded};
 use crate::demo::DemoOptions;
 use crate::run_dir::{RUN_DIR_ENV, RunDir};
@@ -131,12 +131,6 @@ enum Command {
     Agent(service::AgentArgs),
 }
 
-#[derive(Debug, Subcommand)]
-enum BenchCommand {
-    /// Measure round trips between two processes, beside the least possible
-    Latency(LatencyOptions),
-}
-
 /// Runs the `praas` command with the arguments of this process.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -207,10 +201,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Logs(args) => logs::logs(&context, &args),
         Command::Info => node::info(&context),
         Command::Config(args) => node::config(&context, &args),
-        Command::Bench(BenchCommand::Latency(mut options)) => {
-            options.json = output.json;
-            bench_run(&options)
-        }
+        Command::Bench(command) => bench_run(&context, command),
         Command::Node(command) => node::node(&context, command),
         Command::Token(command) => app::token(&context, command),
         Command::Ticket(args) => app::ticket(&context, &args),
@@ -219,12 +210,12 @@ fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
     }
 }
 
-fn bench_run(options: &LatencyOptions) -> Result<(), CliError> {
-    bench::latency_run(options).map_err(|error| match error {
+fn bench_run(context: &Context, command: BenchCommand) -> Result<(), CliError> {
+    let transport = context.config()?.client.transport;
+    let done = command.run(context.output.json, transport);
+    done.map_err(|error| match error {
         BenchError::Output(error) => output::unwritten(error),
-        BenchError::Transport(_) | BenchError::Size(_) | BenchError::Nothing(_) => {
-            CliError::usage(error.to_string())
-        }
+        error if error.is_usage() => CliError::usage(error.to_string()),
         error => CliError::new("cannot measure", error),
     })
 }

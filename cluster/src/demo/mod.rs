@@ -32,7 +32,7 @@ use self::private::PrivateCluster;
 pub use self::report::Demo;
 use self::show::Show;
 use self::signals::Signals;
-use crate::bench::{LatencyPlan, Record, What, latency_measure};
+use crate::bench::{Bench, Plan, Record, bench_measure};
 
 const APPLICATION: &str = "kmeans";
 const COORDINATOR: &str = "coordinator";
@@ -322,26 +322,20 @@ impl Work {
         if self.options.latency_ms == 0 {
             return Ok(Vec::new());
         }
-        let plan = LatencyPlan {
+        let plan = Plan {
             transports: LATENCY_TRANSPORTS.to_vec(),
-            whats: What::ALL.to_vec(),
             bytes: LATENCY_BYTES.to_vec(),
             per_measure: Duration::from_millis(self.options.latency_ms),
-            ..LatencyPlan::default()
+            ..Plan::new(Bench::Latency)
         };
         let total = plan.transports.len() * plan.whats.len() * plan.bytes.len();
         self.show.begin("measuring latencies", Some(total as u64));
         let mut done = 0;
         let show = &self.show;
-        let records = latency_measure(&plan, |measured| {
-            done += 1;
-            let Record {
-                what,
-                transport,
-                bytes,
-                ..
-            } = &measured.record;
-            show.step(done, &format!("{transport} {what}, {bytes} bytes"));
+        let records = bench_measure(&plan, |setting, records| {
+            done += records.len() as u64;
+            let bytes = records.first().map_or(0, |record| record.bytes);
+            show.step(done, &format!("{}, {bytes} bytes", setting.transport));
             Ok(())
         });
         records.map_err(DemoError::Bench)

@@ -112,16 +112,13 @@ fn time_shown(ns: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::Bench;
 
     fn demo() -> Demo {
         let record = |what, bytes, p50_ns| Record {
-            what,
-            transport: TransportKind::Shm,
-            bytes,
             p50_ns,
             p99_ns: p50_ns * 2.0,
-            floor_ratio: None,
-            over_channel_ns: None,
+            ..Record::new(Bench::Latency, what, TransportKind::Shm, bytes)
         };
         Demo {
             inertia: 1_167_859.384_006_598_5,

@@ -79,7 +79,11 @@ fn golden_cards() {
     for (file, card, fields) in [
         ("offer", Card::Offer(card), fields),
         ("answer", Card::Answer(card), fields),
-        ("reject", reject, "u8 kind, u8 attempt, u8 length, 0, text, zeros"),
+        (
+            "reject",
+            reject,
+            "u8 kind, u8 attempt, u8 length, 0, text, zeros",
+        ),
     ] {
         hold(file, &card.encode(), fields);
         assert_eq!(Card::decode(&card.encode()), Ok(card));
