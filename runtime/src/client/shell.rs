@@ -128,6 +128,18 @@ impl Shell {
     }
 }
 
+impl ClientHandler {
+    /// Whether a round goes on after a message. With nothing more to wait for, another look for
+    /// frames is in vain, and over a socket it is a system call.
+    #[inline]
+    fn flow(&self) -> Flow {
+        match self.peers.is_busy() {
+            true => Flow::Continue,
+            false => Flow::Stop,
+        }
+    }
+}
+
 impl Handler for ClientHandler {
     fn on_open(&mut self, ops: &mut Ops, channel: ChannelId, info: &ChannelInfo) -> Flow {
         self.peers.on_open(ops, channel, info.peer.incarnation);
@@ -159,7 +171,7 @@ impl Handler for ClientHandler {
             }
             _ => tracing::warn!(am = message.am, "a process sent a message of unknown kind"),
         }
-        Flow::Continue
+        self.flow()
     }
 
     fn on_incoming(
