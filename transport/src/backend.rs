@@ -253,6 +253,14 @@ macro_rules! each {
 }
 
 impl AnyWire {
+    /// The wire below injected faults.
+    pub(crate) fn base(&mut self) -> &mut AnyWire {
+        match self {
+            AnyWire::Fault(fault) => fault.inner(),
+            other => other,
+        }
+    }
+
     /// The header comes by value: on the way through shared memory it then stays in registers,
     /// since nobody has its address.
     #[inline(never)]

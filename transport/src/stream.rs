@@ -77,6 +77,11 @@ impl<S: AsFd> StreamWire<S> {
         wire
     }
 
+    /// The socket for frames, to be watched or not.
+    pub(crate) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     pub(crate) fn into_stream(self) -> S {
         self.stream
     }

@@ -48,6 +48,10 @@ pub(super) struct Channel {
     pub(super) peer_closed: bool,
     pub(super) idle: u32,
     pub(super) active: bool,
+    /// Whether the socket for frames is registered with the kernel, if there is one.
+    pub(super) watched: bool,
+    /// Rounds since the endpoint last meant to sleep.
+    pub(super) rounds_awake: u32,
     pub(super) session: [u8; 16],
     /// Where to open the bulk lane, if that is ours to do and not yet done.
     pub(super) lane_to: Option<Address>,
@@ -94,6 +98,8 @@ impl Channel {
             peer_closed: false,
             idle: 0,
             active: false,
+            watched: true,
+            rounds_awake: 0,
             session,
             lane_to,
             lane_retry: None,

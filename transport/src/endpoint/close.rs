@@ -104,14 +104,15 @@ impl Ops {
                 let State::Open(channel) = self.slot_free(id.slot) else {
                     return;
                 };
+                let watched = channel.watched;
                 let mut wire = channel.wire;
                 wire.shutdown();
                 if let AnyWire::Fault(fault) = wire {
                     wire = fault.into_inner();
                 }
                 match wire {
-                    AnyWire::Tcp(wire) => self.linger(Stream::Tcp(wire.into_stream())),
-                    AnyWire::Unix(wire) => self.linger(Stream::Unix(wire.into_stream())),
+                    AnyWire::Tcp(wire) => self.linger(Stream::Tcp(wire.into_stream()), watched),
+                    AnyWire::Unix(wire) => self.linger(Stream::Unix(wire.into_stream()), watched),
                     _ => {}
                 }
             }
@@ -120,18 +121,18 @@ impl Ops {
 
     /// Keeps a socket until the peer hangs up, so that unread bytes do not reset it, and what the
     /// peer still sends does not fail before it has read our last word.
-    fn linger(&mut self, mut stream: Stream) {
+    fn linger(&mut self, mut stream: Stream, watched: bool) {
         let until = Instant::now() + LINGER;
         let Ok(slot) = self.slot_take(State::Free) else {
             return;
         };
         let token = Token((slot as usize) << 2 | TOKEN_CHANNEL);
-        if self
-            .poll
-            .registry()
-            .reregister(&mut stream, token, Interest::READABLE)
-            .is_err()
-        {
+        let registry = self.poll.registry();
+        let registered = match watched {
+            true => registry.reregister(&mut stream, token, Interest::READABLE),
+            false => registry.register(&mut stream, token, Interest::READABLE),
+        };
+        if registered.is_err() {
             self.slot_free(slot);
             return;
         }

@@ -311,7 +311,7 @@ impl Ops {
             return self.channel_fault(channel.slot, WireFault::Io(error));
         }
         if let Some(open) = self.channel(channel) {
-            match (base_wire(&mut open.wire), stream) {
+            match (open.wire.base(), stream) {
                 (AnyWire::Tcp(wire), Stream::Tcp(stream)) => wire.bulk_attach(stream, received),
                 (AnyWire::Unix(wire), Stream::Unix(stream)) => wire.bulk_attach(stream, received),
                 _ => tracing::debug!("a bulk lane comes over another transport than its channel"),
@@ -323,18 +323,10 @@ impl Ops {
 
 /// Gives a wire the bulk lane that we dialled.
 fn lane_set(wire: &mut AnyWire, stream: Stream, greeting: Vec<u8>) -> Result<(), WireFault> {
-    match (base_wire(wire), stream) {
+    match (wire.base(), stream) {
         (AnyWire::Tcp(wire), Stream::Tcp(stream)) => wire.bulk_dial(stream, greeting),
         (AnyWire::Unix(wire), Stream::Unix(stream)) => wire.bulk_dial(stream, greeting),
         // The address that was dialled is the channel's own.
         _ => Ok(()),
-    }
-}
-
-/// The wire below injected faults.
-fn base_wire(wire: &mut AnyWire) -> &mut AnyWire {
-    match wire {
-        AnyWire::Fault(fault) => fault.inner(),
-        other => other,
     }
 }

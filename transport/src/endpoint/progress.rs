@@ -31,6 +31,11 @@ const ROUNDS_PER_RENEWAL: u32 = 4096;
 /// A round over a socket costs a system call, so it counts for as many.
 const STREAM_ROUND_WEIGHT: u32 = 16;
 
+/// Rounds of a channel over a socket without a thought of sleep, after which the kernel need not
+/// tell any more what comes: it would spend as long on it as on a tenth of a small message. Many
+/// more than a wait has that soon blocks.
+const ROUNDS_UNTIL_UNWATCHED: u32 = 1024;
+
 impl Endpoint {
     /// One round: never blocks. Returns the number of things that happened.
     pub fn progress<H: Handler>(&mut self, handler: &mut H) -> usize {
@@ -369,6 +374,11 @@ impl Endpoint {
         };
         if channel.info.kind.is_stream() {
             self.rounds = self.rounds.saturating_add(STREAM_ROUND_WEIGHT);
+            channel.rounds_awake = channel.rounds_awake.saturating_add(1);
+            if channel.rounds_awake == ROUNDS_UNTIL_UNWATCHED {
+                self.ops.socket_watch(slot, false);
+                return (0, Flow::Continue);
+            }
         }
         if channel.quiet() {
             channel.idle = if frames > 0 {

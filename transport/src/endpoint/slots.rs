@@ -1,14 +1,16 @@
 //! Where channels live: slots with generations, and which of them are polled.
 
+use std::io;
 use std::time::Instant;
 
-use mio::Token;
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
 
 use super::channel::Channel;
 use super::types::{ChannelId, ChannelInfo, TransportError};
-use super::{Ops, Slot, State, TOKEN_BULK, TOKEN_HUB, TOKEN_LISTENER, TOKEN_WAKER};
+use super::{Ops, Slot, State, TOKEN_BULK, TOKEN_CHANNEL, TOKEN_HUB, TOKEN_LISTENER, TOKEN_WAKER};
 use crate::address::TransportKind;
-use crate::backend::Wire;
+use crate::backend::{AnyWire, Wire, WireFault};
 
 impl Ops {
     /// What is known of a channel; `None` once it is closed.
@@ -102,6 +104,28 @@ impl Ops {
         std::mem::replace(&mut place.state, State::Free)
     }
 
+    /// Has the kernel tell us what comes on a channel's socket for frames, or not. Registering says
+    /// what is there already, so nothing is missed in between.
+    pub(super) fn socket_watch(&mut self, slot: u32, watch: bool) {
+        let State::Open(channel) = &mut self.slots[slot as usize].state else {
+            return;
+        };
+        if channel.watched == watch {
+            return;
+        }
+        let registry = self.poll.registry();
+        let token = Token((slot as usize) << 2 | TOKEN_CHANNEL);
+        let done = match channel.wire.base() {
+            AnyWire::Tcp(wire) => source_watch(registry, wire.stream_mut(), token, watch),
+            AnyWire::Unix(wire) => source_watch(registry, wire.stream_mut(), token, watch),
+            _ => return,
+        };
+        match done {
+            Ok(()) => channel.watched = watch,
+            Err(error) => self.channel_fault(slot, WireFault::Io(error)),
+        }
+    }
+
     pub(super) fn slot_idle(&self, slot: u32) -> u32 {
         match &self.slots[slot as usize].state {
             State::Open(channel) => channel.idle,
@@ -124,6 +148,12 @@ impl Ops {
             return;
         };
         channel.idle = 0;
+        if !channel.watched {
+            self.socket_watch(slot, true);
+        }
+        let State::Open(channel) = &mut self.slots[slot as usize].state else {
+            return;
+        };
         match channel.wire.arm(channel.want()) {
             // In-process peers have no descriptor to come back by.
             Ok(true) if channel.info.kind != TransportKind::Mem => {
@@ -142,6 +172,10 @@ impl Ops {
             let Some(&slot) = self.active.get(at) else {
                 continue;
             };
+            if let State::Open(channel) = &mut self.slots[slot as usize].state {
+                channel.rounds_awake = 0;
+            }
+            self.socket_watch(slot, true);
             let State::Open(channel) = &mut self.slots[slot as usize].state else {
                 continue;
             };
@@ -179,5 +213,17 @@ impl Ops {
             Some(State::Linger(..)) => self.linger_step(slot, Instant::now()),
             Some(State::Free) | None => {}
         }
+    }
+}
+
+fn source_watch(
+    registry: &Registry,
+    source: &mut impl Source,
+    token: Token,
+    watch: bool,
+) -> io::Result<()> {
+    match watch {
+        true => registry.register(source, token, Interest::READABLE | Interest::WRITABLE),
+        false => registry.deregister(source),
     }
 }
