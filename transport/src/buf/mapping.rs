@@ -4,15 +4,18 @@
 //! what a peer writes meanwhile is no undefined behaviour here. Nothing read from it is believed.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{SealFlags, fcntl_get_seals};
+use rustix::fs::{
+    MemfdFlags, SealFlags, fcntl_get_seals, fstatfs, ftruncate, memfd_create as memfd,
+};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::sync::atomic::{AtomicU32, AtomicU64};
 
 /// A shared mapping.
+#[derive(Debug)]
 pub(crate) struct Mapping {
     pub(crate) at: NonNull<u8>,
     pub(crate) len: usize,
@@ -348,15 +351,31 @@ mod word {
     }
 }
 
+/// What `fstatfs` says of memory files that are made of ordinary pages.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// A memory file of zeros, which may be sealed.
+pub(crate) fn memfd_create_sized(name: &str, bytes: usize) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Kernels before 6.3 do not know the flag.
+    let fd = memfd(name, flags | MemfdFlags::NOEXEC_SEAL).or_else(|_| memfd(name, flags))?;
+    ftruncate(&fd, bytes as u64)?;
+    Ok(fd)
+}
+
 /// Checks that a descriptor from a peer is a memfd which cannot be shrunk and has the size.
 pub(crate) fn memfd_check(fd: BorrowedFd<'_>, bytes: u64, seals: SealFlags) -> io::Result<()> {
     let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let have = fcntl_get_seals(fd).map_err(|_| wrong("the peer's segment is no memfd"))?;
+    let have = fcntl_get_seals(fd).map_err(|_| wrong("the peer's memory is no memfd"))?;
     if !have.contains(seals) {
-        return Err(wrong("the peer's segment is not sealed"));
+        return Err(wrong("the peer's memory is not sealed"));
+    }
+    // Huge pages may be missing when they are touched, which is a fault.
+    if fstatfs(fd)?.f_type as i64 != TMPFS_MAGIC {
+        return Err(wrong("the peer's memory is not of ordinary pages"));
     }
     match rustix::fs::fstat(fd)?.st_size as u64 == bytes {
         true => Ok(()),
-        false => Err(wrong("the peer's segment has the wrong size")),
+        false => Err(wrong("the peer's memory has the wrong size")),
     }
 }

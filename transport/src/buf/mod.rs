@@ -5,6 +5,10 @@
 //! from the heap, blocks from [`HUGE_FROM_BYTES`] up are mappings of their own with huge pages
 //! advised, since faulting in a gigabyte by small pages costs more than sending it.
 //!
+//! The pool of an endpoint that shares memory has blocks of middle size in files that its peers
+//! can map and copy from: `file.rs`. Files are made of small pages and cost six times as much to
+//! fault in, so this is for what is used again; the largest blocks stay private.
+//!
 //! A pool keeps freed blocks by size class (powers of two) and hands them out again, each with the
 //! count of its references, so that nothing is allocated, mapped, faulted in or cleared on a warm
 //! path.
@@ -12,17 +16,19 @@
 
 #[cfg(not(praas_loom))]
 mod counting;
+pub(crate) mod file;
 pub(crate) mod mapping;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[cfg(not(praas_loom))]
 #[doc(hidden)]
 pub use self::counting::CountingAlloc;
+use self::file::{BlockFile, FILE_FROM_BYTES, FileRules, SLAB_BYTES, number_next};
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 
 /// Alignment of every block, in bytes.
@@ -55,6 +61,9 @@ pub struct BufPool {
 }
 
 struct PoolShared {
+    /// Tells its files from those of other pools.
+    number: u64,
+    files: Option<FileRules>,
     limit: usize,
     used: AtomicUsize,
     free: [Mutex<Vec<Kept>>; CLASSES],
@@ -70,10 +79,17 @@ impl fmt::Debug for BufPool {
 }
 
 impl BufPool {
-    /// A pool that hands out at most `limit_bytes` at a time.
+    /// A pool that hands out at most `limit_bytes` at a time, all of it private memory.
     pub fn new(limit_bytes: usize) -> Self {
+        Self::with_files(limit_bytes, None)
+    }
+
+    /// As [`BufPool::new`], with blocks in files that peers may map, if there are rules for them.
+    pub(crate) fn with_files(limit_bytes: usize, files: Option<FileRules>) -> Self {
         let free = std::array::from_fn(|_| Mutex::new(Vec::new()));
         let shared = PoolShared {
+            number: number_next(),
+            files,
             limit: limit_bytes,
             used: AtomicUsize::new(0),
             free,
@@ -81,6 +97,11 @@ impl BufPool {
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// What the files of this pool have for [`BlockFile::pool`].
+    pub(crate) fn number(&self) -> u64 {
+        self.shared.number
     }
 
     /// Bytes handed out and not yet given back, rounded up to size classes.
@@ -123,15 +144,8 @@ impl BufPool {
             self.shared.used.fetch_sub(size, Ordering::Relaxed);
             return Err(exhausted);
         }
-        let reused = {
-            let mut free = self.shared.free[class]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let at = free.iter().rposition(|kept| kept.0.block.size == size);
-            at.map(|at| free.swap_remove(at).0)
-        };
-        let mapped = || Some(Box::new(Counted::new(Block::map(size)?)));
-        let Some(mut counted) = reused.or_else(mapped) else {
+        let reused = self.shared.reuse(class, size);
+        let Some(mut counted) = reused.or_else(|| self.shared.block_new(class, size)) else {
             self.shared.used.fetch_sub(size, Ordering::Relaxed);
             return Err(exhausted);
         };
@@ -156,6 +170,78 @@ impl BufPool {
     }
 }
 
+impl PoolShared {
+    fn class(&self, class: usize) -> MutexGuard<'_, Vec<Kept>> {
+        self.free[class]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A block that was given back.
+    fn reuse(&self, class: usize, size: usize) -> Option<Box<Counted>> {
+        let mut free = self.class(class);
+        let at = free.iter().rposition(|kept| kept.0.block.size == size)?;
+        let counted = free.swap_remove(at).0;
+        if let Some((file, _)) = &counted.block.file {
+            file.lend();
+        }
+        Some(counted)
+    }
+
+    fn block_new(&self, class: usize, size: usize) -> Option<Box<Counted>> {
+        let block = match self.files {
+            Some(rules) if (FILE_FROM_BYTES..=rules.block_max_bytes).contains(&size) => {
+                self.block_file(class, size, rules)
+            }
+            _ => None,
+        };
+        // Without a file, private memory serves as well: peers get copies of it.
+        let block = block.or_else(|| Block::map(size))?;
+        Some(Box::new(Counted::new(block)))
+    }
+
+    /// A block in a file; the others of a new slab are free then.
+    fn block_file(&self, class: usize, size: usize, rules: FileRules) -> Option<Block> {
+        if size >= HUGE_FROM_BYTES {
+            let file = BlockFile::create(size, self.number, rules).ok()?;
+            file.populate();
+            file.lend();
+            return Some(Block::within(&file, 0, size));
+        }
+        let file = BlockFile::create(SLAB_BYTES, self.number, rules).ok()?;
+        file.lend();
+        let others = (1..SLAB_BYTES / size).rev();
+        let others = others.map(|at| Block::within(&file, at * size, size));
+        let others = others.map(|block| Kept(Box::new(Counted::new(block))));
+        self.class(class).extend(others);
+        Some(Block::within(&file, 0, size))
+    }
+
+    /// Keeps a block that came back, if there is room for it.
+    fn keep(&self, class: usize, counted: Box<Counted>) {
+        let size = counted.block.size;
+        let kept_max = (KEPT_PER_CLASS_BYTES / size).max(1);
+        let mut free = self.class(class);
+        let file = counted.block.file.as_ref();
+        let slab = file.filter(|(file, _)| file.unlend() && file.len() > size);
+        let slab = slab.map(|(file, _)| Arc::clone(file));
+        let in_slab = file.is_some_and(|(file, _)| file.len() > size);
+        if free.len() < kept_max || in_slab {
+            free.push(Kept(counted));
+        }
+        if let Some(slab) = slab
+            && free.len() > kept_max
+        {
+            // A slab can only go as a whole.
+            let of_slab = |file: &Option<(Arc<BlockFile>, usize)>| {
+                file.as_ref()
+                    .is_some_and(|(file, _)| Arc::ptr_eq(file, &slab))
+            };
+            free.retain(|kept| !of_slab(&kept.0.block.file));
+        }
+    }
+}
+
 /// A block of memory, unique to its owner.
 struct Block {
     at: NonNull<u8>,
@@ -163,6 +249,8 @@ struct Block {
     /// What devices know of it, each under the number of whoever attached it. It ends before the
     /// memory does, and outlives loans: whoever gets the block next finds it registered.
     attached: Attachments,
+    /// The file it is in, and where; none for private memory.
+    file: Option<(Arc<BlockFile>, usize)>,
 }
 
 /// Something that a device holds of a block.
@@ -205,6 +293,17 @@ impl Block {
         Layout::from_size_align(size, ALIGN_BYTES).ok()
     }
 
+    /// A part of a file, which nobody else has.
+    fn within(file: &Arc<BlockFile>, offset: usize, size: usize) -> Self {
+        assert!(offset <= file.len() && size <= file.len() - offset);
+        Self {
+            at: file.at(offset),
+            size,
+            attached: Attachments::default(),
+            file: Some((Arc::clone(file), offset)),
+        }
+    }
+
     fn map(size: usize) -> Option<Self> {
         if size < HUGE_FROM_BYTES {
             // SAFETY: the layout has a size above zero, since classes start at 64 bytes.
@@ -213,6 +312,7 @@ impl Block {
                 at: NonNull::new(at)?,
                 size,
                 attached: Attachments::default(),
+                file: None,
             });
         }
         use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
@@ -233,6 +333,7 @@ impl Block {
             at: NonNull::new(at.cast())?,
             size,
             attached: Attachments::default(),
+            file: None,
         })
     }
 }
@@ -243,7 +344,9 @@ impl Drop for Block {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
-        if self.size < HUGE_FROM_BYTES {
+        if self.file.is_some() {
+            // The last block of a file unmaps it.
+        } else if self.size < HUGE_FROM_BYTES {
             if let Some(layout) = Self::layout(self.size) {
                 // SAFETY: `map` got this block from the allocator with the same layout.
                 unsafe { dealloc(self.at.as_ptr(), layout) };
@@ -349,13 +452,7 @@ fn block_return(mut counted: Box<Counted>) {
     pool.used.fetch_sub(size, Ordering::Relaxed);
     let shift = size.next_power_of_two().trailing_zeros();
     let class = (shift - CLASS_MIN_SHIFT) as usize;
-    let kept_max = (KEPT_PER_CLASS_BYTES / size).max(1);
-    let mut free = pool.free[class]
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    if free.len() < kept_max {
-        free.push(Kept(counted));
-    }
+    pool.keep(class, counted);
 }
 
 /// A unique, writable buffer.
@@ -469,6 +566,15 @@ impl Buf {
             start: self.start + range.start,
             len: range.end - range.start,
         })
+    }
+
+    /// The file that the buffer is in, and where, if peers can map it.
+    pub(crate) fn file(&self) -> Option<(&Arc<BlockFile>, u64)> {
+        let Memory::Pooled(owner) = &self.memory else {
+            return None;
+        };
+        let (file, offset) = owner.counted().block.file.as_ref()?;
+        Some((file, (offset + self.start) as u64))
     }
 
     /// The writable buffer again, if nobody else shares its memory and it is no part of one.

@@ -19,10 +19,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::buf::mapping::Mapping;
+use crate::buf::mapping::{Mapping, memfd_check, memfd_create_sized};
 use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// Bytes of a life page.
@@ -44,14 +44,7 @@ pub(crate) fn life_page() -> io::Result<&'static OwnedFd> {
 }
 
 fn life_start() -> io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
-    let fd = memfd_create("praas-life", flags).or_else(|_| {
-        memfd_create(
-            "praas-life",
-            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-        )
-    })?;
-    ftruncate(&fd, LIFE_BYTES as u64)?;
+    let fd = memfd_create_sized("praas-life", LIFE_BYTES)?;
     let page = Mapping::map(fd.as_fd(), LIFE_BYTES, ProtFlags::READ | ProtFlags::WRITE)?;
     fcntl_add_seals(&fd, LIFE_SEALS | SealFlags::SEAL)?;
     let (tell, told) = std::sync::mpsc::sync_channel(1);
@@ -144,7 +137,7 @@ impl LifeWatch {
     /// # Errors
     /// It is no sealed memfd of the right size, so that the peer could make us fault.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        crate::buf::mapping::memfd_check(fd.as_fd(), LIFE_BYTES as u64, SealFlags::SHRINK)?;
+        memfd_check(fd.as_fd(), LIFE_BYTES as u64, SealFlags::SHRINK)?;
         let page = Mapping::map_with(fd.as_fd(), LIFE_BYTES, ProtFlags::READ, MapFlags::SHARED)?;
         Ok(Self { page })
     }

@@ -16,11 +16,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::ProtFlags;
 
 use super::ring::{LINE_BYTES, Lines};
-use crate::buf::mapping::{Mapping, copy_in, copy_out, memfd_check};
+use crate::buf::mapping::{Mapping, copy_in, copy_out, memfd_check, memfd_create_sized};
 use crate::sync::atomic::AtomicU64;
 
 const PAGE_BYTES: usize = 4096;
@@ -88,10 +88,7 @@ const _: () = assert!(2 * DIRECTION_BYTES <= PAGE_BYTES);
 /// # Errors
 /// The system refuses a memfd or a mapping.
 pub(crate) fn segment_create(layout: Layout) -> io::Result<(OwnedFd, Mapping)> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = memfd_create("praas-channel", flags | MemfdFlags::NOEXEC_SEAL)
-        .or_else(|_| memfd_create("praas-channel", flags))?;
-    ftruncate(&fd, layout.segment_bytes() as u64)?;
+    let fd = memfd_create_sized("praas-channel", layout.segment_bytes())?;
     fcntl_add_seals(&fd, SEGMENT_SEALS | SealFlags::SEAL)?;
     let mapping = Mapping::map(
         fd.as_fd(),

@@ -1,0 +1,161 @@
+//! Blocks that peers can map: memory files, sealed so that peers can only read them.
+//!
+//! ```text
+//!   slab: a file of 8 MiB     | block | block | block | ...        blocks of one class below 1 MiB
+//!   own:  a file as its block |            block            |      blocks from 1 MiB up
+//! ```
+//!
+//! The seals: nobody can shrink a file, so that no peer faults on it; and nobody can map it
+//! writable any more, so that our own mapping, made before, is the only way to write. That seal
+//! also forbids punching holes, so memory is given back by whole files. Descriptors are few, and
+//! the number of files is bounded: above it blocks are private memory.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{SealFlags, fcntl_add_seals};
+use rustix::mm::{Advice, ProtFlags};
+
+use super::mapping::{Mapping, memfd_create_sized};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes of a file that many small blocks share.
+pub(super) const SLAB_BYTES: usize = 8 << 20;
+/// Blocks from this size on are in files.
+pub(super) const FILE_FROM_BYTES: usize = 32 << 10;
+
+/// What a file that peers may map must be sealed against.
+pub(crate) const FILE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+
+/// Which blocks of a pool are in files.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FileRules {
+    /// The largest of them, in bytes.
+    pub(crate) block_max_bytes: usize,
+    /// Files of this OS process at most.
+    pub(crate) files_max: usize,
+}
+
+/// Files of this OS process.
+struct Files {
+    open: usize,
+    /// Numbers given so far; none is used again.
+    numbers: u64,
+    denied: u64,
+}
+
+static FILES: Mutex<Files> = Mutex::new(Files {
+    open: 0,
+    numbers: 0,
+    denied: 0,
+});
+
+fn files() -> std::sync::MutexGuard<'static, Files> {
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A number that no file or pool of this process had before.
+pub(super) fn number_next() -> u64 {
+    let mut files = files();
+    files.numbers += 1;
+    files.numbers
+}
+
+/// A file with blocks, and our mapping of it.
+pub(crate) struct BlockFile {
+    /// Names it to peers.
+    pub(crate) number: u64,
+    /// The pool it belongs to.
+    pub(crate) pool: u64,
+    mapping: Mapping,
+    fd: OwnedFd,
+    /// Blocks on loan; changed under the lock of their class.
+    pub(super) lent: AtomicUsize,
+}
+
+impl BlockFile {
+    /// # Errors
+    /// There are as many files as may be, or the system refuses one.
+    pub(super) fn create(bytes: usize, pool: u64, rules: FileRules) -> io::Result<Arc<Self>> {
+        let number = {
+            let mut files = files();
+            if files.open >= rules.files_max {
+                files.denied += 1;
+                if files.denied == 1 {
+                    let max = rules.files_max;
+                    tracing::warn!(
+                        max,
+                        "too many memory files (shm_files_max): buffers that \
+                        peers cannot map are used, which costs large messages a copy"
+                    );
+                }
+                return Err(io::ErrorKind::QuotaExceeded.into());
+            }
+            files.open += 1;
+            files.numbers += 1;
+            files.numbers
+        };
+        // Dropping it counts down again, also if what follows fails.
+        let counted = Count;
+        let fd = memfd_create_sized("praas-buffers", bytes)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let mapping = Mapping::map(fd.as_fd(), bytes, prot)?;
+        fcntl_add_seals(&fd, FILE_SEALS | SealFlags::FUTURE_WRITE | SealFlags::SEAL)?;
+        std::mem::forget(counted);
+        Ok(Arc::new(Self {
+            number,
+            pool,
+            mapping,
+            fd,
+            lent: AtomicUsize::new(0),
+        }))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.mapping.len
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(super) fn at(&self, offset: usize) -> NonNull<u8> {
+        assert!(offset <= self.mapping.len);
+        // SAFETY: the offset is within the mapping.
+        unsafe { self.mapping.at.add(offset) }
+    }
+
+    /// Faults all of it in at once, which costs a fifth less than page by page.
+    pub(super) fn populate(&self) {
+        let (at, len) = (self.mapping.at.as_ptr().cast(), self.mapping.len);
+        // SAFETY: the range is our own mapping. The advice is only that: older kernels refuse it,
+        // and pages come as they are touched.
+        let _ = unsafe { rustix::mm::madvise(at, len, Advice::LinuxPopulateWrite) };
+    }
+
+    pub(super) fn lend(&self) {
+        self.lent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A block came back; whether it was the last one out.
+    pub(super) fn unlend(&self) -> bool {
+        self.lent.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+}
+
+/// One in [`Files::open`].
+struct Count;
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        files().open -= 1;
+    }
+}
+
+impl Drop for BlockFile {
+    fn drop(&mut self) {
+        drop(Count);
+    }
+}
