@@ -135,6 +135,12 @@ impl BlockFile {
         let _ = unsafe { rustix::mm::madvise(at, len, Advice::LinuxPopulateWrite) };
     }
 
+    /// Writes as only its owner can, and none does.
+    #[cfg(test)]
+    pub(crate) fn scribble(&self, at: usize, bytes: &[u8]) {
+        self.mapping.write(at, bytes);
+    }
+
     pub(super) fn lend(&self) {
         self.lent.fetch_add(1, Ordering::Relaxed);
     }
@@ -157,5 +163,82 @@ impl Drop for Count {
 impl Drop for BlockFile {
     fn drop(&mut self) {
         drop(Count);
+    }
+}
+
+#[cfg(all(test, not(praas_loom)))]
+mod tests {
+    use super::super::{BufPool, FILE_FROM_BYTES};
+    use super::*;
+
+    fn pool(files_max: usize) -> BufPool {
+        let rules = FileRules {
+            block_max_bytes: 4 << 20,
+            files_max,
+        };
+        BufPool::with_files(1 << 30, Some(rules))
+    }
+
+    #[test]
+    fn blocks_of_middle_size_are_in_files() {
+        let pool = pool(usize::MAX);
+        let at = |len: usize| {
+            let mut buf = pool.alloc(len).unwrap();
+            buf.fill(5);
+            let buf = buf.freeze();
+            let file = buf.file().map(|(file, at)| (file.number, at));
+            (buf, file)
+        };
+        assert_eq!(at(FILE_FROM_BYTES / 2).1, None);
+        assert_eq!(at((4 << 20) + 1).1, None);
+        let (one, first) = at(FILE_FROM_BYTES);
+        let (_two, second) = at(FILE_FROM_BYTES);
+        let (first, second) = (first.unwrap(), second.unwrap());
+        assert_eq!(first.0, second.0, "small blocks share a file");
+        assert_ne!(first.1, second.1);
+        let part = one.slice(10..20).unwrap();
+        assert_eq!(part.file().unwrap().1, first.1 + 10);
+        let (_own, own) = at(3 << 20);
+        assert_eq!(own.unwrap().1, 0);
+        assert_eq!(at(100).1, None);
+    }
+
+    #[test]
+    fn nobody_else_can_write_or_shrink_a_file() {
+        let pool = pool(usize::MAX);
+        let buf = pool.copy_from(&[7; 2 << 20]).unwrap();
+        let file = buf.file().unwrap().0;
+        let map = |prot| Mapping::map(file.fd(), file.len(), prot);
+        assert!(map(ProtFlags::READ | ProtFlags::WRITE).is_err());
+        assert!(rustix::fs::ftruncate(file.fd(), 0).is_err());
+        assert!(rustix::io::pwrite(file.fd(), &[1], 0).is_err());
+        let mut byte = [0];
+        map(ProtFlags::READ).unwrap().read(5, &mut byte);
+        assert_eq!(byte, [7]);
+        // The pool still writes where it had written before.
+        let mut buf = buf.try_into_mut().unwrap();
+        buf[5] = 8;
+    }
+
+    #[test]
+    fn without_files_blocks_are_private() {
+        let pool = pool(0);
+        let buf = pool.copy_from(&[1; 100_000]).unwrap();
+        assert!(buf.file().is_none());
+    }
+
+    #[test]
+    fn slabs_go_as_a_whole() {
+        const BLOCK: usize = 512 << 10;
+        let pool = pool(usize::MAX);
+        let blocks: Vec<_> = (0..200).map(|_| pool.alloc(BLOCK).unwrap()).collect();
+        let files: std::collections::HashSet<u64> = blocks
+            .into_iter()
+            .map(|block| block.freeze().file().unwrap().0.number)
+            .collect();
+        assert_eq!(files.len(), (200 * BLOCK).div_ceil(SLAB_BYTES));
+        let class = (BLOCK.trailing_zeros() - super::super::CLASS_MIN_SHIFT) as usize;
+        let kept = pool.shared.class(class).len();
+        assert!(kept <= (super::super::KEPT_PER_CLASS_BYTES / BLOCK) + SLAB_BYTES / BLOCK);
     }
 }
