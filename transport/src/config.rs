@@ -20,6 +20,23 @@ pub struct TransportConfig {
     pub shm_ring_bytes: usize,
     /// Bytes of a shared-memory channel's bulk ring (a power of two).
     pub shm_bulk_bytes: usize,
+    /// Whether buffers are in memory that peers of the same application on this host can map, so
+    /// that large messages are copied once.
+    pub shm_expose: bool,
+    /// Bytes of the largest buffer in such memory. It has small pages, which cost more at first
+    /// touch than what is saved when a buffer is used once.
+    pub shm_expose_max_bytes: usize,
+    /// Files, each a descriptor, that this OS process has for such memory at most.
+    pub shm_files_max: usize,
+    /// Mappings of peers' memory that an endpoint has at most.
+    pub shm_maps_max: usize,
+    /// Bytes of peers' memory that an endpoint has mapped at most.
+    pub shm_maps_max_bytes: u64,
+    /// Whether private memory of peers of the same application on this host is read by the kernel
+    /// (`process_vm_readv`), where the system allows it.
+    pub shm_attach: bool,
+    /// The smallest buffer in bytes that is read so.
+    pub shm_attach_min_bytes: usize,
     /// Large messages that may be in flight on a channel, each way.
     pub transfers_inflight_max: usize,
     /// One-sided operations of ours that may be in flight on a channel.
@@ -91,6 +108,13 @@ impl Default for TransportConfig {
             unix_eager_max_bytes: 64 << 10,
             shm_ring_bytes: 256 << 10,
             shm_bulk_bytes: 1 << 20,
+            shm_expose: true,
+            shm_expose_max_bytes: 16 << 20,
+            shm_files_max: 256,
+            shm_maps_max: 1024,
+            shm_maps_max_bytes: 64 << 30,
+            shm_attach: true,
+            shm_attach_min_bytes: 64 << 10,
             transfers_inflight_max: 64,
             ops_inflight_max: 1024,
             regions_max: 4096,

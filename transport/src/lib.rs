@@ -36,9 +36,9 @@ pub use endpoint::{
     SendError, SendFailure, TransportError, WaitMode, Waker,
 };
 pub use one_sided::{Access, MemoryRegion, OneSidedError, RegionError, RemoteKey};
-pub use shm::bare;
+pub use shm::{attach_refused, bare};
 #[doc(hidden)]
-pub use shm::fuzz_shm;
+pub use shm::{fuzz_shm, fuzz_socket};
 pub use ticket::{Authenticator, Credential, Keyring, RefuseReason, Role, Secret, Ticket};
 pub use unix::UnixPlace;
 #[doc(hidden)]

@@ -21,19 +21,22 @@
 //! after [`crate::Ops::fence`] none begins before those have. A put with an immediate value is
 //! told to the target after its bytes are there.
 //!
+//! Peers that reach regions directly, through shared memory, ask for a region once. That it is
+//! still open they see by a word of the owner's, which closing changes: `OpenWords`.
+//!
 //! **Closing** a region makes its key void for whatever begins after it. What began before may
 //! still complete; the memory stays until it has.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::ProtFlags;
 
-use crate::buf::mapping::Mapping;
+use crate::buf::mapping::{Mapping, memfd_create_sized};
 use crate::buf::{Buf, BufMut};
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -176,7 +179,6 @@ pub(crate) enum Atomic {
 
 pub(crate) enum Memory {
     /// Memory that peers may write, with the descriptor by which they may map it.
-    #[allow(dead_code)]
     Shared { mapping: Mapping, fd: OwnedFd },
     /// Bytes that never change.
     Frozen(Buf),
@@ -188,8 +190,56 @@ pub(crate) struct Region {
     pub(crate) access: Access,
     pub(crate) len: usize,
     pub(crate) memory: Memory,
+    /// Its word among the open words, and what that is while the region is open; none if there
+    /// are no such words.
+    pub(crate) open: Option<(u32, u64)>,
     closed: AtomicBool,
 }
+
+/// Words that say which regions are open, in memory that peers may map and only read.
+///
+/// ```text
+///   owner, closing:   regions.remove(key);  word[slot] = 0
+///   peer:             word[slot] == what was told?  load, store or copy;  still?
+/// ```
+///
+/// A word's value is never used twice, so a slot may be used again.
+#[derive(Debug)]
+pub(crate) struct OpenWords {
+    mapping: Mapping,
+    fd: OwnedFd,
+}
+
+impl OpenWords {
+    fn create(count: usize) -> io::Result<Self> {
+        let bytes = (count * 8).next_multiple_of(4096);
+        let fd = memfd_create_sized("praas-open", bytes)?;
+        let mapping = Mapping::map(fd.as_fd(), bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        fcntl_add_seals(
+            &fd,
+            REGION_SEALS | SealFlags::FUTURE_WRITE | SealFlags::SEAL,
+        )?;
+        Ok(Self { mapping, fd })
+    }
+
+    /// The descriptor for peers, and the bytes of the memory.
+    pub(crate) fn told(&self) -> (BorrowedFd<'_>, u64) {
+        (self.fd.as_fd(), self.mapping.len as u64)
+    }
+
+    /// Writes as only its owner can, and none does.
+    #[cfg(test)]
+    pub(crate) fn scribble(&self, at: usize, bytes: &[u8]) {
+        self.mapping.write(at, bytes);
+    }
+
+    fn set(&self, slot: u32, value: u64) {
+        let word = self.mapping.word64(slot as usize * 8);
+        word.store(value, Ordering::Release);
+    }
+}
+
+const REGION_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
 impl std::fmt::Debug for Region {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -350,20 +400,34 @@ impl MemoryRegion {
 /// The regions that an endpoint has open.
 #[derive(Debug)]
 pub(crate) struct RegionTable {
-    regions: Mutex<HashMap<u64, Arc<Region>>>,
+    open: Mutex<OpenRegions>,
     max: usize,
+    words: OnceLock<Option<OpenWords>>,
+}
+
+#[derive(Debug, Default)]
+struct OpenRegions {
+    regions: HashMap<u64, Arc<Region>>,
+    /// Slots of open words that were used and are free again.
+    slots: Vec<u32>,
+    /// Regions opened so far.
+    opened: u64,
+    /// Slots used so far.
+    slots_used: u32,
 }
 
 impl RegionTable {
     pub(crate) fn new(max: usize) -> Self {
         Self {
-            regions: Mutex::default(),
+            open: Mutex::default(),
             max,
+            words: OnceLock::new(),
         }
     }
 
     pub(crate) fn create(&self, len: usize, access: Access) -> Result<MemoryRegion, RegionError> {
-        let memory = shared_memory(len).map_err(|source| RegionError::Memory { len, source })?;
+        let memory =
+            shared_memory(len, access).map_err(|source| RegionError::Memory { len, source })?;
         let region = self.insert(len, access, memory)?;
         Ok(MemoryRegion { region })
     }
@@ -379,39 +443,70 @@ impl RegionTable {
         access: Access,
         memory: Memory,
     ) -> Result<Arc<Region>, RegionError> {
-        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = self.words.get_or_init(|| {
+            // Without them peers ask for operations by frames, as over a network.
+            let unable = |error| tracing::warn!(%error, "regions cannot be reached directly");
+            OpenWords::create(self.max).map_err(unable).ok()
+        });
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let OpenRegions {
+            regions,
+            slots,
+            opened,
+            slots_used,
+        } = &mut *open;
         if regions.len() >= self.max {
             return Err(RegionError::TooMany(self.max));
         }
         loop {
             let key = getrandom::u64().map_err(RegionError::Random)?;
-            if let Entry::Vacant(entry) = regions.entry(key) {
-                let region = Arc::new(Region {
-                    key: RemoteKey(key),
-                    access,
-                    len,
-                    memory,
-                    closed: AtomicBool::new(false),
+            let Entry::Vacant(entry) = regions.entry(key) else {
+                continue;
+            };
+            *opened += 1;
+            let open = words.as_ref().map(|words| {
+                let slot = slots.pop().unwrap_or_else(|| {
+                    *slots_used += 1;
+                    *slots_used - 1
                 });
-                entry.insert(Arc::clone(&region));
-                return Ok(region);
-            }
+                words.set(slot, *opened);
+                (slot, *opened)
+            });
+            let region = Arc::new(Region {
+                key: RemoteKey(key),
+                access,
+                len,
+                memory,
+                open,
+                closed: AtomicBool::new(false),
+            });
+            entry.insert(Arc::clone(&region));
+            return Ok(region);
         }
     }
 
     /// Makes a key void; whether it named a region.
     pub(crate) fn close(&self, key: RemoteKey) -> bool {
-        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        let region = regions.remove(&key.0);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let region = open.regions.remove(&key.0);
         if let Some(region) = &region {
             region.closed.store(true, Ordering::Release);
+            if let (Some(words), Some((slot, _))) = (self.words(), region.open) {
+                words.set(slot, 0);
+                open.slots.push(slot);
+            }
         }
         region.is_some()
     }
 
     pub(crate) fn find(&self, key: RemoteKey) -> Option<Arc<Region>> {
-        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        regions.get(&key.0).map(Arc::clone)
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.regions.get(&key.0).map(Arc::clone)
+    }
+
+    /// The words that say which regions are open, once there was one.
+    pub(crate) fn words(&self) -> Option<&OpenWords> {
+        self.words.get()?.as_ref()
     }
 
     /// The region that an operation may be done to.
@@ -425,15 +520,17 @@ impl RegionTable {
     }
 }
 
-/// Zeroed memory that peers on this host can map, and cannot shrink under us.
-fn shared_memory(len: usize) -> io::Result<Memory> {
+/// Zeroed memory that peers on this host can map, and cannot shrink under us; nor write, if they
+/// may not.
+fn shared_memory(len: usize, access: Access) -> io::Result<Memory> {
     let bytes = len.max(1).next_multiple_of(4096);
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = memfd_create("praas-region", flags | MemfdFlags::NOEXEC_SEAL)
-        .or_else(|_| memfd_create("praas-region", flags))?;
-    ftruncate(&fd, bytes as u64)?;
-    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let fd = memfd_create_sized("praas-region", bytes)?;
     let mapping = Mapping::map(fd.as_fd(), bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+    let seals = match access.write || access.atomic {
+        true => REGION_SEALS,
+        false => REGION_SEALS | SealFlags::FUTURE_WRITE,
+    };
+    fcntl_add_seals(&fd, seals | SealFlags::SEAL)?;
     Ok(Memory::Shared { mapping, fd })
 }
 
@@ -517,7 +614,6 @@ pub(crate) enum Taken<'a> {
     /// It is complete: for atomics the old value, else zero; or why it failed.
     Done(Result<u64, OneSidedError>, Returned),
     /// It will be complete, by [`crate::backend::Wire::one_sided_poll`].
-    #[allow(dead_code)]
     Pending,
     /// There is no room just now.
     Busy(OneSidedOp<'a>),

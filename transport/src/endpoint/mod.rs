@@ -57,10 +57,11 @@ pub use self::types::{
 use crate::address::{Address, TransportKind};
 use crate::backend::{Received, RxPool};
 use crate::buf::BufPool;
+use crate::buf::file::FileRules;
 use crate::config::TransportConfig;
 use crate::mem::MemListener;
 use crate::one_sided::RegionTable;
-use crate::shm::{Spinner, SpinnerPage};
+use crate::shm::{MapBudget, Spinner, SpinnerPage};
 use crate::sync::atomic::AtomicBool;
 use crate::ticket::Authenticator;
 use crate::unix::UnixBound;
@@ -165,6 +166,8 @@ pub struct Ops {
     hubs: Hubs,
     /// Slots whose RDMA channels have got something, in a place that is used again.
     woken: Vec<u32>,
+    /// What may be mapped of peers' memory.
+    maps: Arc<MapBudget>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -208,7 +211,12 @@ impl Endpoint {
             asleep: AtomicBool::new(false),
             woken: AtomicBool::new(false),
         };
-        let pool = BufPool::new(config.buffers_max_bytes);
+        let files = config.shm_expose.then_some(FileRules {
+            block_max_bytes: config.shm_expose_max_bytes,
+            files_max: config.shm_files_max,
+        });
+        let pool = BufPool::with_files(config.buffers_max_bytes, files);
+        let maps = MapBudget::new(config.shm_maps_max, config.shm_maps_max_bytes);
         let regions = Arc::new(RegionTable::new(config.regions_max));
         let ops = Ops {
             config,
@@ -234,6 +242,7 @@ impl Endpoint {
             regions,
             hubs: Hubs::default(),
             woken: Vec::new(),
+            maps: Arc::new(maps),
         };
         Ok(Self {
             ops,

@@ -15,7 +15,7 @@ use crate::address::{Address, TransportKind};
 use crate::backend::{AnyWire, RX_BYTES, WireFault};
 use crate::fault::FaultWire;
 use crate::mem::MemWire;
-use crate::shm::{self, ShmMemory, ShmWire};
+use crate::shm::{self, ShmMemory, ShmSharing, ShmWire};
 use crate::tcp::TcpWire;
 use crate::ticket::{RefuseReason, Role};
 use crate::unix::UnixWire;
@@ -154,7 +154,10 @@ impl Ops {
                 };
                 let life = descriptors.next().ok_or_else(missing)?;
                 let barrier = agreed.caps.contains(Capabilities::MEMBARRIER);
-                let wire = ShmWire::new(stream, life, memory, dialled, barrier).map_err(io)?;
+                let stream = (stream, &boot.received[..]);
+                let sharing = self.shm_sharing(&agreed.peer);
+                let wire = ShmWire::new(stream, life, memory, dialled, barrier, sharing);
+                let wire = wire.map_err(io)?;
                 body_max = EAGER_WIRE_MAX.min(layout.ring_bytes / 2 - 256);
                 let eager_max = self.config.shm_eager_max_bytes.min(body_max);
                 (eager_max, AnyWire::Shm(wire))
@@ -200,6 +203,19 @@ impl Ops {
         }
         self.pending.push_back(Event::Open(id));
         Ok(())
+    }
+
+    /// What a peer on this host may have of our memory: processes of one application trust one
+    /// another, applications do not.
+    fn shm_sharing(&self, peer: &PeerIdentity) -> ShmSharing {
+        let attach_min_bytes = self.config.shm_attach_min_bytes;
+        ShmSharing {
+            trusted: peer.application == self.identity.application,
+            pool: self.pool.number(),
+            attach_min_bytes: self.config.shm_attach.then_some(attach_min_bytes),
+            budget: Arc::clone(&self.maps),
+            regions: Arc::clone(&self.regions),
+        }
     }
 
     /// Whether there is a place for a peer that has proven who it is.

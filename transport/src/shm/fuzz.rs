@@ -5,14 +5,16 @@
 //! limits allow.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use mio::net::UnixStream;
 
 use super::life::life_page;
 use super::ring::RingWriter;
 use super::segment::{SMALL_RING_BYTES, SegmentLines};
-use super::{Layout, ShmMemory, ShmWire};
+use super::{Layout, MapBudget, ShmMemory, ShmSharing, ShmWire};
 use crate::backend::{RX_BYTES, RxPool, Want, Wire};
+use crate::one_sided::RegionTable;
 use crate::wire::{FrameHeader, FrameKind};
 
 /// Rings as small as they may be, so that laps and full rings are near.
@@ -59,14 +61,22 @@ pub fn fuzz_shm(bytes: &[u8]) {
     let Ok((_, memory)) = ShmMemory::create(LAYOUT) else {
         return;
     };
-    let segment = std::sync::Arc::clone(&memory.segment);
+    let segment = Arc::clone(&memory.segment);
     let (Ok((socket, peer)), Ok(Ok(life))) = (
         UnixStream::pair(),
         life_page().map(|page| page.as_fd().try_clone_to_owned()),
     ) else {
         return;
     };
-    let Ok(mut wire) = ShmWire::new(socket, life, memory, true, false) else {
+    let sharing = ShmSharing {
+        trusted: true,
+        pool: 0,
+        attach_min_bytes: None,
+        budget: Arc::new(MapBudget::new(8, 1 << 20)),
+        regions: Arc::new(RegionTable::new(8)),
+    };
+    let socket = (socket, &[][..]);
+    let Ok(mut wire) = ShmWire::new(socket, life, memory, true, false, sharing) else {
         return;
     };
     let mut pool = RxPool::default();

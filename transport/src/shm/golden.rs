@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use super::ring::{LINE_BYTES, RingReader, RingWriter};
 use super::segment::{SegmentLines, Word, segment_create};
+use super::socket::{RegionTold, SocketMessage};
 use super::{Layout, MARKER_KIND, layout_decode, layout_encode};
 use crate::buf::mapping::Mapping;
+use crate::one_sided::Access;
 use crate::wire::{FrameHeader, FrameKind};
 
 const LAYOUT: Layout = Layout {
@@ -18,7 +20,12 @@ const LAYOUT: Layout = Layout {
 };
 
 fn hold(file: &str, bytes: &[u8], fields: &str) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/segment");
+    hold_in("segment", file, bytes, fields);
+}
+
+fn hold_in(folder: &str, file: &str, bytes: &[u8], fields: &str) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+    let golden = golden.join(folder);
     let path = golden.join(file);
     if std::env::var_os("PRAAS_BLESS").is_some() {
         std::fs::create_dir_all(&golden).unwrap();
@@ -28,7 +35,7 @@ fn hold(file: &str, bytes: &[u8], fields: &str) {
     let same = expected.iter().zip(bytes).take_while(|(a, b)| a == b);
     assert!(
         expected == bytes,
-        "tests/golden/segment/{file} differs from byte {} on; the fields are {fields}. If that is \
+        "tests/golden/{folder}/{file} differs from byte {} on; the fields are {fields}. If that is \
          meant, it is a new version of the layout: change docs/wire.md, \"Shared memory\", and \
          rewrite the files by `just bless`",
         same.count()
@@ -82,6 +89,57 @@ fn golden_layout_in_accept() {
     let bytes = layout_encode(LAYOUT);
     hold("accept", &bytes, "u64 ring_bytes, u64 bulk_bytes");
     assert_eq!(layout_decode(&bytes), Ok(LAYOUT));
+}
+
+#[test]
+fn golden_messages_on_the_socket() {
+    let told = RegionTold {
+        key: 0x1111,
+        len: 0x2222,
+        slot: 0x33,
+        open: 0x4444,
+        access: Access::ALL,
+        file: 0x55,
+        bytes: 0x7777,
+        offset: 0x66,
+    };
+    let (file, key, bytes) = (0x0102_0304, 0x0506_0708, 0x2000);
+    for (name, message, fields) in [
+        ("ring", SocketMessage::Ring, ""),
+        (
+            "file-wanted",
+            SocketMessage::FileWanted { file },
+            ", u64 file",
+        ),
+        (
+            "file",
+            SocketMessage::File { file, bytes },
+            ", u64 file, u64 bytes",
+        ),
+        ("file-gone", SocketMessage::FileGone { file }, ", u64 file"),
+        (
+            "region-wanted",
+            SocketMessage::RegionWanted { key },
+            ", u64 key",
+        ),
+        (
+            "region",
+            SocketMessage::Region(told),
+            ", u64 key, len, access and slot, open, file, bytes, offset",
+        ),
+        (
+            "region-refused",
+            SocketMessage::RegionRefused { key },
+            ", u64 key",
+        ),
+        ("voids", SocketMessage::Voids { bytes }, ", u64 bytes"),
+        ("attach-refused", SocketMessage::AttachRefused, ""),
+    ] {
+        let encoded = message.encode();
+        hold_in("socket", name, &encoded, &format!("u8 kind{fields}"));
+        let decoded = SocketMessage::decode(&encoded);
+        assert_eq!(decoded, Ok(Some((message, encoded.len()))));
+    }
 }
 
 #[test]

@@ -13,36 +13,60 @@
 //! reordered, and a channel that stays small stays cheap.
 //!
 //! Who sleeps says so by a flag in the segment, and is woken by a byte on the socket: `sleep.rs`.
+//!
+//! Peers of one application also reach one another's memory: receivers copy large messages from
+//! the sender's buffers (`pull.rs`), and one-sided operations are loads and stores (`direct.rs`).
+//! The descriptors for that come over the socket (`socket.rs`), and mappings are kept (`maps.rs`).
 #![allow(unsafe_code)]
 
+mod attach;
 pub mod bare;
 mod bare_ring;
+mod direct;
 mod fuzz;
 #[cfg(all(test, not(praas_loom)))]
 mod golden;
 pub(crate) mod life;
+mod maps;
+mod pull;
 mod ring;
 mod segment;
 mod sleep;
+mod socket;
 mod spinners;
+#[cfg(all(test, not(praas_loom)))]
+mod tests;
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 use mio::net::UnixStream;
 
+use self::attach::Attach;
+pub use self::attach::attach_refused;
+use self::direct::{Direct, Owner, Regions};
 pub use self::fuzz::fuzz_shm;
 use self::life::LifeWatch;
+pub(crate) use self::maps::MapBudget;
+use self::maps::Maps;
+use self::pull::{Exposed, Pulls};
 use self::ring::{RingReader, RingWriter, lines_for};
 pub(crate) use self::segment::Layout;
 use self::segment::{SMALL_RING_BYTES, SegmentLines, Word, segment_create, segment_open};
 use self::sleep::{flag_lower, flag_raise, sleep_fence, sleeper_take};
+pub use self::socket::fuzz_socket;
+use self::socket::{Heard, Socket, SocketMessage};
 pub(crate) use self::spinners::{Spinner, SpinnerPage};
-use crate::backend::{Posted, RX_BYTES, Received, RxBuf, RxPool, Want, Wire, WireFault};
+use crate::backend::{
+    Posted, PullSegment, PullSource, Pulled, RX_BYTES, Received, RxBuf, RxPool, Want, Wire,
+    WireFault,
+};
 use crate::buf::mapping::Mapping;
+use crate::buf::{Buf, BufMut};
+use crate::one_sided::{Completed, OneSidedOp, RegionTable, Taken};
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
-use crate::wire::{FrameHeader, WireError};
+use crate::wire::{FrameHeader, FrameKind, WireError};
 
 /// In place of a frame's kind: the next frame is at the start of the large ring.
 const MARKER_KIND: u8 = 0xff;
@@ -52,6 +76,53 @@ const SMALL_BODY_MAX: usize = SMALL_RING_BYTES / 4;
 const BULK_STEP: usize = 64 << 10;
 /// Empty polls between two looks at the peer's life word.
 const LIFE_POLLS: u32 = 64;
+/// Rounds of work between two looks at the socket, while answers or questions may come there.
+const SOCKET_ROUNDS: u32 = 16;
+/// Messages that are taken from the socket before frames get their turn.
+const SOCKET_MESSAGES: usize = 64;
+
+/// What a channel needs to know for sharing more memory than its segment.
+pub(crate) struct ShmSharing {
+    /// Whether the peer is of our application, so that each may see the other's memory.
+    pub(crate) trusted: bool,
+    /// The pool whose files the peer may see.
+    pub(crate) pool: u64,
+    /// From which size on private memory is read by the kernel; never if there is none.
+    pub(crate) attach_min_bytes: Option<usize>,
+    pub(crate) budget: Arc<MapBudget>,
+    pub(crate) regions: Arc<RegionTable>,
+}
+
+/// Memory of both sides, besides the segment.
+struct Sharing {
+    trusted: bool,
+    pool: u64,
+    exposed: Exposed,
+    pulls: Pulls,
+    regions: Regions,
+    owner: Owner,
+    /// Rounds of work so far.
+    rounds: u32,
+}
+
+impl Sharing {
+    fn new(sharing: ShmSharing, socket: &Socket) -> Self {
+        let attach_min_bytes = sharing.attach_min_bytes.filter(|_| sharing.trusted);
+        let attach = match attach_min_bytes {
+            Some(_) => Attach::new(socket.stream()),
+            None => Attach::none(),
+        };
+        Self {
+            trusted: sharing.trusted,
+            pool: sharing.pool,
+            exposed: Exposed::new(attach_min_bytes),
+            pulls: Pulls::new(Maps::new(sharing.budget), attach),
+            regions: Regions::default(),
+            owner: Owner::new(sharing.regions),
+            rounds: 0,
+        }
+    }
+}
 
 /// Whether this process is registered for expedited global membarriers.
 pub(crate) fn membarrier_registered() -> bool {
@@ -119,7 +190,10 @@ pub(crate) fn layout_decode(bytes: &[u8]) -> Result<Layout, WireError> {
 
 /// A connected peer on the same host.
 pub(crate) struct ShmWire {
-    socket: UnixStream,
+    socket: Socket,
+    sharing: Box<Sharing>,
+    /// More messages may be on the socket, though it will not tell again.
+    socket_more: bool,
     life: LifeWatch,
     segment: Arc<Mapping>,
     layout: Layout,
@@ -142,19 +216,24 @@ pub(crate) struct ShmWire {
 }
 
 impl ShmWire {
+    /// A wire over the socket of the handshake, behind which `early` was read.
     pub(crate) fn new(
-        socket: UnixStream,
+        (socket, early): (UnixStream, &[u8]),
         life: OwnedFd,
         memory: ShmMemory,
         dialler: bool,
         barrier: bool,
+        sharing: ShmSharing,
     ) -> io::Result<Self> {
         let ShmMemory { segment, layout } = memory;
+        let socket = Socket::new(socket, early).map_err(io::Error::other)?;
         let direction = usize::from(!dialler);
         let mut wire = Self {
             tx: RingWriter::new(SegmentLines::small(&segment, layout, direction)),
             rx: RingReader::new(SegmentLines::small(&segment, layout, 1 - direction)),
+            sharing: Box::new(Sharing::new(sharing, &socket)),
             socket,
+            socket_more: false,
             life: LifeWatch::new(life)?,
             segment,
             layout,
@@ -195,21 +274,85 @@ impl ShmWire {
 
     #[cold]
     fn ring_doorbell(&mut self) -> Result<(), WireFault> {
-        match self.socket.write(&[1]) {
-            Ok(_) => Ok(()),
-            // A full socket is a doorbell that rings already; a gone peer is seen when reading.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-                ) =>
-            {
-                self.hung_up = true;
-                Ok(())
+        self.hung_up |= !self.socket.ring()?;
+        Ok(())
+    }
+
+    /// Takes what is on the socket.
+    fn socket_read(&mut self) -> Result<(), WireFault> {
+        self.socket.flush()?;
+        for _ in 0..SOCKET_MESSAGES {
+            match self.socket.receive()? {
+                Heard::Message(message, descriptor) => self.heard(message, descriptor)?,
+                Heard::Nothing => {
+                    self.socket_more = false;
+                    return Ok(());
+                }
+                Heard::End => {
+                    self.hung_up = true;
+                    self.socket_more = false;
+                    return Ok(());
+                }
             }
-            Err(error) => Err(WireFault::Io(error)),
         }
+        self.socket_more = true;
+        Ok(())
+    }
+
+    fn heard(
+        &mut self,
+        message: SocketMessage,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<(), WireFault> {
+        let (sharing, socket) = (&mut *self.sharing, &mut self.socket);
+        let maps = &mut sharing.pulls.maps;
+        match (message, descriptor) {
+            (SocketMessage::FileWanted { file }, _) => sharing.exposed.wanted(file, socket)?,
+            (SocketMessage::RegionWanted { key }, _) if !sharing.trusted => {
+                socket.send(SocketMessage::RegionRefused { key }, None)?;
+            }
+            (SocketMessage::RegionWanted { key }, _) => {
+                let (owner, exposed) = (&mut sharing.owner, &mut sharing.exposed);
+                owner.wanted(key, sharing.pool, exposed, socket)?;
+            }
+            (SocketMessage::File { file, bytes }, Some(fd)) => {
+                sharing.pulls.file(file, fd, bytes)?;
+            }
+            (SocketMessage::FileGone { file }, _) => sharing.pulls.file_gone(file),
+            (SocketMessage::Voids { bytes }, Some(fd)) => {
+                sharing.regions.words(fd, bytes, maps)?;
+            }
+            (SocketMessage::Region(told), Some(fd)) => sharing.regions.region(told, fd, maps)?,
+            (SocketMessage::RegionRefused { key }, _) => sharing.regions.refused(key)?,
+            (SocketMessage::AttachRefused, _) => sharing.exposed.attach_refused(),
+            // The doorbell; the others come with descriptors, as the socket has seen to.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a frame with such a body can be sent now.
+    #[inline(always)]
+    fn frame_room(&mut self, body: usize) -> Result<bool, WireError> {
+        if !self.tx_large && (body > SMALL_BODY_MAX || !self.tx.room(lines_for(body))?) {
+            self.grow();
+        }
+        Ok(!self.tx_large || self.tx.room(lines_for(body))?)
+    }
+
+    /// Tells the peer of a put whose bytes are there; false if there is no room.
+    fn immediate_send(&mut self, value: u64, len: u64) -> Result<bool, WireFault> {
+        let frame = FrameHeader::new(FrameKind::Immediate);
+        let frame = frame.with_id(value).with_aux(len);
+        Ok(self.send_frame(&frame, &[], &[])? == Posted::Done)
+    }
+
+    /// Goes on with long one-sided operations: bytes moved.
+    fn regions_poll(&mut self, budget: usize) -> Result<usize, WireFault> {
+        let mut regions = std::mem::take(&mut self.sharing.regions);
+        let moved = regions.poll(budget, |value, len| self.immediate_send(value, len));
+        self.sharing.regions = regions;
+        moved
     }
 
     /// Goes on in the large ring: the marker tells the reader.
@@ -401,10 +544,7 @@ impl Wire for ShmWire {
         payload: &[&[u8]],
     ) -> Result<Posted, WireFault> {
         let body = user_header.len() + payload.iter().map(|part| part.len()).sum::<usize>();
-        if !self.tx_large && (body > SMALL_BODY_MAX || !self.tx.room(lines_for(body))?) {
-            self.grow();
-        }
-        if self.tx_large && !self.tx.room(lines_for(body))? {
+        if !self.frame_room(body)? {
             return Ok(Posted::Busy);
         }
         let header: &[u8; 32] = zerocopy::transmute_ref!(header);
@@ -498,6 +638,9 @@ impl Wire for ShmWire {
         };
         let there = self.rx.ready()
             || self.life.dead()
+            || self.socket_more
+            || self.sharing.pulls.ready()
+            || self.sharing.regions.ready()
             || (want.bulk_in && self.bulk_there()? > 0)
             || (want.room && self.tx.room(largest)?)
             || (want.bulk_room && self.bulk_room()? > 0);
@@ -513,22 +656,97 @@ impl Wire for ShmWire {
             self.armed = false;
             self.flags_lower();
         }
-        let mut bytes = [0; 64];
-        loop {
-            match self.socket.read(&mut bytes) {
-                Ok(0) => {
-                    self.hung_up = true;
-                    return Ok(());
-                }
-                Ok(count) if count < bytes.len() => return Ok(()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.hung_up = true;
-                    return Ok(());
-                }
+        self.socket_read()
+    }
+
+    fn expose(&mut self, buf: &Buf) -> Option<PullSource> {
+        let sharing = &mut *self.sharing;
+        match sharing.trusted {
+            true => sharing.exposed.expose(buf, sharing.pool),
+            false => None,
+        }
+    }
+
+    fn withdraw(&mut self, source: &PullSource) {
+        self.sharing.exposed.withdraw(source);
+    }
+
+    fn pull_start(
+        &mut self,
+        id: u64,
+        segments: &[PullSegment],
+        into: BufMut,
+    ) -> Result<Result<(), BufMut>, WireFault> {
+        match self.sharing.trusted {
+            true => self
+                .sharing
+                .pulls
+                .start(id, segments, into, &mut self.socket),
+            false => Ok(Err(into)),
+        }
+    }
+
+    fn pull_poll(&mut self, budget: usize) -> Result<(usize, Option<Pulled>), WireFault> {
+        let sharing = &mut *self.sharing;
+        sharing.rounds = sharing.rounds.wrapping_add(1);
+        let rounds = sharing.rounds;
+        if rounds.is_multiple_of(SOCKET_ROUNDS) {
+            sharing.exposed.freed_tell(&mut self.socket)?;
+            self.ready(false)?;
+        }
+        // By turns, so that neither pulls nor operations wait for the others' end.
+        if rounds.is_multiple_of(2) {
+            let moved = self.regions_poll(budget)?;
+            if moved > 0 {
+                return Ok((moved, None));
             }
         }
+        let (pulls, life) = (&mut self.sharing.pulls, &self.life);
+        match pulls.poll(budget, life, &mut self.socket)? {
+            (0, None) => Ok((self.regions_poll(budget)?, None)),
+            pulled => Ok(pulled),
+        }
+    }
+
+    fn one_sided<'a>(&mut self, id: u64, op: OneSidedOp<'a>) -> Result<Taken<'a>, WireFault> {
+        if !self.sharing.trusted {
+            return Ok(Taken::Unsupported(op));
+        }
+        let (immediate, len) = match &op {
+            OneSidedOp::Put {
+                immediate, bytes, ..
+            } => (*immediate, bytes.bytes().len() as u64),
+            _ => (None, 0),
+        };
+        // The room is looked for first, so that what cannot be told is not done either.
+        if immediate.is_some() && !self.frame_room(0)? {
+            return Ok(Taken::Busy(op));
+        }
+        match self.sharing.regions.run(id, op, &mut self.socket)? {
+            Direct::Unknown(op) => Ok(Taken::Unsupported(op)),
+            Direct::Long => Ok(Taken::Pending),
+            Direct::Done(outcome, returned) => {
+                if let (Some(immediate), Ok(_)) = (immediate, &outcome) {
+                    // Only this side fills its ring, so the room is still there.
+                    let _ = self.immediate_send(immediate, len)?;
+                }
+                Ok(Taken::Done(outcome, returned))
+            }
+        }
+    }
+
+    fn one_sided_poll(&mut self) -> Result<Option<Completed>, WireFault> {
+        Ok(self.sharing.regions.completed())
+    }
+
+    #[inline]
+    fn works(&self) -> bool {
+        let sharing = &*self.sharing;
+        self.socket_more
+            || self.socket.waits()
+            || !sharing.pulls.is_empty()
+            || !sharing.exposed.is_empty()
+            || sharing.regions.ready()
+            || sharing.regions.asks()
     }
 }

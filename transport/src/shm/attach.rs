@@ -1,0 +1,124 @@
+//! Reading a peer's private memory by the kernel: cross-memory attach.
+//!
+//! Whether a process may read another is the system's decision (ptrace scope, user namespaces,
+//! seccomp), known by trying. The peer's process id comes from the kernel, and the address only
+//! ever names memory of that process. A process id may be another process's once the peer has
+//! died; its life word, which is set before its id is free, tells so after each read.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use mio::net::UnixStream;
+
+use super::life::LifeWatch;
+
+/// Why reading by the kernel was refused last, in this process.
+static REFUSED: Mutex<Option<String>> = Mutex::new(None);
+
+/// Why private memory of peers on this host cannot be read directly, if that was tried and failed:
+/// large messages from it are then copied twice.
+pub fn attach_refused() -> Option<String> {
+    REFUSED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+/// The way into a peer's private memory.
+pub(super) struct Attach {
+    /// The peer's process; none if it cannot be read.
+    pid: Option<libc::pid_t>,
+}
+
+impl Attach {
+    /// Attaches to whoever is on the other side of a socket.
+    pub(super) fn new(stream: &UnixStream) -> Self {
+        let peer = rustix::net::sockopt::socket_peercred(stream);
+        Self {
+            pid: peer.ok().map(|peer| peer.pid.as_raw_nonzero().get()),
+        }
+    }
+
+    pub(super) fn none() -> Self {
+        Self { pid: None }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.pid.is_some()
+    }
+
+    /// Copies from the peer's memory; whether all bytes came. Who cannot read once never tries
+    /// again.
+    pub(super) fn read(&mut self, address: u64, into: &mut [u8], life: &LifeWatch) -> bool {
+        let Some(pid) = self.pid else {
+            return false;
+        };
+        match read_all(pid, address, into) {
+            Ok(()) => !life.dead(),
+            Err(error) => {
+                // Of an address that is not there the peer is to blame, not the system.
+                if error.raw_os_error() != Some(libc::EFAULT) && !life.dead() {
+                    let text = format!("process_vm_readv of process {pid}: {error}");
+                    tracing::info!("large messages from private memory are copied twice: {text}");
+                    *REFUSED.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+                    self.pid = None;
+                }
+                false
+            }
+        }
+    }
+}
+
+fn read_all(pid: libc::pid_t, address: u64, into: &mut [u8]) -> io::Result<()> {
+    let mut got = 0;
+    while got < into.len() {
+        let rest = &mut into[got..];
+        let local = libc::iovec {
+            iov_base: rest.as_mut_ptr().cast(),
+            iov_len: rest.len(),
+        };
+        let from = address.checked_add(got as u64).ok_or(BAD_ADDRESS)?;
+        let remote = libc::iovec {
+            iov_base: std::ptr::with_exposed_provenance_mut(from as usize),
+            iov_len: rest.len(),
+        };
+        // SAFETY: the local range is a unique slice of ours, which the kernel fills; the remote one
+        // is another process's, and never touched by this one.
+        let read = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
+        match read {
+            0 => return Err(BAD_ADDRESS.into()),
+            1.. => got += read as usize,
+            _ => return Err(io::Error::last_os_error()),
+        }
+    }
+    Ok(())
+}
+
+const BAD_ADDRESS: io::ErrorKind = io::ErrorKind::UnexpectedEof;
+
+#[cfg(all(test, not(praas_loom)))]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::super::life::life_page;
+    use super::*;
+
+    #[test]
+    fn only_the_peers_own_memory_is_read() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let life = life_page().unwrap().as_fd().try_clone_to_owned().unwrap();
+        let life = LifeWatch::new(life).unwrap();
+        let mut attach = Attach::new(&ours);
+        let memory = vec![7_u8; 10_000];
+        let mut into = vec![0; 10_000];
+        let address = memory.as_ptr().expose_provenance() as u64;
+        if !attach.read(address, &mut into, &life) {
+            println!("SKIP: {:?}", attach_refused());
+            return;
+        }
+        assert_eq!(into, memory);
+        assert!(!attach.read(8, &mut into, &life) && attach.is_open());
+        assert!(!attach.read(u64::MAX - 9, &mut into, &life) && attach.is_open());
+        assert!(!Attach::none().is_open());
+    }
+}

@@ -1,0 +1,439 @@
+//! One-sided operations by loads and stores on the owner's memory.
+//!
+//! ```text
+//!   initiator                                  owner
+//!     | first operation on a key: by frames      |
+//!     | RegionWanted { key } ----------------->  |
+//!     | <----------------- Region + descriptor   |
+//!     | from then on: open word, load / store, open word; nothing is sent
+//! ```
+//!
+//! The checks are made here, on what the owner told. Owners and initiators trust one another, being
+//! of one application: an initiator that does not check can write where the owner let its
+//! application write, and nowhere else.
+//!
+//! What is short is done at once. What is long goes by pieces, in turns with frames, lest it delay
+//! them.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::mm::ProtFlags;
+
+use super::maps::{Maps, PeerMap};
+use super::socket::{RegionTold, Socket, SocketMessage};
+use crate::backend::WireFault;
+use crate::buf::{Buf, BufMut};
+use crate::one_sided::{
+    Completed, Memory, OneSidedError, OneSidedOp, PutBytes, RegionTable, RemoteKey, RemoteSlice,
+    Returned, Verb, access_check, op_return, word_change,
+};
+use crate::sync::atomic::Ordering;
+use crate::wire::WireError;
+
+/// Operations up to this size are done at once.
+const AT_ONCE_BYTES: usize = 256 << 10;
+/// Regions that a channel remembers; above it the one that was asked for first is asked again.
+const KNOWN_MAX: usize = 64;
+/// Regions that may be asked for at a time, and keys that are remembered as refused.
+const ASKED_MAX: usize = 64;
+
+/// A region of the peer's that is mapped.
+struct Known {
+    told: RegionTold,
+    map: Arc<PeerMap>,
+}
+
+impl Known {
+    fn at(&self, offset: u64) -> usize {
+        (self.told.offset + offset) as usize
+    }
+}
+
+enum LongBytes {
+    Put { buf: Buf, immediate: Option<u64> },
+    Get { into: BufMut },
+}
+
+/// An operation that goes by pieces; its range was checked.
+struct Long {
+    id: u64,
+    known: Arc<Known>,
+    offset: u64,
+    len: usize,
+    done: usize,
+    bytes: LongBytes,
+}
+
+/// What became of an operation.
+pub(super) enum Direct<'a> {
+    Done(Result<u64, OneSidedError>, Returned),
+    /// It goes by pieces.
+    Long,
+    /// It must be asked for by frames.
+    Unknown(OneSidedOp<'a>),
+}
+
+/// The peer's regions, as this side knows them.
+#[derive(Default)]
+pub(super) struct Regions {
+    known: VecDeque<Arc<Known>>,
+    asked: Vec<u64>,
+    refused: VecDeque<u64>,
+    /// The words that say which regions are open.
+    words: Option<Arc<PeerMap>>,
+    longs: VecDeque<Long>,
+    completed: VecDeque<Completed>,
+}
+
+impl Regions {
+    /// Whether something is to be done without the peer.
+    pub(super) fn ready(&self) -> bool {
+        !self.longs.is_empty() || !self.completed.is_empty()
+    }
+
+    /// Whether answers are awaited.
+    pub(super) fn asks(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// Brings a region to the front, if it is known.
+    #[inline]
+    fn bring(&mut self, key: u64) -> Option<()> {
+        let at = self.known.iter().position(|known| known.told.key == key)?;
+        if at > 0 {
+            self.known.swap(at, 0);
+        }
+        Some(())
+    }
+
+    /// Asks the owner for a region.
+    fn ask(&mut self, key: u64, socket: &mut Socket) -> std::io::Result<()> {
+        if self.asked.len() >= ASKED_MAX || self.asked.contains(&key) || self.refused.contains(&key)
+        {
+            return Ok(());
+        }
+        self.asked.push(key);
+        socket.send(SocketMessage::RegionWanted { key }, None)
+    }
+
+    /// Whether a region is open still.
+    #[inline]
+    fn is_open(words: Option<&PeerMap>, told: &RegionTold) -> bool {
+        let at = told.slot as usize * 8;
+        words.is_some_and(|words| {
+            at + 8 <= words.mapping.len
+                && words.mapping.word64(at).load(Ordering::Acquire) == told.open
+        })
+    }
+
+    /// Does an operation, if its region is known.
+    pub(super) fn run<'a>(
+        &mut self,
+        id: u64,
+        op: OneSidedOp<'a>,
+        socket: &mut Socket,
+    ) -> Result<Direct<'a>, WireFault> {
+        let (verb, at) = (op.verb(), op.at());
+        if self.bring(at.key.0).is_none() {
+            self.ask(at.key.0, socket)?;
+            return Ok(Direct::Unknown(op));
+        }
+        let words = self.words.as_deref();
+        let Some(known) = self.known.front() else {
+            return Ok(Direct::Unknown(op));
+        };
+        if let Err(error) = check(verb, at, &known.told, words) {
+            let void = error == OneSidedError::Key;
+            if void {
+                self.known.pop_front();
+            }
+            return Ok(Direct::Done(Err(error), op_return(op)));
+        }
+        if at.len as usize > AT_ONCE_BYTES {
+            let known = Arc::clone(known);
+            return Ok(self.long(id, known, at, op));
+        }
+        let from = known.at(at.offset);
+        let mapping = &known.map.mapping;
+        let (value, returned) = match op {
+            OneSidedOp::Put { bytes, .. } => {
+                mapping.write(from, bytes.bytes());
+                let buf = match bytes {
+                    PutBytes::Held(buf) => Some(buf),
+                    PutBytes::Copied(_) => None,
+                };
+                (0, Returned { data: None, buf })
+            }
+            OneSidedOp::Get { mut into, .. } => {
+                mapping.read(from, &mut into);
+                let data = Some(into);
+                (0, Returned { data, buf: None })
+            }
+            OneSidedOp::Atomic { atomic, .. } => {
+                (word_change(mapping, from, atomic), Returned::default())
+            }
+        };
+        // Memory that was closed meanwhile may have been used for something else.
+        let good = verb != Verb::Get || Self::is_open(words, &known.told);
+        let outcome = match good {
+            true => Ok(value),
+            false => Err(OneSidedError::Key),
+        };
+        Ok(Direct::Done(outcome, returned))
+    }
+
+    fn long<'a>(
+        &mut self,
+        id: u64,
+        known: Arc<Known>,
+        at: RemoteSlice,
+        op: OneSidedOp<'a>,
+    ) -> Direct<'a> {
+        let bytes = match op {
+            OneSidedOp::Put {
+                bytes: PutBytes::Held(buf),
+                immediate,
+                ..
+            } => LongBytes::Put { buf, immediate },
+            OneSidedOp::Get { into, .. } => LongBytes::Get { into },
+            // Borrowed bytes are short, and so are words.
+            op => return Direct::Unknown(op),
+        };
+        self.longs.push_back(Long {
+            id,
+            known,
+            offset: at.offset,
+            len: at.len as usize,
+            done: 0,
+            bytes,
+        });
+        Direct::Long
+    }
+
+    /// Goes on with long operations: bytes moved. `tell` sends an immediate value, or cannot yet.
+    pub(super) fn poll(
+        &mut self,
+        budget: usize,
+        mut tell: impl FnMut(u64, u64) -> Result<bool, WireFault>,
+    ) -> Result<usize, WireFault> {
+        let Some(mut long) = self.longs.pop_front() else {
+            return Ok(0);
+        };
+        let count = (long.len - long.done).min(budget);
+        let from = long.known.at(long.offset) + long.done;
+        let range = long.done..long.done + count;
+        let mapping = &long.known.map.mapping;
+        match &mut long.bytes {
+            LongBytes::Put { buf, .. } => mapping.write(from, &buf[range]),
+            LongBytes::Get { into } => mapping.read(from, &mut into[range]),
+        }
+        long.done += count;
+        if long.done < long.len {
+            self.longs.push_back(long);
+            return Ok(count);
+        }
+        if let LongBytes::Put {
+            immediate: Some(immediate),
+            ..
+        } = long.bytes
+            && !tell(immediate, long.len as u64)?
+        {
+            self.longs.push_back(long);
+            return Ok(count);
+        }
+        let (outcome, returned) = match long.bytes {
+            LongBytes::Put { buf, .. } => (
+                Ok(0),
+                Returned {
+                    data: None,
+                    buf: Some(buf),
+                },
+            ),
+            LongBytes::Get { into } => {
+                let good = Self::is_open(self.words.as_deref(), &long.known.told);
+                let returned = Returned {
+                    data: Some(into),
+                    buf: None,
+                };
+                (if good { Ok(0) } else { Err(OneSidedError::Key) }, returned)
+            }
+        };
+        self.completed.push_back(Completed {
+            id: long.id,
+            outcome,
+            returned,
+        });
+        Ok(count)
+    }
+
+    pub(super) fn completed(&mut self) -> Option<Completed> {
+        self.completed.pop_front()
+    }
+
+    /// The owner's words are here.
+    ///
+    /// # Errors
+    /// They were not asked for.
+    pub(super) fn words(
+        &mut self,
+        fd: OwnedFd,
+        bytes: u64,
+        maps: &mut Maps,
+    ) -> Result<(), WireError> {
+        if self.asked.is_empty() || self.words.is_some() {
+            return Err(UNASKED);
+        }
+        match maps.map(fd, bytes, ProtFlags::READ) {
+            Ok(map) => self.words = Some(map),
+            Err(error) => tracing::debug!(%error, "cannot map a peer's open words"),
+        }
+        Ok(())
+    }
+
+    /// A region that was asked for is here.
+    ///
+    /// # Errors
+    /// It was not asked for.
+    pub(super) fn region(
+        &mut self,
+        told: RegionTold,
+        fd: OwnedFd,
+        maps: &mut Maps,
+    ) -> Result<(), WireError> {
+        self.answered(told.key)?;
+        let map = match (told.file, told.access.write || told.access.atomic) {
+            (0, true) => maps.map(fd, told.bytes, ProtFlags::READ | ProtFlags::WRITE),
+            (0, false) => maps.map(fd, told.bytes, ProtFlags::READ),
+            (file, _) => match maps.find(file) {
+                Some(map) => Ok(map),
+                None => maps
+                    .insert(file, fd, told.bytes)
+                    .and_then(|()| maps.find(file).ok_or(std::io::ErrorKind::NotFound.into())),
+            },
+        };
+        let inside = |map: &Arc<PeerMap>| told.bytes == map.mapping.len as u64;
+        let writes = told.file != 0 && (told.access.write || told.access.atomic);
+        let aligned = !told.access.atomic || told.offset.is_multiple_of(8);
+        match map {
+            Ok(map) if inside(&map) && self.words.is_some() && !writes && aligned => {
+                self.known.truncate(KNOWN_MAX - 1);
+                self.known.push_front(Arc::new(Known { told, map }));
+            }
+            Ok(_) => self.refuse(told.key),
+            Err(error) => {
+                tracing::debug!(%error, "cannot map a peer's region");
+                self.refuse(told.key);
+            }
+        }
+        Ok(())
+    }
+
+    /// The owner says that a region cannot be mapped.
+    ///
+    /// # Errors
+    /// It was not asked for.
+    pub(super) fn refused(&mut self, key: u64) -> Result<(), WireError> {
+        self.answered(key)?;
+        self.refuse(key);
+        Ok(())
+    }
+
+    fn refuse(&mut self, key: u64) {
+        self.refused.truncate(ASKED_MAX - 1);
+        self.refused.push_front(key);
+    }
+
+    fn answered(&mut self, key: u64) -> Result<(), WireError> {
+        let at = self.asked.iter().position(|asked| *asked == key);
+        self.asked.swap_remove(at.ok_or(UNASKED)?);
+        Ok(())
+    }
+}
+
+const UNASKED: WireError = WireError::Malformed {
+    what: "a region that nobody asked for",
+};
+
+/// The checks in the order in which the owner makes them.
+#[inline]
+fn check(
+    verb: Verb,
+    at: RemoteSlice,
+    told: &RegionTold,
+    words: Option<&PeerMap>,
+) -> Result<(), OneSidedError> {
+    if verb == Verb::Atomic && !at.offset.is_multiple_of(8) {
+        return Err(OneSidedError::Misaligned(at.offset));
+    }
+    if !Regions::is_open(words, told) {
+        return Err(OneSidedError::Key);
+    }
+    access_check(verb, at, told.access, told.len)
+}
+
+/// Our side of the questions: what the peer is told of our regions.
+pub(super) struct Owner {
+    regions: Arc<RegionTable>,
+    words_told: bool,
+}
+
+impl Owner {
+    pub(super) fn new(regions: Arc<RegionTable>) -> Self {
+        Self {
+            regions,
+            words_told: false,
+        }
+    }
+
+    /// The peer asks for a region; `pool` is the one whose files it may see.
+    pub(super) fn wanted(
+        &mut self,
+        key: u64,
+        pool: u64,
+        exposed: &mut super::pull::Exposed,
+        socket: &mut Socket,
+    ) -> std::io::Result<()> {
+        let region = self.regions.find(RemoteKey(key));
+        let told = region.as_ref().and_then(|region| {
+            let (slot, open) = region.open?;
+            let (file, bytes, offset) = match &region.memory {
+                Memory::Shared { mapping, .. } => (0, mapping.len, 0),
+                Memory::Frozen(buf) => {
+                    let (file, offset) = buf.file().filter(|(file, _)| file.pool == pool)?;
+                    (file.number, file.len(), offset)
+                }
+            };
+            Some(RegionTold {
+                key,
+                len: region.len as u64,
+                slot,
+                open,
+                access: region.access,
+                file,
+                bytes: bytes as u64,
+                offset,
+            })
+        });
+        let (Some(region), Some(told), Some(words)) = (&region, told, self.regions.words()) else {
+            return socket.send(SocketMessage::RegionRefused { key }, None);
+        };
+        if !self.words_told {
+            self.words_told = true;
+            let (fd, bytes) = words.told();
+            socket.send(SocketMessage::Voids { bytes }, Some(fd))?;
+        }
+        let message = SocketMessage::Region(told);
+        match &region.memory {
+            Memory::Shared { fd, .. } => socket.send(message, Some(std::os::fd::AsFd::as_fd(fd))),
+            Memory::Frozen(buf) => match buf.file() {
+                Some((file, _)) => {
+                    exposed.give(file);
+                    socket.send(message, Some(file.fd()))
+                }
+                None => socket.send(SocketMessage::RegionRefused { key }, None),
+            },
+        }
+    }
+}
