@@ -222,6 +222,12 @@ pub(crate) trait Wire {
         Ok(None)
     }
 
+    /// The channel ends: operations that were `Pending` and are not complete, each with an error,
+    /// after which the transport touches their memory no more.
+    fn one_sided_end(&mut self) -> Vec<Completed> {
+        Vec::new()
+    }
+
     /// Whether pulls or operations are under way, for the sake of which the wire must be polled.
     #[inline]
     fn works(&self) -> bool {
@@ -394,6 +400,10 @@ impl Wire for AnyWire {
 
     fn one_sided_poll(&mut self) -> Result<Option<Completed>, WireFault> {
         each!(self, wire => wire.one_sided_poll())
+    }
+
+    fn one_sided_end(&mut self) -> Vec<Completed> {
+        each!(self, wire => wire.one_sided_end())
     }
 
     #[inline]

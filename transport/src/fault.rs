@@ -197,6 +197,10 @@ impl Wire for FaultWire {
         }
     }
 
+    fn one_sided_end(&mut self) -> Vec<Completed> {
+        self.inner.one_sided_end()
+    }
+
     fn works(&self) -> bool {
         self.inner.works()
     }

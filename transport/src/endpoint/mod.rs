@@ -239,8 +239,8 @@ impl Endpoint {
             pending: VecDeque::new(),
             rx: RxPool::default(),
             pool,
+            hubs: Hubs::new(Arc::clone(&regions)),
             regions,
-            hubs: Hubs::default(),
             woken: Vec::new(),
             maps: Arc::new(maps),
         };

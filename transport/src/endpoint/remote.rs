@@ -22,7 +22,7 @@
 //!     |<= Data { op, offset } bytes ... ===============|  bulk lane; or Answer, if it may not be
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use smallvec::smallvec;
@@ -113,7 +113,9 @@ impl Ops {
     /// Closes a region to peers: its key is void for what begins after this returns. Whether it
     /// was open.
     pub fn region_close(&mut self, key: RemoteKey) -> bool {
-        self.regions.close(key)
+        let was_open = self.regions.close(key);
+        self.hubs.region_close(key);
+        was_open
     }
 
     /// Writes to a peer's region. The bytes are copied, and may be reused at once;
@@ -421,8 +423,15 @@ impl Ops {
             .map(|(key, state)| transfer_id(key, state.generation))
             .collect();
         let mut done = Vec::new();
+        let mut ended: HashMap<u64, Returned> = channel
+            .wire
+            .one_sided_end()
+            .into_iter()
+            .map(|completed| (completed.id, completed.returned))
+            .collect();
         for op in ops {
-            if let Some((state, returned)) = channel.op_take(op, Returned::default()) {
+            let returned = ended.remove(&op).unwrap_or_default();
+            if let Some((state, returned)) = channel.op_take(op, returned) {
                 done.push((state.number, state.context, returned));
             }
         }

@@ -6,13 +6,15 @@
 
 use std::path::Path;
 
-use zerocopy::byteorder::little_endian::{U16, U32};
+use zerocopy::IntoBytes;
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
 
 use super::params::{
     Candidate, Card, FLAG_ETHERNET, FLAG_EXACT, FLAG_NEAR, FLAG_ROUTABLE, QueueCard,
     candidates_decode, candidates_encode,
 };
 use super::pull::source_encode;
+use super::remote::{LaneWord, Tell};
 
 fn hold(file: &str, bytes: &[u8], fields: &str) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/verbs");
@@ -88,6 +90,34 @@ fn golden_cards() {
         hold(file, &card.encode(), fields);
         assert_eq!(Card::decode(&card.encode()), Ok(card));
     }
+}
+
+#[test]
+fn golden_words() {
+    let tell = Tell {
+        key: U64::new(0x0102_0304_0506_0708),
+        len: U64::new(1 << 20),
+        at: U64::new(0x1112_1314_1516_1718),
+        device_key: U32::new(0x2122_2324),
+        access: 3,
+        native: 1,
+        reserved: U16::ZERO,
+    };
+    hold(
+        "tell",
+        tell.as_bytes(),
+        "u64 key, u64 length, u64 address, u32 device's key, u8 access, u8 native, 2 zeros",
+    );
+    let lane = LaneWord {
+        offer: U32::new(3),
+        number: U32::new(0x0012_3456),
+        sequence: U32::new(0x00ab_cdef),
+    };
+    hold(
+        "lane",
+        lane.as_bytes(),
+        "u32 offer, u32 number, u32 sequence",
+    );
 }
 
 #[test]

@@ -26,11 +26,13 @@ use super::objects::{
     CompletionQueue, Device, DeviceEvent, Path, ProtectionDomain, QueuePair, QueuePairLimits,
     SharedReceives,
 };
+use super::remote::{KIND_LANE_ANSWER, Remote, Served};
 use super::sys;
 use super::window::Window;
 use crate::backend::{Posted, WireFault};
 use crate::config::TransportConfig;
 use crate::counters::VerbsCounters;
+use crate::one_sided::RegionTable;
 use crate::wire::{
     FRAME_HEADER_BYTES, PULL_SEGMENT_BYTES, PULL_SEGMENTS_MAX, USER_HEADER_MAX_BYTES, WireError,
 };
@@ -46,6 +48,8 @@ const GRANT_MAX: u32 = (1 << 24) - 1;
 const CREDITS_MAX: u32 = 1 << 20;
 /// In a work request's id: it is a receive, and the rest is its slot.
 const ID_RECEIVE: u64 = 1 << 63;
+/// In a work request's id: it is an operation's, on a lane.
+const ID_LANE: u64 = 1 << 62;
 /// Completions taken by one call.
 const POLLED: usize = 32;
 /// Calls in one round: more would keep the wires waiting.
@@ -108,10 +112,16 @@ pub(super) struct Peer {
     credit_due: bool,
     device_fault: Option<RdmaError>,
     protocol_fault: Option<WireError>,
+    pub(super) remote: Remote,
 }
 
 impl Peer {
-    fn device_fault_note(&mut self, fault: RdmaError) {
+    /// The endpoint's name for it.
+    pub(super) fn place(&self) -> u32 {
+        self.place
+    }
+
+    pub(super) fn device_fault_note(&mut self, fault: RdmaError) {
         let before = self.device_fault.unwrap_or(fault);
         self.device_fault = Some(before.better(fault));
     }
@@ -182,6 +192,11 @@ impl HubSettings {
         }
     }
 
+    /// Work requests of a queue pair.
+    pub(super) fn sends_max(&self) -> u32 {
+        self.sends_max
+    }
+
     /// Bytes of the longest frame.
     pub(super) fn frame_max(&self) -> usize {
         // Whatever the settings are, an announcement of what may be pulled fits.
@@ -200,6 +215,9 @@ pub(super) struct Hub {
     receives: Arc<SharedReceives>,
     pub(super) domain: Arc<ProtectionDomain>,
     pub(super) cache: Cache,
+    pub(super) regions: Arc<RegionTable>,
+    /// Regions of the endpoint that peers' devices may reach, by their keys.
+    pub(super) serves: HashMap<u64, Served>,
     settings: HubSettings,
     receive_slots: Slots,
     receives_depth: u32,
@@ -220,7 +238,11 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    pub(super) fn new(device: &Arc<Device>, settings: HubSettings) -> io::Result<Self> {
+    pub(super) fn new(
+        device: &Arc<Device>,
+        settings: HubSettings,
+        regions: Arc<RegionTable>,
+    ) -> io::Result<Self> {
         let domain = ProtectionDomain::new(device)?;
         let most = |value: std::ffi::c_int| u32::try_from(value).unwrap_or(0);
         let receives_depth = settings
@@ -246,6 +268,8 @@ impl Hub {
             send_slots: Slots::new(&domain, frame_max),
             send_free: Vec::new(),
             under_way: 0,
+            regions,
+            serves: HashMap::new(),
             cache: Cache::new(
                 &domain,
                 settings.registered_max_bytes,
@@ -383,13 +407,7 @@ impl Hub {
             inline_bytes: INLINE_MAX as u32,
         };
         let queue = QueuePair::new(&self.completions, &self.receives, limits)?;
-        queue.init(
-            port,
-            sys::ACCESS_LOCAL_WRITE
-                | sys::ACCESS_REMOTE_READ
-                | sys::ACCESS_REMOTE_WRITE
-                | sys::ACCESS_REMOTE_ATOMIC,
-        )?;
+        queue.init(port, sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_READ)?;
         let number = queue.number();
         let key = self.peers.insert(Peer {
             queue,
@@ -410,6 +428,7 @@ impl Hub {
             credit_due: false,
             device_fault: None,
             protocol_fault: None,
+            remote: Remote::default(),
         });
         self.by_number.insert(number, key);
         self.promised += credits;
@@ -422,6 +441,7 @@ impl Hub {
         peer.queue.connect(path)?;
         peer.credits = credits;
         peer.reads_max = path.reads_started.into();
+        peer.remote.connected(path);
         Ok(())
     }
 
@@ -448,11 +468,15 @@ impl Hub {
             window,
             posted,
             retired,
+            mut remote,
             ..
         } = peer;
         // First, so that the device is done with the slots.
         drop(queue);
-        self.under_way -= posted.wrapping_sub(retired);
+        self.under_way -= posted.wrapping_sub(retired) + remote.under_way();
+        let (_, slots) = remote.end();
+        self.send_free.extend(slots);
+        self.told_forget(key);
         self.send_free
             .extend(held.into_iter().map(|(_, slot)| slot));
         self.promised -= window.target();
@@ -477,8 +501,12 @@ impl Hub {
             };
             for at in 0..count {
                 let done = self.polled[at];
-                match done.wr_id & ID_RECEIVE {
-                    0 => self.sent(&done),
+                match (done.wr_id & ID_RECEIVE, done.wr_id & ID_LANE) {
+                    (0, 0) => self.sent(&done),
+                    (0, _) => {
+                        let key = (done.wr_id & !ID_LANE) >> 32;
+                        self.lane_done(key as usize, done.wr_id as u32 as usize, &done);
+                    }
                     _ => self.received(&done),
                 }
             }
@@ -492,7 +520,7 @@ impl Hub {
     }
 
     #[inline]
-    fn wake(&mut self, place: u32) {
+    pub(super) fn wake(&mut self, place: u32) {
         if self.woken.last() != Some(&place) {
             self.woken.push(place);
         }
@@ -525,7 +553,7 @@ impl Hub {
             (false, ..) => Some("a peer sends what carries no credit"),
             (_, false, _) => Some("a peer sends more frames than it has credit for"),
             _ if credits > CREDITS_MAX => Some("a peer gives more credit than anybody has room"),
-            (.., KIND_FRAME | KIND_CREDIT | KIND_BULK) => None,
+            (.., KIND_FRAME..=KIND_LANE_ANSWER) => None,
             _ => Some("a peer sends what is of no known kind"),
         };
         if let Some(what) = wrong {
@@ -539,15 +567,38 @@ impl Hub {
         match kind {
             KIND_FRAME => peer.inbox.push_back(Arrival { slot, len }),
             KIND_BULK => peer.bulk.push_back(Arrival { slot, len }),
-            _ => {
+            KIND_CREDIT => {
                 peer.window.read();
                 self.slot_return(slot);
             }
+            _ => self.word_received(key, kind, slot, len as usize),
         }
         self.wake(place);
-        if self.peers[key].credit_due || kind == KIND_CREDIT {
+        if self.peers[key].credit_due || !matches!(kind, KIND_FRAME | KIND_BULK) {
             self.credit_return(key);
         }
+        if self.peers[key].remote.has_words() {
+            self.words_push(key);
+        }
+    }
+
+    fn word_received(&mut self, key: usize, kind: u8, slot: u32, len: usize) {
+        let mut bytes = [0; 64];
+        let taken = match bytes.get_mut(..len) {
+            Some(bytes) => {
+                self.receive_slots.read(slot, 0, bytes);
+                self.word_take(key, kind, bytes)
+            }
+            None => Err(WireError::Malformed {
+                what: "a word of a peer's is too long",
+            }),
+        };
+        let peer = &mut self.peers[key];
+        peer.window.read();
+        if let Err(error) = taken {
+            peer.protocol_fault.get_or_insert(error);
+        }
+        self.slot_return(slot);
     }
 
     /// A send is done, and so are all that were posted before it.
@@ -592,6 +643,9 @@ impl Hub {
         if due {
             self.credit_return(key);
         }
+        if self.peers[key].remote.has_words() {
+            self.words_push(key);
+        }
     }
 
     /// The frame's slot is read: it is posted again, and the peer is told when it is worth it.
@@ -632,9 +686,9 @@ impl Hub {
         let peer = &self.peers[key];
         let needed = match kind {
             KIND_CREDIT => 1,
-            KIND_FRAME => 2,
             // Frames go first: the stream leaves them half of the smallest window.
-            _ => 3,
+            KIND_BULK => 3,
+            _ => 2,
         };
         peer.credits >= needed
             && peer.under_way() < peer.queue.limits.sends
@@ -787,7 +841,78 @@ impl Hub {
         Ok(Posted::Done)
     }
 
-    fn send_slot_take(&mut self) -> Result<Option<u32>, WireFault> {
+    /// Completions that the queue has room for, besides those that may come.
+    pub(super) fn completions_spare(&self) -> u32 {
+        let taken = self.under_way + self.receive_slots.count();
+        self.depth.saturating_sub(taken)
+    }
+
+    /// An operation was posted to a lane.
+    pub(super) fn send_counted(&mut self) {
+        self.under_way += 1;
+        self.counters.one_sided += 1;
+        self.counters.signalled += 1;
+        self.counters.doorbells += 1;
+    }
+
+    /// So many sends can have no completion any more.
+    pub(super) fn send_retired(&mut self, count: u32) {
+        self.under_way -= count;
+    }
+
+    /// The id of an operation's work request.
+    pub(super) fn lane_id(key: usize, op: usize) -> u64 {
+        ID_LANE | (key as u64) << 32 | op as u64
+    }
+
+    /// A work request that reports when it is done.
+    pub(super) fn request_new(
+        id: u64,
+        opcode: std::ffi::c_uint,
+        piece: &mut sys::Sge,
+    ) -> sys::SendWr {
+        sys::SendWr {
+            wr_id: id,
+            next: null_mut(),
+            sg_list: piece,
+            num_sge: 1,
+            opcode,
+            send_flags: sys::SEND_SIGNALED,
+            imm_data: 0,
+            wr: sys::Remote {
+                rdma: sys::Rdma {
+                    remote_addr: 0,
+                    rkey: 0,
+                },
+            },
+            _rest: [0; 7],
+        }
+    }
+
+    pub(super) fn receives(&self) -> &Arc<SharedReceives> {
+        &self.receives
+    }
+
+    /// The connection with this key, if there is one (any more).
+    pub(super) fn peer_find(&mut self, key: usize) -> Option<&mut Peer> {
+        self.peers.get_mut(key)
+    }
+
+    pub(super) fn slot_write(&mut self, slot: u32, bytes: &[u8]) {
+        self.send_slots.write(slot, 0, bytes);
+        self.counters.copies += 1;
+        self.counters.copied_bytes += bytes.len() as u64;
+    }
+
+    pub(super) fn slot_piece(&self, slot: u32, len: usize) -> sys::Sge {
+        self.send_slots.piece(slot, len)
+    }
+
+    pub(super) fn slots_free(&mut self, slots: impl IntoIterator<Item = u32>) {
+        self.send_free.extend(slots);
+    }
+
+    pub(super) fn send_slot_take(&mut self) -> Result<Option<u32>, WireFault> {
         if self.send_free.is_empty() && self.send_slots.count() < self.settings.send_buffers {
             self.send_free.extend(self.send_slots.grow()?);
         }
@@ -827,6 +952,7 @@ impl Hub {
     pub(super) fn device_event(&mut self, event: DeviceEvent) {
         match event {
             DeviceEvent::QueuePair { number, .. } => {
+                // A lane's end is told by its completions, if anybody needs to know.
                 if let Some(key) = self.by_number.get(&number).copied() {
                     self.peers[key].device_fault_note(RdmaError::Flushed);
                     self.wake(self.peers[key].place);

@@ -27,6 +27,7 @@ mod objects;
 mod params;
 mod ports;
 mod pull;
+mod remote;
 mod sys;
 mod window;
 
@@ -54,6 +55,7 @@ use crate::backend::{
 use crate::buf::{Buf, BufMut};
 use crate::config::TransportConfig;
 use crate::counters::VerbsCounters;
+use crate::one_sided::{Completed, OneSidedOp, RegionTable, RemoteKey, Taken};
 use crate::wire::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, USER_HEADER_MAX_BYTES, WireError};
 
 /// What can be said of RDMA here: the ports that can be used, and those that cannot.
@@ -122,13 +124,29 @@ struct HubEntry {
 
 /// All hubs of an endpoint: one for each device, port and application, so that keys to memory are
 /// of no use outside the application of whoever was given them.
-#[derive(Default)]
 pub(crate) struct Hubs {
+    /// What the endpoint has opened to its peers.
+    regions: Arc<RegionTable>,
     entries: Vec<HubEntry>,
     ports: Option<Arc<Ports>>,
 }
 
 impl Hubs {
+    pub(crate) fn new(regions: Arc<RegionTable>) -> Self {
+        Self {
+            regions,
+            entries: Vec::new(),
+            ports: None,
+        }
+    }
+
+    /// A region is closed: no device reaches it when this returns.
+    pub(crate) fn region_close(&self, key: RemoteKey) {
+        for entry in &self.entries {
+            entry.hub.with(|hub| hub.region_close(key.0));
+        }
+    }
+
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -200,7 +218,11 @@ impl Hubs {
         if let Some(entry) = self.entries.iter().find(same) {
             return Ok(entry.hub.clone());
         }
-        let hub = Hub::new(&port.device, HubSettings::new(config))?;
+        let hub = Hub::new(
+            &port.device,
+            HubSettings::new(config),
+            Arc::clone(&self.regions),
+        )?;
         let at = self.entries.len() * 2;
         let completions = hub.completions.as_raw_fd();
         let device = hub.domain.device.async_fd();
@@ -534,6 +556,7 @@ impl Wire for VerbsWire {
             let there = !peer.inbox.is_empty()
                 || !peer.ops_done.is_empty()
                 || self.pulls.is_due()
+                || peer.remote.is_due()
                 || (want.bulk_in && !peer.bulk.is_empty())
                 || (want.room && hub.has_room(self.peer.key, KIND_FRAME))
                 || (want.bulk_room && hub.has_room(self.peer.key, KIND_BULK))
@@ -563,9 +586,29 @@ impl Wire for VerbsWire {
         self.pulls_advance().map_err(|fault| self.fault(fault))
     }
 
+    fn one_sided<'a>(&mut self, id: u64, op: OneSidedOp<'a>) -> Result<Taken<'a>, WireFault> {
+        if self.hung_up {
+            return Err(WireFault::Dead);
+        }
+        let key = self.peer.key;
+        let taken = self.peer.hub.with(|hub| hub.op_start(key, id, op));
+        taken.map_err(|fault| self.fault(fault))
+    }
+
+    fn one_sided_poll(&mut self) -> Result<Option<Completed>, WireFault> {
+        let key = self.peer.key;
+        Ok(self.peer.hub.with(|hub| hub.op_done_next(key)))
+    }
+
+    fn one_sided_end(&mut self) -> Vec<Completed> {
+        let key = self.peer.key;
+        self.peer.hub.with(|hub| hub.ops_end(key))
+    }
+
     #[inline]
     fn works(&self) -> bool {
-        !self.pulls.is_idle()
+        let key = self.peer.key;
+        !self.pulls.is_idle() || self.peer.hub.with(|hub| !hub.peer(key).remote.is_idle())
     }
 
     fn ready(&mut self, _bulk: bool) -> Result<(), WireFault> {

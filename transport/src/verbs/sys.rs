@@ -393,7 +393,6 @@ pub(crate) const WC_WITH_IMM: c_uint = 1 << 1;
 pub(crate) const ACCESS_LOCAL_WRITE: c_uint = 1;
 pub(crate) const ACCESS_REMOTE_WRITE: c_uint = 1 << 1;
 pub(crate) const ACCESS_REMOTE_READ: c_uint = 1 << 2;
-pub(crate) const ACCESS_REMOTE_ATOMIC: c_uint = 1 << 3;
 
 pub(crate) const QPT_RC: c_uint = 2;
 
@@ -417,6 +416,7 @@ pub(crate) const QP_SQ_PSN: c_int = 1 << 16;
 pub(crate) const QP_MAX_DEST_RD_ATOMIC: c_int = 1 << 17;
 pub(crate) const QP_DEST_QPN: c_int = 1 << 20;
 
+pub(crate) const WR_RDMA_WRITE: c_uint = 0;
 pub(crate) const WR_SEND_WITH_IMM: c_uint = 3;
 pub(crate) const WR_RDMA_READ: c_uint = 4;
 
