@@ -38,7 +38,7 @@ use rustix::mm::ProtFlags;
 
 use crate::buf::mapping::{Mapping, memfd_create_sized};
 use crate::buf::{Buf, BufMut};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// Names a registered region to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -228,15 +228,34 @@ impl OpenWords {
     }
 
     /// Writes as only its owner can, and none does.
-    #[cfg(test)]
+    #[cfg(all(test, not(praas_loom)))]
     pub(crate) fn scribble(&self, at: usize, bytes: &[u8]) {
         self.mapping.write(at, bytes);
     }
 
     fn set(&self, slot: u32, value: u64) {
-        let word = self.mapping.word64(slot as usize * 8);
-        word.store(value, Ordering::Release);
+        open_set(self.mapping.word64(slot as usize * 8), value);
     }
+}
+
+/// Sets an open word. What the owner does to the region's memory afterwards comes after it.
+fn open_set(word: &AtomicU64, value: u64) {
+    word.store(value, Ordering::Release);
+    fence(Ordering::SeqCst);
+}
+
+/// Before an operation: whether the region is open.
+#[inline]
+pub(crate) fn open_is(word: &AtomicU64, value: u64) -> bool {
+    word.load(Ordering::Acquire) == value
+}
+
+/// After a copy out of the region's memory: whether the region was open all the while, so that
+/// what was copied was its own.
+#[inline]
+pub(crate) fn open_was(word: &AtomicU64, value: u64) -> bool {
+    fence(Ordering::Acquire);
+    word.load(Ordering::Relaxed) == value
 }
 
 const REGION_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
@@ -715,5 +734,38 @@ mod tests {
         assert!(found.is_closed());
         let void = table.check(Verb::Get, at(key, 1, 2)).unwrap_err();
         assert_eq!(void, OneSidedError::Key);
+    }
+}
+
+#[cfg(all(test, praas_loom))]
+mod loom_tests {
+    use super::*;
+
+    /// The owner closes a shared buffer and uses its memory again; a peer that gets it meanwhile
+    /// has the old bytes, or is told that the key is void.
+    #[test]
+    fn loom_closed_memory_is_never_taken_for_the_regions() {
+        loom::model(|| {
+            let open = Arc::new(AtomicU64::new(5));
+            let bytes = Arc::new([AtomicU64::new(1), AtomicU64::new(1)]);
+            let (owner_open, owner_bytes) = (Arc::clone(&open), Arc::clone(&bytes));
+            let thread = loom::thread::spawn(move || {
+                open_set(&owner_open, 0);
+                for byte in &*owner_bytes {
+                    byte.store(2, Ordering::Relaxed);
+                }
+                open_set(&owner_open, 6);
+            });
+            if open_is(&open, 5) {
+                let got: Vec<u64> = bytes
+                    .iter()
+                    .map(|byte| byte.load(Ordering::Relaxed))
+                    .collect();
+                if open_was(&open, 5) {
+                    assert_eq!(got, [1, 1]);
+                }
+            }
+            thread.join().unwrap();
+        });
     }
 }

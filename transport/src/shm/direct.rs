@@ -27,9 +27,9 @@ use crate::backend::WireFault;
 use crate::buf::{Buf, BufMut};
 use crate::one_sided::{
     Completed, Memory, OneSidedError, OneSidedOp, PutBytes, RegionTable, RemoteKey, RemoteSlice,
-    Returned, Verb, access_check, op_return, word_change,
+    Returned, Verb, access_check, op_return, open_is, open_was, word_change,
 };
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::AtomicU64;
 use crate::wire::WireError;
 
 /// Operations up to this size are done at once.
@@ -118,16 +118,6 @@ impl Regions {
         socket.send(SocketMessage::RegionWanted { key }, None)
     }
 
-    /// Whether a region is open still.
-    #[inline]
-    fn is_open(words: Option<&PeerMap>, told: &RegionTold) -> bool {
-        let at = told.slot as usize * 8;
-        words.is_some_and(|words| {
-            at + 8 <= words.mapping.len
-                && words.mapping.word64(at).load(Ordering::Acquire) == told.open
-        })
-    }
-
     /// Does an operation, if its region is known.
     pub(super) fn run<'a>(
         &mut self,
@@ -176,7 +166,8 @@ impl Regions {
             }
         };
         // Memory that was closed meanwhile may have been used for something else.
-        let good = verb != Verb::Get || Self::is_open(words, &known.told);
+        let good = verb != Verb::Get
+            || open_word(words, &known.told).is_some_and(|word| open_was(word, known.told.open));
         let outcome = match good {
             true => Ok(value),
             false => Err(OneSidedError::Key),
@@ -252,7 +243,9 @@ impl Regions {
                 },
             ),
             LongBytes::Get { into } => {
-                let good = Self::is_open(self.words.as_deref(), &long.known.told);
+                let told = &long.known.told;
+                let word = open_word(self.words.as_deref(), told);
+                let good = word.is_some_and(|word| open_was(word, told.open));
                 let returned = Returned {
                     data: Some(into),
                     buf: None,
@@ -356,6 +349,13 @@ const UNASKED: WireError = WireError::Malformed {
     what: "a region that nobody asked for",
 };
 
+/// The word that says whether a region is open.
+#[inline]
+fn open_word<'a>(words: Option<&'a PeerMap>, told: &RegionTold) -> Option<&'a AtomicU64> {
+    let (words, at) = (words?, told.slot as usize * 8);
+    (at + 8 <= words.mapping.len).then(|| words.mapping.word64(at))
+}
+
 /// The checks in the order in which the owner makes them.
 #[inline]
 fn check(
@@ -367,7 +367,7 @@ fn check(
     if verb == Verb::Atomic && !at.offset.is_multiple_of(8) {
         return Err(OneSidedError::Misaligned(at.offset));
     }
-    if !Regions::is_open(words, told) {
+    if !open_word(words, told).is_some_and(|word| open_is(word, told.open)) {
         return Err(OneSidedError::Key);
     }
     access_check(verb, at, told.access, told.len)

@@ -168,7 +168,7 @@ mod tests {
         };
         prop_oneof![
             (0..12_u8, any::<u8>()).prop_map(move |(kind, len)| frame(kind, len)),
-            Just(frame(super::super::MARKER_KIND, 0)),
+            Just(frame(super::super::ring::MARKER_KIND, 0)),
             Just(vec![2]),
             Just(vec![3]),
             any::<u8>().prop_map(|len| vec![4, len]),

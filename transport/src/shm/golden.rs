@@ -6,10 +6,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::ring::{LINE_BYTES, RingReader, RingWriter};
+use super::ring::{LINE_BYTES, MARKER_KIND, RingReader, RingWriter};
 use super::segment::{SegmentLines, Word, segment_create};
 use super::socket::{RegionTold, SocketMessage};
-use super::{Layout, MARKER_KIND, layout_decode, layout_encode};
+use super::{Layout, layout_decode, layout_encode};
 use crate::buf::mapping::Mapping;
 use crate::one_sided::Access;
 use crate::wire::{FrameHeader, FrameKind};

@@ -23,7 +23,7 @@ use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::buf::mapping::{Mapping, memfd_check, memfd_create_sized};
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// Bytes of a life page.
 pub(crate) const LIFE_BYTES: usize = 4096;
@@ -145,7 +145,59 @@ impl LifeWatch {
     /// Whether the peer's process has ended.
     #[inline]
     pub(crate) fn dead(&self) -> bool {
-        let word: &AtomicU32 = self.page.word32(0);
-        word.load(Ordering::Relaxed) & OWNER_DIED != 0
+        owner_died(self.page.word32(0))
+    }
+}
+
+#[inline]
+fn owner_died(word: &AtomicU32) -> bool {
+    word.load(Ordering::Relaxed) & OWNER_DIED != 0
+}
+
+/// After a peer was found dead, and before the last look at what it has published.
+pub(super) fn death_fence() {
+    fence(Ordering::SeqCst);
+}
+
+#[cfg(all(test, praas_loom))]
+mod loom_tests {
+    use std::sync::Arc;
+
+    use super::super::ring::tests::{WordLines, frame, receive};
+    use super::super::ring::{RingReader, RingWriter};
+    use super::*;
+
+    /// Whoever looks once more after the word says that the peer is dead has its last frames.
+    #[test]
+    fn loom_a_dead_peers_last_frames_are_read() {
+        loom::model(|| {
+            let lines = WordLines::new(4);
+            let word = Arc::new(AtomicU32::new(7));
+            let mut writer = RingWriter::new(lines.clone());
+            let mut reader = RingReader::new(lines);
+            let dying = Arc::clone(&word);
+            let thread = loom::thread::spawn(move || {
+                for body in [[1], [2]] {
+                    assert!(writer.room(1).unwrap());
+                    writer.publish(&frame(1), &[], &[&body]);
+                }
+                // As the kernel does it, which has more than this between.
+                dying.fetch_or(OWNER_DIED, Ordering::AcqRel);
+            });
+            let mut got = Vec::new();
+            loop {
+                match receive(&mut reader) {
+                    Some(body) => got.extend(body),
+                    None if owner_died(&word) => break,
+                    None => loom::thread::yield_now(),
+                }
+            }
+            death_fence();
+            while let Some(body) = receive(&mut reader) {
+                got.extend(body);
+            }
+            assert_eq!(got, [1, 2]);
+            thread.join().unwrap();
+        });
     }
 }

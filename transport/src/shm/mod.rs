@@ -22,6 +22,7 @@
 mod attach;
 pub mod bare;
 mod bare_ring;
+mod bulk;
 mod direct;
 mod fuzz;
 #[cfg(all(test, not(praas_loom)))]
@@ -45,13 +46,14 @@ use mio::net::UnixStream;
 
 use self::attach::Attach;
 pub use self::attach::attach_refused;
+use self::bulk::{BulkReader, BulkWriter, SegmentBulk};
 use self::direct::{Direct, Owner, Regions};
 pub use self::fuzz::fuzz_shm;
-use self::life::LifeWatch;
+use self::life::{LifeWatch, death_fence};
 pub(crate) use self::maps::MapBudget;
 use self::maps::Maps;
 use self::pull::{Exposed, Pulls};
-use self::ring::{RingReader, RingWriter, lines_for};
+use self::ring::{GROWN_TWICE, GrowingReader, GrowingWriter, MARKER_KIND, lines_for};
 pub(crate) use self::segment::Layout;
 use self::segment::{SMALL_RING_BYTES, SegmentLines, Word, segment_create, segment_open};
 use self::sleep::{flag_lower, flag_raise, sleep_fence, sleeper_take};
@@ -65,15 +67,11 @@ use crate::backend::{
 use crate::buf::mapping::Mapping;
 use crate::buf::{Buf, BufMut};
 use crate::one_sided::{Completed, OneSidedOp, RegionTable, Taken};
-use crate::sync::atomic::{AtomicU32, Ordering, fence};
+use crate::sync::atomic::AtomicU32;
 use crate::wire::{FrameHeader, FrameKind, WireError};
 
-/// In place of a frame's kind: the next frame is at the start of the large ring.
-const MARKER_KIND: u8 = 0xff;
 /// Bodies above this go to the large ring.
 const SMALL_BODY_MAX: usize = SMALL_RING_BYTES / 4;
-/// Bulk bytes after which the other side is told.
-const BULK_STEP: usize = 64 << 10;
 /// Empty polls between two looks at the peer's life word.
 const LIFE_POLLS: u32 = 64;
 /// Rounds of work between two looks at the socket, while answers or questions may come there.
@@ -199,15 +197,10 @@ pub(crate) struct ShmWire {
     layout: Layout,
     /// The direction we write; we read the other one.
     direction: usize,
-    tx: RingWriter<SegmentLines>,
-    tx_large: bool,
-    rx: RingReader<SegmentLines>,
-    rx_large: bool,
-    bulk_tail: u64,
-    bulk_tail_seen: u64,
-    bulk_head: u64,
-    bulk_head_seen: u64,
-    bulk_head_told: u64,
+    tx: GrowingWriter<SegmentLines>,
+    rx: GrowingReader<SegmentLines>,
+    bulk_tx: BulkWriter<SegmentBulk>,
+    bulk_rx: BulkReader<SegmentBulk>,
     /// Whether both sides are registered for membarriers, so that fences are the sleeper's.
     barrier: bool,
     armed: bool,
@@ -228,9 +221,13 @@ impl ShmWire {
         let ShmMemory { segment, layout } = memory;
         let socket = Socket::new(socket, early).map_err(io::Error::other)?;
         let direction = usize::from(!dialler);
+        let small = |direction| SegmentLines::small(&segment, layout, direction);
+        let large = |direction| SegmentLines::large(&segment, layout, direction);
         let mut wire = Self {
-            tx: RingWriter::new(SegmentLines::small(&segment, layout, direction)),
-            rx: RingReader::new(SegmentLines::small(&segment, layout, 1 - direction)),
+            tx: GrowingWriter::new(small(direction), large(direction), SMALL_BODY_MAX),
+            rx: GrowingReader::new(small(1 - direction), large(1 - direction)),
+            bulk_tx: BulkWriter::new(SegmentBulk::new(&segment, layout, direction)),
+            bulk_rx: BulkReader::new(SegmentBulk::new(&segment, layout, 1 - direction)),
             sharing: Box::new(Sharing::new(sharing, &socket)),
             socket,
             socket_more: false,
@@ -238,13 +235,6 @@ impl ShmWire {
             segment,
             layout,
             direction,
-            tx_large: false,
-            rx_large: false,
-            bulk_tail: 0,
-            bulk_tail_seen: 0,
-            bulk_head: 0,
-            bulk_head_seen: 0,
-            bulk_head_told: 0,
             barrier,
             armed: false,
             hung_up: false,
@@ -331,15 +321,6 @@ impl ShmWire {
         Ok(())
     }
 
-    /// Whether a frame with such a body can be sent now.
-    #[inline(always)]
-    fn frame_room(&mut self, body: usize) -> Result<bool, WireError> {
-        if !self.tx_large && (body > SMALL_BODY_MAX || !self.tx.room(lines_for(body))?) {
-            self.grow();
-        }
-        Ok(!self.tx_large || self.tx.room(lines_for(body))?)
-    }
-
     /// Tells the peer of a put whose bytes are there; false if there is no room.
     fn immediate_send(&mut self, value: u64, len: u64) -> Result<bool, WireFault> {
         let frame = FrameHeader::new(FrameKind::Immediate);
@@ -355,19 +336,9 @@ impl ShmWire {
         moved
     }
 
-    /// Goes on in the large ring: the marker tells the reader.
-    fn grow(&mut self) {
-        let mut marker = [0; 32];
-        marker[0] = MARKER_KIND;
-        self.tx.publish(&marker, &[], &[]);
-        let lines = SegmentLines::large(&self.segment, self.layout, self.direction);
-        self.tx = RingWriter::new(lines);
-        self.tx_large = true;
-    }
-
     #[inline]
     fn body_max(&self) -> usize {
-        let ring = match self.rx_large {
+        let ring = match self.rx.grown() {
             true => self.layout.ring_bytes / 2,
             false => SMALL_BODY_MAX,
         };
@@ -377,11 +348,11 @@ impl ShmWire {
     /// The next frame in the ring, if any, without asking whether the peer lives.
     #[inline(always)]
     fn take(&mut self, pool: &mut RxPool, into: &mut Received) -> Result<bool, WireFault> {
-        if !self.rx.ready() {
+        if !self.rx.ring.ready() {
             return Ok(false);
         }
         let mut bytes = [0; 32];
-        self.rx.header(&mut bytes);
+        self.rx.ring.header(&mut bytes);
         match bytes[0] {
             MARKER_KIND => self.take_large(pool, into),
             _ => self.take_frame(bytes, pool, into),
@@ -392,22 +363,14 @@ impl ShmWire {
     #[cold]
     #[inline(never)]
     fn take_large(&mut self, pool: &mut RxPool, into: &mut Received) -> Result<bool, WireFault> {
-        let twice = WireError::Malformed {
-            what: "ring grown twice",
-        };
-        if self.rx_large {
-            return Err(twice.into());
-        }
-        self.rx_large = true;
-        let lines = SegmentLines::large(&self.segment, self.layout, 1 - self.direction);
-        self.rx = RingReader::new(lines);
-        if !self.rx.ready() {
+        self.rx.grow()?;
+        if !self.rx.ring.ready() {
             return Ok(false);
         }
         let mut bytes = [0; 32];
-        self.rx.header(&mut bytes);
+        self.rx.ring.header(&mut bytes);
         match bytes[0] {
-            MARKER_KIND => Err(twice.into()),
+            MARKER_KIND => Err(GROWN_TWICE.into()),
             _ => self.take_frame(bytes, pool, into),
         }
     }
@@ -437,8 +400,8 @@ impl ShmWire {
         if into.buf.is_empty() {
             into.buf = pool.take();
         }
-        self.rx.body(&mut into.buf[..body]);
-        if self.rx.advance(body) {
+        self.rx.ring.body(&mut into.buf[..body]);
+        if self.rx.ring.advance(body) {
             self.wake(1 - self.direction, Word::WriterSleeps)?;
         }
         (into.header, into.at) = (header, 0);
@@ -461,7 +424,7 @@ impl ShmWire {
     #[cold]
     #[inline(never)]
     fn take_last(&mut self, pool: &mut RxPool, into: &mut Received) -> Result<bool, WireFault> {
-        fence(Ordering::SeqCst);
+        death_fence();
         match self.take(pool, into)? {
             true => Ok(true),
             false => Err(WireFault::Dead),
@@ -480,48 +443,6 @@ impl ShmWire {
             true => Ok(true),
             false => self.take_empty(pool, into),
         }
-    }
-
-    fn bulk_room(&mut self) -> Result<usize, WireError> {
-        let capacity = self.layout.bulk_bytes as u64;
-        if self.bulk_tail - self.bulk_head_seen == capacity {
-            let at = self.word(self.direction, Word::BulkHead);
-            let head = self.segment.word64(at).load(Ordering::Acquire);
-            if head < self.bulk_head_seen || head > self.bulk_tail {
-                return Err(WireError::Malformed {
-                    what: "bulk ring's head is out of range",
-                });
-            }
-            self.bulk_head_seen = head;
-        }
-        Ok((capacity - (self.bulk_tail - self.bulk_head_seen)) as usize)
-    }
-
-    fn bulk_there(&mut self) -> Result<usize, WireError> {
-        if self.bulk_tail_seen == self.bulk_head {
-            let at = self.word(1 - self.direction, Word::BulkTail);
-            let tail = self.segment.word64(at).load(Ordering::Acquire);
-            let capacity = self.layout.bulk_bytes as u64;
-            if tail < self.bulk_tail_seen || tail - self.bulk_head > capacity {
-                return Err(WireError::Malformed {
-                    what: "bulk ring's tail is out of range",
-                });
-            }
-            self.bulk_tail_seen = tail;
-        }
-        Ok((self.bulk_tail_seen - self.bulk_head) as usize)
-    }
-
-    fn bulk_tell_head(&mut self) -> Result<(), WireFault> {
-        if self.bulk_head_told != self.bulk_head {
-            self.bulk_head_told = self.bulk_head;
-            let at = self.word(1 - self.direction, Word::BulkHead);
-            self.segment
-                .word64(at)
-                .store(self.bulk_head, Ordering::Release);
-            self.wake(1 - self.direction, Word::WriterSleeps)?;
-        }
-        Ok(())
     }
 
     #[inline]
@@ -544,11 +465,11 @@ impl Wire for ShmWire {
         payload: &[&[u8]],
     ) -> Result<Posted, WireFault> {
         let body = user_header.len() + payload.iter().map(|part| part.len()).sum::<usize>();
-        if !self.frame_room(body)? {
+        if !self.tx.room_for(body)? {
             return Ok(Posted::Busy);
         }
         let header: &[u8; 32] = zerocopy::transmute_ref!(header);
-        self.tx.publish(header, user_header, payload);
+        self.tx.ring.publish(header, user_header, payload);
         self.wake(self.direction, Word::ReaderSleeps)?;
         Ok(Posted::Done)
     }
@@ -565,28 +486,7 @@ impl Wire for ShmWire {
     }
 
     fn bulk_write(&mut self, bytes: &[u8]) -> Result<usize, WireFault> {
-        let capacity = self.layout.bulk_bytes;
-        let mut written = 0;
-        while written < bytes.len() {
-            let room = self.bulk_room()?;
-            if room == 0 {
-                break;
-            }
-            let at = (self.bulk_tail as usize) & (capacity - 1);
-            let count = room
-                .min(bytes.len() - written)
-                .min(capacity - at)
-                .min(BULK_STEP);
-            let base = self.layout.bulk_at(self.direction);
-            self.segment
-                .write(base + at, &bytes[written..written + count]);
-            written += count;
-            self.bulk_tail += count as u64;
-            let tail_at = self.word(self.direction, Word::BulkTail);
-            self.segment
-                .word64(tail_at)
-                .store(self.bulk_tail, Ordering::Release);
-        }
+        let written = self.bulk_tx.write(bytes)?;
         if written > 0 {
             self.wake(self.direction, Word::ReaderSleeps)?;
         }
@@ -594,28 +494,16 @@ impl Wire for ShmWire {
     }
 
     fn bulk_read(&mut self, into: &mut [u8]) -> Result<usize, WireFault> {
-        let capacity = self.layout.bulk_bytes;
         let mut read = 0;
         while read < into.len() {
-            let there = self.bulk_there()?;
-            if there == 0 {
+            let (count, told) = self.bulk_rx.read(&mut into[read..])?;
+            if told {
+                self.wake(1 - self.direction, Word::WriterSleeps)?;
+            }
+            if count == 0 {
                 break;
             }
-            let at = (self.bulk_head as usize) & (capacity - 1);
-            let count = there
-                .min(into.len() - read)
-                .min(capacity - at)
-                .min(BULK_STEP);
-            let base = self.layout.bulk_at(1 - self.direction);
-            self.segment.read(base + at, &mut into[read..read + count]);
             read += count;
-            self.bulk_head += count as u64;
-            if self.bulk_head - self.bulk_head_told >= BULK_STEP as u64 {
-                self.bulk_tell_head()?;
-            }
-        }
-        if self.bulk_head == self.bulk_tail_seen {
-            self.bulk_tell_head()?;
         }
         Ok(read)
     }
@@ -624,7 +512,7 @@ impl Wire for ShmWire {
         if self.hung_up {
             return Ok(false);
         }
-        self.rx.publish();
+        self.rx.ring.publish();
         self.wake(1 - self.direction, Word::WriterSleeps)?;
         flag_raise(self.sleep_flag(1 - self.direction, Word::ReaderSleeps));
         if want.room || want.bulk_room {
@@ -632,18 +520,18 @@ impl Wire for ShmWire {
         }
         sleep_fence(self.barrier);
         // A frame needs room for the largest body, so that what was refused surely fits.
-        let largest = match self.tx_large {
+        let largest = match self.tx.grown() {
             true => lines_for((self.layout.ring_bytes / 2).min(RX_BYTES)),
             false => 1,
         };
-        let there = self.rx.ready()
+        let there = self.rx.ring.ready()
             || self.life.dead()
             || self.socket_more
             || self.sharing.pulls.ready()
             || self.sharing.regions.ready()
-            || (want.bulk_in && self.bulk_there()? > 0)
-            || (want.room && self.tx.room(largest)?)
-            || (want.bulk_room && self.bulk_room()? > 0);
+            || (want.bulk_in && self.bulk_rx.there()? > 0)
+            || (want.room && self.tx.ring.room(largest)?)
+            || (want.bulk_room && self.bulk_tx.room()? > 0);
         if there {
             self.flags_lower();
         }
@@ -719,7 +607,7 @@ impl Wire for ShmWire {
             _ => (None, 0),
         };
         // The room is looked for first, so that what cannot be told is not done either.
-        if immediate.is_some() && !self.frame_room(0)? {
+        if immediate.is_some() && !self.tx.room_for(0)? {
             return Ok(Taken::Busy(op));
         }
         match self.sharing.regions.run(id, op, &mut self.socket)? {

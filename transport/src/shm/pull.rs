@@ -414,3 +414,56 @@ impl Pull {
         }
     }
 }
+
+#[cfg(all(test, praas_loom))]
+mod loom_tests {
+    use loom::cell::UnsafeCell;
+
+    use super::super::ring::tests::{WordLines, frame, receive};
+    use super::super::ring::{RingReader, RingWriter};
+    use super::*;
+
+    struct Block(UnsafeCell<u64>);
+
+    // SAFETY: one side has the block at a time, which is what the model is to show: loom checks
+    // every access.
+    unsafe impl Sync for Block {}
+
+    fn wait(reader: &mut RingReader<WordLines>) {
+        while receive(reader).is_none() {
+            loom::thread::yield_now();
+        }
+    }
+
+    /// The receiver reads the sender's block between the announcement and its Fin; the sender uses
+    /// it again after that.
+    #[test]
+    fn loom_an_exposed_block_is_left_alone_until_fin() {
+        loom::model(|| {
+            let (there, back) = (WordLines::new(4), WordLines::new(4));
+            let block = Arc::new(Block(UnsafeCell::new(0)));
+            let mut announce = RingWriter::new(there.clone());
+            let mut announced = RingReader::new(there);
+            let mut finish = RingWriter::new(back.clone());
+            let mut finished = RingReader::new(back);
+            let exposed = Arc::clone(&block);
+            let sender = loom::thread::spawn(move || {
+                for value in [7, 8] {
+                    // SAFETY: loom has checked that nobody else has the block now.
+                    exposed.0.with_mut(|block| unsafe { *block = value });
+                    assert!(announce.room(1).unwrap());
+                    announce.publish(&frame(1), &[], &[&[1]]);
+                    wait(&mut finished);
+                }
+            });
+            for value in [7, 8] {
+                wait(&mut announced);
+                // SAFETY: loom has checked that nobody writes the block now.
+                assert_eq!(block.0.with(|block| unsafe { *block }), value);
+                assert!(finish.room(1).unwrap());
+                finish.publish(&frame(1), &[], &[&[2]]);
+            }
+            sender.join().unwrap();
+        });
+    }
+}

@@ -242,6 +242,92 @@ impl<L: Lines> RingReader<L> {
     }
 }
 
+/// In place of a frame's kind: the next frame is at the start of the large ring.
+pub(super) const MARKER_KIND: u8 = 0xff;
+/// A peer grows its ring once.
+pub(super) const GROWN_TWICE: WireError = WireError::Malformed {
+    what: "ring grown twice",
+};
+
+/// The writing side of a small ring that goes on in a large one when it is full.
+pub(super) struct GrowingWriter<L> {
+    pub(super) ring: RingWriter<L>,
+    /// The large ring, until it is the one that is written.
+    large: Option<L>,
+    /// Bodies above this go to the large ring.
+    small_body_max: usize,
+}
+
+impl<L: Lines> GrowingWriter<L> {
+    pub(super) fn new(small: L, large: L, small_body_max: usize) -> Self {
+        Self {
+            ring: RingWriter::new(small),
+            large: Some(large),
+            small_body_max,
+        }
+    }
+
+    pub(super) fn grown(&self) -> bool {
+        self.large.is_none()
+    }
+
+    /// Whether a frame with such a body can be published now.
+    ///
+    /// # Errors
+    /// As [`RingWriter::room`].
+    #[inline(always)]
+    pub(super) fn room_for(&mut self, body: usize) -> Result<bool, WireError> {
+        let lines = lines_for(body);
+        if self.large.is_some() {
+            if body <= self.small_body_max && self.ring.room(lines)? {
+                return Ok(true);
+            }
+            self.grow();
+        }
+        self.ring.room(lines)
+    }
+
+    /// Goes on in the large ring: the marker, for which a line was kept, tells the reader.
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self) {
+        if let Some(large) = self.large.take() {
+            let mut marker = [0; 32];
+            marker[0] = MARKER_KIND;
+            self.ring.publish(&marker, &[], &[]);
+            self.ring = RingWriter::new(large);
+        }
+    }
+}
+
+/// The reading side of a ring that grows.
+pub(super) struct GrowingReader<L> {
+    pub(super) ring: RingReader<L>,
+    large: Option<L>,
+}
+
+impl<L: Lines> GrowingReader<L> {
+    pub(super) fn new(small: L, large: L) -> Self {
+        Self {
+            ring: RingReader::new(small),
+            large: Some(large),
+        }
+    }
+
+    pub(super) fn grown(&self) -> bool {
+        self.large.is_none()
+    }
+
+    /// The frame that is there is a marker: goes on in the large ring.
+    ///
+    /// # Errors
+    /// The ring has grown before.
+    pub(super) fn grow(&mut self) -> Result<(), WireError> {
+        self.ring = RingReader::new(self.large.take().ok_or(GROWN_TWICE)?);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -430,6 +516,46 @@ pub(crate) mod tests {
                 let got = loop {
                     if let Some(got) = receive(&mut reader) {
                         break got;
+                    }
+                    loom::thread::yield_now();
+                };
+                assert_eq!(got, body);
+            }
+            thread.join().unwrap();
+        });
+    }
+
+    /// Two threads, a small ring that is full after two frames, and a large one for the others.
+    #[cfg(praas_loom)]
+    #[test]
+    fn loom_a_ring_grows_and_loses_nothing() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let (small, large) = (WordLines::new(4), WordLines::new(8));
+            let mut writer = GrowingWriter::new(small.clone(), large.clone(), 24);
+            let mut reader = GrowingReader::new(small, large);
+            let bodies: [Vec<u8>; 4] = [vec![1], vec![2], vec![3], vec![4; 30]];
+            let sent = bodies.clone();
+            let thread = loom::thread::spawn(move || {
+                for body in sent {
+                    while !writer.room_for(body.len()).unwrap() {
+                        loom::thread::yield_now();
+                    }
+                    writer.ring.publish(&frame(body.len()), &[], &[&body]);
+                }
+                assert!(writer.grown(), "what does not fit goes to the large ring");
+            });
+            for body in bodies {
+                let got = loop {
+                    let mut header = [0; 32];
+                    if reader.ring.ready() {
+                        reader.ring.header(&mut header);
+                        if header[0] == MARKER_KIND {
+                            reader.grow().unwrap();
+                            continue;
+                        }
+                        break receive(&mut reader.ring).unwrap();
                     }
                     loom::thread::yield_now();
                 };

@@ -309,7 +309,7 @@ fn operations_are_loads_and_stores_once_a_region_is_known() {
         ) => assert_eq!(&*data, b"abcdefgh"),
         other => panic!("{other:?}"),
     }
-    assert!(!pair.a.wire.rx.ready(), "frames were sent");
+    assert!(!pair.a.wire.rx.ring.ready(), "frames were sent");
     // What is long goes by pieces.
     let op = OneSidedOp::Put {
         key,
