@@ -78,7 +78,7 @@ pub(crate) struct BlockFile {
 impl BlockFile {
     /// # Errors
     /// There are as many files as may be, or the system refuses one.
-    pub(super) fn create(bytes: usize, pool: u64, rules: FileRules) -> io::Result<Arc<Self>> {
+    pub(crate) fn create(bytes: usize, pool: u64, rules: FileRules) -> io::Result<Arc<Self>> {
         let number = {
             let mut files = files();
             if files.open >= rules.files_max {
@@ -136,7 +136,7 @@ impl BlockFile {
     }
 
     /// Writes as only its owner can, and none does.
-    #[cfg(test)]
+    #[cfg(all(test, not(praas_loom)))]
     pub(crate) fn scribble(&self, at: usize, bytes: &[u8]) {
         self.mapping.write(at, bytes);
     }

@@ -39,6 +39,9 @@ pub const HUGE_FROM_BYTES: usize = 1 << 20;
 
 const CLASS_MIN_SHIFT: u32 = 6;
 const CLASSES: usize = 42;
+/// Files up to this size are faulted in when they are made; larger ones as they are filled, lest
+/// whoever asks for one stand still.
+const POPULATED_MAX_BYTES: usize = 16 << 20;
 /// Freed bytes that a pool keeps per size class.
 const KEPT_PER_CLASS_BYTES: usize = 64 << 20;
 
@@ -204,7 +207,9 @@ impl PoolShared {
     fn block_file(&self, class: usize, size: usize, rules: FileRules) -> Option<Block> {
         if size >= HUGE_FROM_BYTES {
             let file = BlockFile::create(size, self.number, rules).ok()?;
-            file.populate();
+            if size <= POPULATED_MAX_BYTES {
+                file.populate();
+            }
             file.lend();
             return Some(Block::within(&file, 0, size));
         }
