@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::buf::file::FileRules;
 use crate::fault::FaultPlan;
 
 /// Settings of an [`crate::Endpoint`].
@@ -158,6 +159,14 @@ pub struct ConfigError {
 pub const MESSAGE_HARD_MAX_BYTES: u64 = 1 << 40;
 
 impl TransportConfig {
+    /// Which buffers are in memory that peers can map.
+    pub(crate) fn file_rules(&self) -> Option<FileRules> {
+        self.shm_expose.then_some(FileRules {
+            block_max_bytes: self.shm_expose_max_bytes,
+            files_max: self.shm_files_max,
+        })
+    }
+
     /// Checks the settings against one another.
     ///
     /// # Errors
@@ -199,6 +208,12 @@ impl TransportConfig {
             rule(good, name, value as u64, "from 1 byte to 120 KiB")?;
         }
         self.verbs_check(rule)?;
+        rule(
+            self.shm_maps_max <= 32 << 10,
+            "shm_maps_max",
+            self.shm_maps_max as u64,
+            "at most 2^15, half of what the system allows",
+        )?;
         rule(
             (1..=4096).contains(&self.transfers_inflight_max),
             "transfers_inflight_max",

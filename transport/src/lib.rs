@@ -36,7 +36,7 @@ pub use endpoint::{
     SendError, SendFailure, TransportError, WaitMode, Waker,
 };
 pub use one_sided::{Access, MemoryRegion, OneSidedError, RegionError, RemoteKey};
-pub use shm::{attach_refused, bare};
+pub use shm::{bare, shm_describe};
 #[doc(hidden)]
 pub use shm::{fuzz_shm, fuzz_socket};
 pub use ticket::{Authenticator, Credential, Keyring, RefuseReason, Role, Secret, Ticket};

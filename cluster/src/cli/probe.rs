@@ -120,7 +120,17 @@ pub fn probe(transport: TransportKind) -> Result<String, String> {
                     .map(|ports| format!("{ports}; "))?,
                 _ => String::new(),
             };
-            return Ok(format!("{ports}eager up to {} bytes", info.eager_max));
+            let large = match transport {
+                TransportKind::Shm => {
+                    let large = praas_transport::shm_describe(&TransportConfig::default());
+                    format!("; {large}")
+                }
+                _ => String::new(),
+            };
+            return Ok(format!(
+                "{ports}eager up to {} bytes{large}",
+                info.eager_max
+            ));
         }
     }
     Err(format!("no channel within {PATIENCE:?}"))
@@ -131,8 +141,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tcp_is_there_wherever_tests_run() {
+    fn tcp_and_shared_memory_are_there_wherever_tests_run() {
         let detail = probe(TransportKind::Tcp).unwrap();
         assert!(detail.starts_with("eager up to"), "{detail}");
+        let detail = probe(TransportKind::Shm).unwrap();
+        assert!(detail.contains("private memory is"), "{detail}");
     }
 }

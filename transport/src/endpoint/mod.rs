@@ -57,7 +57,6 @@ pub use self::types::{
 use crate::address::{Address, TransportKind};
 use crate::backend::{Received, RxPool};
 use crate::buf::BufPool;
-use crate::buf::file::FileRules;
 use crate::config::TransportConfig;
 use crate::mem::MemListener;
 use crate::one_sided::RegionTable;
@@ -211,11 +210,7 @@ impl Endpoint {
             asleep: AtomicBool::new(false),
             woken: AtomicBool::new(false),
         };
-        let files = config.shm_expose.then_some(FileRules {
-            block_max_bytes: config.shm_expose_max_bytes,
-            files_max: config.shm_files_max,
-        });
-        let pool = BufPool::with_files(config.buffers_max_bytes, files);
+        let pool = BufPool::with_files(config.buffers_max_bytes, config.file_rules());
         let maps = MapBudget::new(config.shm_maps_max, config.shm_maps_max_bytes);
         let regions = Arc::new(RegionTable::new(config.regions_max));
         let ops = Ops {

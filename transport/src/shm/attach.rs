@@ -15,13 +15,33 @@ use super::life::LifeWatch;
 /// Why reading by the kernel was refused last, in this process.
 static REFUSED: Mutex<Option<String>> = Mutex::new(None);
 
-/// Why private memory of peers on this host cannot be read directly, if that was tried and failed:
-/// large messages from it are then copied twice.
-pub fn attach_refused() -> Option<String> {
+/// Why a peer's private memory could not be read, if that was tried and failed.
+pub(super) fn attach_refused() -> Option<String> {
     REFUSED
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone()
+}
+
+/// Whether processes like this one may read one another, as far as it can be told without a peer.
+///
+/// # Errors
+/// Why not.
+pub(super) fn attach_check() -> Result<(), String> {
+    if let Some(why) = attach_refused() {
+        return Err(why);
+    }
+    let (from, mut into) = ([1; 8], [0; 8]);
+    let address = from.as_ptr().expose_provenance() as u64;
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    read_all(own, address, &mut into).map_err(|error| format!("process_vm_readv: {error}"))?;
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    match scope.as_deref().map_or("0", str::trim) {
+        "0" => Ok(()),
+        // Root, or rather its capability, is above scope 1 and 2.
+        "1" | "2" if rustix::process::geteuid().is_root() => Ok(()),
+        scope => Err(format!("kernel.yama.ptrace_scope is {scope}")),
+    }
 }
 
 /// The way into a peer's private memory.
@@ -120,5 +140,6 @@ mod tests {
         assert!(!attach.read(8, &mut into, &life) && attach.is_open());
         assert!(!attach.read(u64::MAX - 9, &mut into, &life) && attach.is_open());
         assert!(!Attach::none().is_open());
+        assert_eq!(attach_check(), Ok(()));
     }
 }

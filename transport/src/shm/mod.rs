@@ -44,8 +44,7 @@ use std::sync::{Arc, OnceLock};
 
 use mio::net::UnixStream;
 
-use self::attach::Attach;
-pub use self::attach::attach_refused;
+use self::attach::{Attach, attach_check};
 use self::bulk::{BulkReader, BulkWriter, SegmentBulk};
 use self::direct::{Direct, Owner, Regions};
 pub use self::fuzz::fuzz_shm;
@@ -64,8 +63,10 @@ use crate::backend::{
     Posted, PullSegment, PullSource, Pulled, RX_BYTES, Received, RxBuf, RxPool, Want, Wire,
     WireFault,
 };
+use crate::buf::file::BlockFile;
 use crate::buf::mapping::Mapping;
 use crate::buf::{Buf, BufMut};
+use crate::config::TransportConfig;
 use crate::one_sided::{Completed, OneSidedOp, RegionTable, Taken};
 use crate::sync::atomic::AtomicU32;
 use crate::wire::{FrameHeader, FrameKind, WireError};
@@ -78,6 +79,27 @@ const LIFE_POLLS: u32 = 64;
 const SOCKET_ROUNDS: u32 = 16;
 /// Messages that are taken from the socket before frames get their turn.
 const SOCKET_MESSAGES: usize = 64;
+
+/// How large messages go over shared memory here, and why not better.
+pub fn shm_describe(config: &TransportConfig) -> String {
+    let rules = config.file_rules();
+    let mapped = match rules {
+        None => "buffers are private (shm_expose)".to_owned(),
+        Some(rules) => match BlockFile::create(4096, 0, rules) {
+            Ok(_) => format!(
+                "buffers up to {} bytes are copied once",
+                rules.block_max_bytes
+            ),
+            Err(error) => format!("buffers are private: {error}"),
+        },
+    };
+    let private = match config.shm_attach.then(attach_check) {
+        Some(Ok(())) => "private memory is read by the kernel".to_owned(),
+        Some(Err(why)) => format!("private memory is copied twice: {why}"),
+        None => "private memory is copied twice (shm_attach)".to_owned(),
+    };
+    format!("{mapped}; {private}")
+}
 
 /// What a channel needs to know for sharing more memory than its segment.
 pub(crate) struct ShmSharing {

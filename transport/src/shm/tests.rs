@@ -140,7 +140,7 @@ fn private_buffers_are_read_by_the_kernel() {
     let mut pair = pair(true);
     let bytes = pattern(2_000_000);
     let pulled = pull(&mut pair, &[Buf::from_vec(bytes.clone())]).unwrap();
-    if let Some(why) = super::attach_refused() {
+    if let Some(why) = super::attach::attach_refused() {
         assert!(!pulled.whole);
         println!("SKIP: {why}");
         return;
