@@ -58,6 +58,8 @@ pub enum DemoTransport {
     Shm,
     /// Unix sockets.
     Unix,
+    /// RDMA; its processes listen at the address of an RDMA port, beyond loopback.
+    Verbs,
     /// TCP.
     Tcp,
 }
@@ -69,7 +71,19 @@ impl DemoTransport {
             Self::Auto => None,
             Self::Shm => Some(TransportKind::Shm),
             Self::Unix => Some(TransportKind::Unix),
+            Self::Verbs => Some(TransportKind::Verbs),
             Self::Tcp => Some(TransportKind::Tcp),
+        }
+    }
+
+    /// Settings of the cluster that it takes.
+    fn settings(self) -> Vec<String> {
+        match self {
+            Self::Verbs => vec![
+                "agent.host_verbs_listen=[\"0.0.0.0:0\"]".into(),
+                "agent.beyond_loopback=true".into(),
+            ],
+            Self::Auto | Self::Shm | Self::Unix | Self::Tcp => Vec::new(),
         }
     }
 }
@@ -190,7 +204,9 @@ impl Work {
     fn deploy(&mut self, workers: &[String]) -> Result<ControlClient, DemoError> {
         self.show
             .begin("starting a control plane and an agent", None);
-        let session = self.cluster.start(&self.options.settings)?;
+        let mut settings = self.options.transport.settings();
+        settings.extend_from_slice(&self.options.settings);
+        let session = self.cluster.start(&settings)?;
         let control = session.control.with_wait(PATIENCE);
         let force = self.options.transport.force();
         let force = force.map(|kind| ("force".to_owned(), kind.name().into()));
