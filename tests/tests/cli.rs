@@ -273,7 +273,7 @@ fn commands_without_a_cluster_say_what_to_do() {
     let info = lab.one(&["info"]);
     let transports = info["transports"].as_array().expect("a list");
     let named: Vec<_> = transports.iter().map(|row| &row["transport"]).collect();
-    assert_eq!(named, ["shm", "unix", "tcp"]);
+    assert_eq!(named, ["shm", "unix", "verbs", "tcp"]);
     let set = lab.one(&["config", "client.wait_ms", "--set", "client.wait_ms=7"]);
     assert_eq!(set["value"], 7);
     std::fs::create_dir(lab.run_dir()).expect("a directory");
