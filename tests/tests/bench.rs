@@ -1,34 +1,118 @@
-//! `praas bench latency` makes its records, also where both processes share one CPU.
+//! `praas bench` makes its records, also where both processes share one CPU and with a peer that is
+//! served elsewhere; and says what is wrong where it cannot.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
-fn records(arguments: &[&str]) -> Vec<Value> {
-    let done = Command::new(env!("CARGO_BIN_EXE_praas"))
-        .args(["bench", "latency", "--json"])
-        .args(arguments)
-        .output()
-        .expect("praas runs");
+/// A secret of a measurement between hosts.
+const SECRET: &str = "known to both of them";
+
+fn praas(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_praas"));
+    command.arg("bench").args(arguments);
+    command.env_remove("PRAAS_BENCH_SECRET");
+    command
+}
+
+fn output(command: &mut Command) -> Output {
+    command.output().expect("praas runs")
+}
+
+fn lines(done: &Output) -> Vec<Value> {
     let errors = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{arguments:?}: {errors}");
-    let text = String::from_utf8(done.stdout).expect("JSON is UTF-8");
+    assert!(done.status.success(), "{errors}");
+    let text = std::str::from_utf8(&done.stdout).expect("JSON is UTF-8");
     let line = |line| serde_json::from_str(line).expect("one object a line");
     text.lines().map(line).collect()
 }
 
+fn records(arguments: &[&str]) -> Vec<Value> {
+    lines(&output(praas(arguments).arg("--json")))
+}
+
+fn text<'a>(record: &'a Value, key: &str) -> &'a str {
+    record[key].as_str().expect("a text")
+}
+
 fn whats(records: &[Value]) -> Vec<String> {
     let named = |record: &Value| {
-        let text = |key| record[key].as_str().expect("a text");
-        let (transport, what) = (text("transport"), text("what"));
+        let (transport, what) = (text(record, "transport"), text(record, "what"));
         format!("{transport} {} {what}", record["bytes"])
     };
     records.iter().map(named).collect()
 }
 
+/// Every field of a record, in the order of their names.
+const FIELDS: &[&str] = &[
+    "batch",
+    "bench",
+    "bytes",
+    "commit",
+    "floor",
+    "floor_p50_ns",
+    "floor_ratio",
+    "floor_ratio_high",
+    "floor_ratio_low",
+    "floor_share",
+    "iterations",
+    "machine",
+    "mb_per_s",
+    "over_channel_high_ns",
+    "over_channel_low_ns",
+    "over_channel_ns",
+    "p50_ns",
+    "p99_ns",
+    "pairs",
+    "peer_machine",
+    "per_s",
+    "settings",
+    "transport",
+    "what",
+    "window",
+];
+
+/// Whether a record has what every one of its kind has.
+fn record_check(record: &Value) {
+    let mut keys: Vec<&String> = record.as_object().expect("an object").keys().collect();
+    keys.sort_unstable();
+    assert_eq!(keys, FIELDS);
+    let (p50, p99) = (record["p50_ns"].as_f64(), record["p99_ns"].as_f64());
+    assert!(p50 > Some(0.0) && p99 >= p50, "{record}");
+    assert!(record["per_s"].as_f64() > Some(0.0), "{record}");
+    assert!(record["iterations"].as_u64() > Some(0), "{record}");
+    let is = |what| text(record, "what") == what;
+    for key in [
+        "floor_ratio",
+        "floor_ratio_low",
+        "floor_share",
+        "floor_p50_ns",
+    ] {
+        assert_eq!(record[key].is_number(), is("channel"), "{key} of {record}");
+    }
+    for key in ["over_channel_ns", "over_channel_low_ns"] {
+        assert_eq!(record[key].is_number(), is("invoke"), "{key} of {record}");
+    }
+    assert_eq!(record["floor"].is_string(), !is("invoke"), "{record}");
+    let moves = ["bandwidth", "bibw", "rate", "put", "get"];
+    let moves = moves.contains(&text(record, "bench"));
+    assert_eq!(record["mb_per_s"].is_number(), moves, "{record}");
+    let machine = &record["machine"];
+    assert!(
+        machine["cpu"].is_string() && machine["kernel"].is_string(),
+        "{machine}"
+    );
+    assert!(machine["cores"].is_number() && record["commit"].is_string());
+    for key in ["cpu", "peer_cpu", "memory", "eager_max_bytes", "connect"] {
+        assert!(record["settings"].get(key).is_some(), "{key} of {record}");
+    }
+}
+
 #[test]
 fn every_record_is_there_with_machine_and_commit() {
-    let records = records(&["--bytes", "8,100000", "--runs", "2"]);
+    let records = records(&["latency", "--bytes", "8,100000", "--runs", "2"]);
     let mut expected = Vec::new();
     for transport in ["shm", "unix", "tcp"] {
         for bytes in [8, 100_000] {
@@ -38,49 +122,85 @@ fn every_record_is_there_with_machine_and_commit() {
         }
     }
     assert_eq!(whats(&records), expected);
-    for record in records {
-        let mut keys: Vec<&String> = record.as_object().expect("an object").keys().collect();
-        keys.sort_unstable();
-        let all = [
-            "bytes",
-            "commit",
-            "floor_ratio",
-            "machine",
-            "over_channel_ns",
-            "p50_ns",
-            "p99_ns",
-            "transport",
-            "what",
-        ];
-        assert_eq!(keys, all);
-        let (p50, p99) = (record["p50_ns"].as_f64(), record["p99_ns"].as_f64());
-        assert!(p50 > Some(0.0) && p99 >= p50, "{record}");
-        assert_eq!(
-            record["floor_ratio"].is_number(),
-            record["what"] == "channel"
-        );
-        assert_eq!(
-            record["over_channel_ns"].is_number(),
-            record["what"] == "invoke"
-        );
-        let machine = &record["machine"];
-        assert!(
-            machine["cpu"].is_string() && machine["kernel"].is_string(),
-            "{machine}"
-        );
-        assert!(machine["cores"].is_number() && record["commit"].is_string());
+    for record in &records {
+        record_check(record);
+        assert_eq!(text(record, "bench"), "latency");
+    }
+}
+
+/// A short run of a kind of traffic over every transport of this host, small and large.
+fn kind_check(arguments: &[&str], name: &str, sized: bool) {
+    let mut all = arguments.to_vec();
+    all.extend(["--transport", "mem,shm,unix,tcp", "--runs", "2"]);
+    if sized {
+        all.extend(["--bytes", "8,100000"]);
+    }
+    let records = records(&all);
+    let sizes = if sized { 2 } else { 1 };
+    assert_eq!(records.len(), 4 * sizes * 2, "{name}");
+    for record in &records {
+        record_check(record);
+        assert_eq!(text(record, "bench"), name);
     }
 }
 
 #[test]
+fn bandwidth_is_measured_over_every_transport() {
+    kind_check(&["bandwidth", "--window", "4"], "bandwidth", true);
+}
+
+#[test]
+fn bandwidth_both_ways_is_measured_over_every_transport() {
+    kind_check(
+        &["bibw", "--window", "4", "--memory", "private"],
+        "bibw",
+        true,
+    );
+}
+
+#[test]
+fn rates_are_measured_over_every_transport() {
+    kind_check(&["rate", "--window", "100"], "rate", true);
+}
+
+#[test]
+fn puts_are_measured_over_every_transport() {
+    kind_check(&["put"], "put", true);
+}
+
+#[test]
+fn gets_are_measured_over_every_transport() {
+    kind_check(&["get", "--window", "4"], "get", true);
+}
+
+#[test]
+fn atomics_are_measured_over_every_transport() {
+    kind_check(&["atomics", "-W", "3"], "fetch_add", false);
+    let swaps = ["atomics", "--operation", "compare-swap"];
+    kind_check(&swaps, "compare_swap", false);
+}
+
+#[test]
+fn connecting_is_measured_over_every_transport() {
+    kind_check(&["connect"], "connect", false);
+}
+
+#[test]
 fn a_measurement_on_one_cpu_ends() {
-    let records = records(&["--bytes", "8", "--runs", "1", "--pin", "0,0"]);
-    assert_eq!(records.len(), 9);
+    for kind in ["latency", "bandwidth"] {
+        let bytes = ["--bytes", "8", "--runs", "1", "--pin", "0,0"];
+        let arguments = [&[kind][..], &bytes].concat();
+        let records = records(&arguments);
+        let whats = if kind == "latency" { 3 } else { 2 };
+        assert_eq!(records.len(), 3 * whats);
+        assert_eq!(records[0]["settings"]["peer_cpu"], 0);
+    }
 }
 
 #[test]
 fn only_what_is_asked_for_is_measured() {
     let records = records(&[
+        "latency",
         "--transport",
         "shm",
         "--what",
@@ -95,18 +215,315 @@ fn only_what_is_asked_for_is_measured() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_a_wrong_use() {
-    for wrong in [
-        &["--bytes", "0"][..],
-        &["--transport", "mem"],
-        &["--what", "nothing"],
-        &["--pin", "0"],
-    ] {
-        let done = Command::new(env!("CARGO_BIN_EXE_praas"))
-            .args(["bench", "latency"])
-            .args(wrong)
-            .output()
+fn iterations_are_as_many_as_were_asked_for() {
+    let arguments = ["bandwidth", "-t", "shm", "-m", "1:4", "-i", "25", "-x", "3"];
+    let records = records(&arguments);
+    let channels = ["shm 1 channel", "shm 2 channel", "shm 4 channel"];
+    let floors = ["shm 1 floor", "shm 2 floor", "shm 4 floor"];
+    let expected: Vec<&str> = floors
+        .into_iter()
+        .zip(channels)
+        .flat_map(<[_; 2]>::from)
+        .collect();
+    assert_eq!(whats(&records), expected);
+    for record in &records {
+        assert_eq!(
+            (&record["iterations"], &record["window"]),
+            (&25.into(), &64.into())
+        );
+    }
+}
+
+#[test]
+fn people_get_tables_that_their_scripts_can_read() {
+    let arguments = ["bandwidth", "-t", "shm", "-m", "8,64", "-i", "5"];
+    let done = output(&mut praas(&arguments));
+    let text = String::from_utf8(done.stdout).expect("a table");
+    let (comments, rows): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.starts_with('#'));
+    assert!(
+        comments
+            .iter()
+            .any(|line| line.contains("Bandwidth (MB/s)"))
+    );
+    assert!(comments.iter().any(|line| line.contains("commit")));
+    for (row, size) in rows.iter().zip(["8", "64"]) {
+        let mut words = row.split_whitespace();
+        assert_eq!(words.next(), Some(size));
+        let figure = words.next().and_then(|word| word.parse::<f64>().ok());
+        assert!(figure > Some(0.0), "{row}");
+    }
+    assert_eq!(rows.len(), 2);
+}
+
+/// Fields of comma-separated values, as RFC 4180 has them.
+fn csv_fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let (mut quoted, mut characters) = (false, line.chars().peekable());
+    while let Some(character) = characters.next() {
+        let last = fields.len() - 1;
+        match (character, quoted) {
+            ('"', true) if characters.peek() == Some(&'"') => {
+                fields[last].extend(characters.next());
+            }
+            ('"', _) => quoted = !quoted,
+            (',', false) => fields.push(String::new()),
+            (other, _) => fields[last].push(other),
+        }
+    }
+    assert!(!quoted, "{line}");
+    fields
+}
+
+/// Checks that elements end where they must and attributes are quoted.
+fn xml_check(text: &str) {
+    let mut open = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('<') {
+        assert!(
+            !rest[..at].contains('>'),
+            "a stray end before {}",
+            &rest[at..]
+        );
+        let end = at + rest[at..].find('>').expect("a tag ends");
+        let tag = &rest[at + 1..end];
+        rest = &rest[end + 1..];
+        assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+        let name = |tag: &str| tag.split_whitespace().next().unwrap_or_default().to_owned();
+        match (tag.strip_prefix('/'), tag.ends_with('/')) {
+            (Some(closed), _) => assert_eq!(open.pop(), Some(name(closed))),
+            (None, true) => {}
+            (None, false) => open.push(name(tag)),
+        }
+    }
+    assert_eq!(open, Vec::<String>::new());
+}
+
+#[test]
+fn records_go_to_files_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (csv, svg) = (file("figures.csv"), file("figures.svg"));
+    let files = ["--csv", &csv, "--svg", &svg];
+    let arguments = ["latency", "-t", "shm,tcp", "-m", "8:64", "-i", "20"];
+    let records = records(&[&arguments[..], &files].concat());
+    assert_eq!(records.len(), 2 * 4 * 3);
+
+    let csv = std::fs::read_to_string(csv).expect("the file is there");
+    let mut rows = csv.lines().map(csv_fields);
+    let names = rows.next().expect("names");
+    let at = |name| {
+        names
+            .iter()
+            .position(|other| other == name)
+            .expect("a column")
+    };
+    let rows: Vec<Vec<String>> = rows.collect();
+    assert_eq!(rows.len(), records.len());
+    for (row, record) in rows.iter().zip(&records) {
+        assert_eq!(row.len(), names.len());
+        for name in ["what", "transport", "commit"] {
+            assert_eq!(row[at(name)], text(record, name));
+        }
+        assert_eq!(row[at("machine_cpu")], text(&record["machine"], "cpu"));
+        let p50: f64 = row[at("p50_ns")].parse().expect("a number");
+        assert_eq!(Some(p50), record["p50_ns"].as_f64());
+        assert_eq!(
+            row[at("floor_ratio")].is_empty(),
+            record["floor_ratio"].is_null()
+        );
+    }
+
+    let svg = std::fs::read_to_string(svg).expect("the file is there");
+    assert!(svg.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\""));
+    xml_check(&svg);
+    // Floor, channel and invocation, for each of both transports.
+    assert_eq!(svg.matches("<polyline").count(), 6);
+    assert_eq!(svg.matches("<circle").count(), 6 * 4);
+    assert!(!svg.contains("NaN") && !svg.contains("inf"));
+}
+
+/// A peer for `--connect`; it ends with this.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(sessions: &str) -> Self {
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--json"];
+        let mut child = praas(&arguments)
+            .args(["--sessions", sessions])
+            .env("PRAAS_BENCH_SECRET", SECRET)
+            .stdout(Stdio::piped())
+            .spawn()
             .expect("praas runs");
-        assert_eq!(done.status.code(), Some(2), "{wrong:?}");
+        let mut line = String::new();
+        let out = child.stdout.take().expect("standard output");
+        BufReader::new(out).read_line(&mut line).expect("a line");
+        let said: Value = serde_json::from_str(&line).expect("an object");
+        assert!(said.get("secret").is_none());
+        let address = text(&said, "listen").to_owned();
+        Self { child, address }
+    }
+
+    fn connect(&self, arguments: &[&str], secret: &str) -> Output {
+        let mut command = praas(arguments);
+        command.args(["--connect", &self.address, "--json"]);
+        output(command.env("PRAAS_BENCH_SECRET", secret))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_peer_is_served_elsewhere() {
+    let mut server = Server::start("3");
+    for (kind, count) in [("latency", 3), ("bandwidth", 2), ("connect", 2)] {
+        let mut arguments = vec![kind, "--runs", "2"];
+        if kind != "connect" {
+            arguments.extend(["--bytes", "100000"]);
+        }
+        let records = lines(&server.connect(&arguments, SECRET));
+        assert_eq!(records.len(), count, "{kind}");
+        for record in &records {
+            record_check(record);
+            assert_eq!(text(record, "transport"), "tcp");
+            assert_eq!(record["peer_machine"], record["machine"]);
+            assert_eq!(text(&record["settings"], "connect"), server.address);
+        }
+    }
+    let ended = server.child.wait().expect("it ends after three");
+    assert!(ended.success());
+}
+
+#[test]
+fn nobody_gets_in_without_the_secret() {
+    let server = Server::start("1");
+    let refused = server.connect(&["connect", "--runs", "1"], "known to nobody else");
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(errors.contains("the secret is another one"), "{errors}");
+    // It serves on.
+    let records = lines(&server.connect(&["connect", "--runs", "1"], SECRET));
+    assert_eq!(records.len(), 2);
+}
+
+fn failed(command: &mut Command) -> (Option<i32>, String) {
+    let done = output(command);
+    let errors = String::from_utf8_lossy(&done.stderr).into_owned();
+    (done.status.code(), errors)
+}
+
+#[test]
+fn what_cannot_be_measured_is_a_wrong_use() {
+    for (wrong, why) in [
+        (&["latency", "--bytes", "0"][..], "a size is empty"),
+        (&["latency", "--bytes", "12parsecs"], "no size"),
+        (&["latency", "--bytes", "8:4"], "no range"),
+        (&["bandwidth", "--bytes", "1G"], "too many"),
+        (&["latency", "--transport", "pigeon"], "no transport"),
+        (&["latency", "--what", "nothing"], "cannot be measured"),
+        (&["latency", "--pin", "0"], "two CPU numbers"),
+        (&["rate", "--window", "0"], "a window of 0"),
+        (&["put", "-W", "1000000"], "a window of 1000000"),
+        (&["connect", "-i", "0"], "0"),
+        (&["latency", "--secret-file", "f"], "--connect"),
+        (
+            &["latency", "--connect", "127.0.0.1:1"],
+            "PRAAS_BENCH_SECRET",
+        ),
+        (
+            &["serve", "--listen", "127.0.0.1:0", "--sessions", "0"],
+            "0",
+        ),
+    ] {
+        let (code, errors) = failed(&mut praas(wrong));
+        assert_eq!(code, Some(2), "{wrong:?}: {errors}");
+        assert!(errors.contains(why), "{wrong:?}: {errors}");
+    }
+    let mut remote = praas(&["latency", "--connect", "127.0.0.1:1", "-t", "shm"]);
+    let (code, errors) = failed(remote.env("PRAAS_BENCH_SECRET", SECRET));
+    assert_eq!(code, Some(2));
+    assert!(errors.contains("'shm' stays within a host"), "{errors}");
+    let mut short = praas(&["serve", "--listen", "127.0.0.1:0"]);
+    let (code, errors) = failed(short.env("PRAAS_BENCH_SECRET", "short"));
+    assert_eq!(code, Some(2));
+    assert!(errors.contains("too short"), "{errors}");
+}
+
+#[test]
+fn a_secret_that_others_can_read_is_none() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("secret");
+    std::fs::write(&file, SECRET).expect("a file");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).expect("its owner may");
+    let name = file.to_str().expect("UTF-8");
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--secret-file", name];
+    let (code, errors) = failed(&mut praas(&arguments));
+    assert_eq!(code, Some(2));
+    assert!(errors.contains("can be read by others"), "{errors}");
+}
+
+#[test]
+fn who_cannot_be_reached_is_named() {
+    // A port that was free a moment ago, and that nobody listens at.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = free.local_addr().expect("its address").to_string();
+    drop(free);
+    let mut nobody = praas(&["latency", "--connect", &address]);
+    let (code, errors) = failed(nobody.env("PRAAS_BENCH_SECRET", SECRET));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains(&address), "{errors}");
+    let folder = "/nowhere/figures.csv";
+    let (code, errors) = failed(&mut praas(&["connect", "--csv", folder]));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains(folder), "{errors}");
+}
+
+/// Hundredths of a second that a process has used a CPU for.
+fn busy(process: u32) -> u64 {
+    let read = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let (_, fields) = read.rsplit_once(')').unwrap_or_default();
+    let used = fields.split_whitespace().nth(11);
+    used.map_or(0, |used| used.parse().expect("a number"))
+}
+
+/// The children of a process.
+fn children(of: u32) -> Vec<u32> {
+    let path = format!("/proc/{of}/task/{of}/children");
+    let read = std::fs::read_to_string(Path::new(&path)).unwrap_or_default();
+    let numbers = read.split_whitespace().map(str::parse);
+    numbers.collect::<Result<_, _>>().expect("process ids")
+}
+
+#[test]
+fn a_peer_that_dies_in_the_middle_is_an_error() {
+    for kind in ["latency", "bandwidth", "put"] {
+        let arguments = [kind, "-t", "shm", "-m", "8", "--runs", "1000000"];
+        let measuring = praas(&arguments)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("praas runs");
+        let peer = praas_tests::cluster_lab::eventually("a peer measures", || {
+            let peer = children(measuring.id()).first().copied();
+            peer.filter(|peer| busy(*peer) > 30)
+        });
+        let killed = Command::new("kill")
+            .args(["-9", &peer.to_string()])
+            .status();
+        assert!(killed.expect("kill runs").success());
+        let done = measuring.wait_with_output().expect("it ends");
+        let errors = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("peer"), "{errors}");
     }
 }

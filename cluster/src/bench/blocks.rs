@@ -65,8 +65,8 @@ impl Bench {
         match (self, what) {
             (Self::Latency, What::Invoke) | (Self::Connect, _) => 1.0,
             (Self::Latency, _) => 2.0,
-            (Self::Bandwidth | Self::Rate, _) => window as f64,
             (Self::Bibw, _) => 2.0 * window as f64,
+            _ => window as f64,
         }
     }
 }
@@ -168,6 +168,7 @@ impl Rig {
                 links.step(&turn)?;
                 block.add(&mut from, 1);
             }
+            links.end(&turn)?;
             Ok(block)
         })
     }
@@ -281,7 +282,8 @@ impl Series {
             ..
         } = self.turn;
         let p50_ns = percentile(&sorted, 0.5);
-        let windowed = bench.windowed();
+        let windowed = bench.streams() || bench.one_sided();
+        let moves = bench.streams() || matches!(bench, Bench::Put | Bench::Get);
         let sized = bench != Bench::Connect;
         Record {
             window: if windowed { window } else { 1 },
@@ -289,7 +291,7 @@ impl Series {
             batch: self.batch,
             p50_ns,
             p99_ns: percentile(&sorted, 0.99),
-            mb_per_s: windowed.then(|| bytes as f64 * 1e3 / p50_ns),
+            mb_per_s: moves.then(|| bytes as f64 * 1e3 / p50_ns),
             per_s: 1e9 / p50_ns,
             floor: (what != What::Invoke)
                 .then(|| floor_kind(bench, transport, memory, bytes).to_owned()),

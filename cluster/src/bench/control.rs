@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use praas_runtime::directory::Resolved;
-use praas_transport::{Address, TransportConfig, TransportKind};
+use praas_transport::{Address, RemoteKey, TransportConfig, TransportKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub(super) struct Ready {
     pub(super) process: Resolved,
     pub(super) channel: Address,
     pub(super) raw: RawAddress,
+    /// The region for one-sided operations.
+    pub(super) region: Option<RemoteKey>,
     pub(super) machine: Machine,
 }
 

@@ -54,8 +54,8 @@ pub use self::blocks::{Setting, bench_measure};
 pub use self::error::BenchError;
 pub use self::machine::Machine;
 pub use self::options::{
-    BenchCommand, Common, ConnectOptions, LatencyOptions, ServeOptions, Sizes, Sizing,
-    WindowOptions,
+    AtomicOperation, AtomicsOptions, BenchCommand, Common, ConnectOptions, LatencyOptions,
+    OneSidedOptions, ServeOptions, Sizes, Sizing, WindowOptions,
 };
 pub use self::plan::{BLOCK, Memory, Plan};
 pub use self::remote::{Remote, SECRET_ENV, secret_read};
@@ -77,18 +77,45 @@ pub enum Bench {
     Bibw,
     /// Windows of small messages one way.
     Rate,
+    /// Writing to the peer's memory.
+    Put,
+    /// Reading the peer's memory.
+    Get,
+    /// Adding to a word of the peer's memory.
+    #[serde(rename = "fetch_add")]
+    FetchAdd,
+    /// Comparing and setting a word of the peer's memory.
+    #[serde(rename = "compare_swap")]
+    CompareSwap,
     /// Connections that are opened and closed.
     Connect,
 }
 
 impl Bench {
-    /// The name, as in records and on the command line.
+    /// All kinds.
+    pub const ALL: [Self; 9] = [
+        Self::Latency,
+        Self::Bandwidth,
+        Self::Bibw,
+        Self::Rate,
+        Self::Put,
+        Self::Get,
+        Self::FetchAdd,
+        Self::CompareSwap,
+        Self::Connect,
+    ];
+
+    /// The name, as in records.
     pub fn name(self) -> &'static str {
         match self {
             Self::Latency => "latency",
             Self::Bandwidth => "bandwidth",
             Self::Bibw => "bibw",
             Self::Rate => "rate",
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::FetchAdd => "fetch_add",
+            Self::CompareSwap => "compare_swap",
             Self::Connect => "connect",
         }
     }
@@ -103,9 +130,10 @@ impl Bench {
 
     fn bytes_default(self) -> Vec<usize> {
         match self {
-            Self::Latency => vec![8, 1 << 10, 64 << 10, 1 << 20],
+            Self::Latency | Self::Put | Self::Get => vec![8, 1 << 10, 64 << 10, 1 << 20],
             Self::Bandwidth | Self::Bibw => vec![4 << 10, 64 << 10, 1 << 20, 4 << 20],
             Self::Rate => vec![8, 64, 512],
+            Self::FetchAdd | Self::CompareSwap => vec![8],
             // The byte that says that a connection is there.
             Self::Connect => vec![1],
         }
@@ -115,8 +143,21 @@ impl Bench {
         match self {
             Self::Bandwidth | Self::Bibw => 64,
             Self::Rate => 1024,
-            Self::Latency | Self::Connect => 1,
+            _ => 1,
         }
+    }
+
+    /// Whether the peer's memory is reached without the peer.
+    fn one_sided(self) -> bool {
+        matches!(
+            self,
+            Self::Put | Self::Get | Self::FetchAdd | Self::CompareSwap
+        )
+    }
+
+    /// Whether streams of messages are measured.
+    fn streams(self) -> bool {
+        matches!(self, Self::Bandwidth | Self::Bibw | Self::Rate)
     }
 }
 
@@ -300,13 +341,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_records() {
-        for bench in [
-            Bench::Latency,
-            Bench::Bandwidth,
-            Bench::Bibw,
-            Bench::Rate,
-            Bench::Connect,
-        ] {
+        for bench in Bench::ALL {
             let json = serde_json::to_string(&bench).unwrap();
             assert_eq!(json, format!("\"{}\"", bench.name()));
         }

@@ -20,6 +20,12 @@ pub enum BenchCommand {
     Bibw(WindowOptions),
     /// Small messages a second, one way, by size
     Rate(WindowOptions),
+    /// Writing to the peer's memory, by size
+    Put(OneSidedOptions),
+    /// Reading the peer's memory, by size
+    Get(OneSidedOptions),
+    /// Adding to, or comparing and setting, a word of the peer's memory
+    Atomics(AtomicsOptions),
     /// Opening a channel, with its handshake, and closing it
     Connect(ConnectOptions),
     /// Do the other side's part for `--connect` on another host
@@ -37,6 +43,9 @@ impl BenchCommand {
             Self::Bandwidth(options) => options.plan(Bench::Bandwidth),
             Self::Bibw(options) => options.plan(Bench::Bibw),
             Self::Rate(options) => options.plan(Bench::Rate),
+            Self::Put(options) => options.plan(Bench::Put),
+            Self::Get(options) => options.plan(Bench::Get),
+            Self::Atomics(options) => options.plan(),
             Self::Connect(options) => options.plan(),
             Self::Serve(options) => return serve(&options, json),
         }?;
@@ -195,6 +204,83 @@ impl WindowOptions {
             ..plan
         };
         Ok((plan, files))
+    }
+}
+
+/// `praas bench put` and `get`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct OneSidedOptions {
+    /// What all measurements can be told.
+    #[command(flatten)]
+    pub common: Common,
+    /// Sizes.
+    #[command(flatten)]
+    pub sizing: Sizing,
+    /// Operations that are posted before their completions are waited for
+    #[arg(
+        short = 'W',
+        long,
+        visible_short_alias = 'O',
+        value_name = "N",
+        default_value_t = 1
+    )]
+    pub window: usize,
+    /// Where payloads lie
+    #[arg(long, value_enum, default_value_t = Memory::Pooled)]
+    pub memory: Memory,
+}
+
+impl OneSidedOptions {
+    fn plan(self, bench: Bench) -> Result<(Plan, Files), BenchError> {
+        let (plan, files) = self.sizing.apply(self.common.plan(bench)?);
+        let (window, memory) = (self.window, self.memory);
+        let plan = Plan {
+            window,
+            memory,
+            ..plan
+        };
+        Ok((plan, files))
+    }
+}
+
+/// What is done to a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum AtomicOperation {
+    /// Add to it.
+    FetchAdd,
+    /// Set it if it is what is expected.
+    CompareSwap,
+}
+
+/// `praas bench atomics`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AtomicsOptions {
+    /// What all measurements can be told.
+    #[command(flatten)]
+    pub common: Common,
+    /// What is done to the word
+    #[arg(long, value_enum, default_value_t = AtomicOperation::FetchAdd)]
+    pub operation: AtomicOperation,
+    /// Operations that are posted before their completions are waited for
+    #[arg(
+        short = 'W',
+        long,
+        visible_short_alias = 'O',
+        value_name = "N",
+        default_value_t = 1
+    )]
+    pub window: usize,
+}
+
+impl AtomicsOptions {
+    fn plan(self) -> Result<(Plan, Files), BenchError> {
+        let bench = match self.operation {
+            AtomicOperation::FetchAdd => Bench::FetchAdd,
+            AtomicOperation::CompareSwap => Bench::CompareSwap,
+        };
+        let (plan, files) = self.common.plan(bench)?;
+        let window = self.window;
+        Ok((Plan { window, ..plan }, files))
     }
 }
 

@@ -186,25 +186,21 @@ impl<'a> Report<'a> {
             let peer = settings.peer_cpu.map(|cpu| format!(" and {cpu}"));
             facts.push(format!("CPU {cpu}{}", peer.unwrap_or_default()));
         }
-        if bench.windowed() {
+        if bench.streams() || bench.one_sided() {
             facts.push(format!("windows of {}", self.plan.window));
+        }
+        if bench.streams() {
             facts.push(format!("{} memory", settings.memory));
         }
         if let Some(eager) = settings.eager_max_bytes {
             facts.push(format!("eager up to {eager} bytes"));
         }
         let floor = records.iter().find_map(|record| record.floor.as_deref());
-        if let (Some(floor), false) = (floor, bench.windowed()) {
+        if let (Some(floor), false) = (floor, bench.streams()) {
             facts.push(format!("floor: {floor}"));
         }
         text += &format!("# {}\n", facts.join(", "));
         text + columns(bench) + "\n"
-    }
-}
-
-impl Bench {
-    pub(super) fn windowed(self) -> bool {
-        matches!(self, Self::Bandwidth | Self::Bibw | Self::Rate)
     }
 }
 
@@ -214,6 +210,10 @@ fn about(bench: Bench) -> &'static str {
         Bench::Bandwidth => "windows of messages one way",
         Bench::Bibw => "windows of messages both ways at once",
         Bench::Rate => "windows of small messages one way",
+        Bench::Put => "writing to the peer's memory",
+        Bench::Get => "reading the peer's memory",
+        Bench::FetchAdd => "adding to a word of the peer's memory",
+        Bench::CompareSwap => "comparing and setting a word of the peer's memory",
         Bench::Connect => "opening a channel and closing it",
     }
 }
@@ -229,6 +229,10 @@ fn columns(bench: Bench) -> &'static str {
         }
         Bench::Rate => {
             "# Size         Messages/s  Floor (1/s)    Share  [95 %        ]    MB/s  Floor"
+        }
+        Bench::Put | Bench::Get | Bench::FetchAdd | Bench::CompareSwap => {
+            "# Size     Latency (us)    p99 (us)  Floor (us)   Ratio  [95 %        ]  \
+             Operations/s        MB/s"
         }
         Bench::Connect => {
             "# Connects/s  Connect (us)    p99 (us)  Floor (us)   Ratio  [95 %        ]"
@@ -286,6 +290,14 @@ fn row(bench: Bench, records: &[Record]) -> String {
             rate(floor),
             figure(channel.and_then(|record| record.mb_per_s), 0),
         ),
+        Bench::Put | Bench::Get | Bench::FetchAdd | Bench::CompareSwap => writeln!(
+            text,
+            "{size:<10}{:>13}{p99:>12}{:>12}{ratio:>8}  {ratio_interval:<16}{:>12}{:>12}",
+            us(channel),
+            us(floor),
+            rate(channel),
+            mb(channel),
+        ),
         Bench::Connect => writeln!(
             text,
             "{:<14}{:>12}{p99:>12}{:>12}{ratio:>8}  {ratio_interval}",
@@ -329,7 +341,7 @@ mod tests {
             iterations: 10,
             p50_ns: 100.0,
             p99_ns: 250.0,
-            mb_per_s: bench.windowed().then_some(80.0),
+            mb_per_s: bench.streams().then_some(80.0),
             per_s: 1e7,
             floor: Some("raw flag, \"bare\"".into()),
             floor_p50_ns: channel.then_some(80.0),

@@ -25,12 +25,12 @@ use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
 use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
 use praas_transport::{
-    Credential, Endpoint, Identity, Incarnation, Keyring, Listen, Role, Secret, Ticket,
+    Access, Credential, Endpoint, Identity, Incarnation, Keyring, Listen, Role, Secret, Ticket,
     TransportKind, UnixPlace, WaitMode,
 };
 
 use super::control::{Answer, Control, Ready, Setup};
-use super::links::{Channel, Connects, Links, Purpose, RawEnd, Shared, Turn};
+use super::links::{Channel, Connects, Ends, Links, Purpose, RawEnd, Shared, Turn};
 use super::machine::Machine;
 use super::{Bench, BenchError};
 
@@ -115,6 +115,11 @@ pub(super) fn credential(key: [u8; 32], role: Role) -> Credential {
     Credential::issue(&Secret::from_bytes(key), &ticket)
 }
 
+/// What a raw socket of the session shows first.
+pub(super) fn raw_token(key: [u8; 32]) -> [u8; 32] {
+    blake3::derive_key("praas bench 2026 raw socket", &key)
+}
+
 /// The peer as an OS process.
 pub(super) fn peer_run() -> Result<(), BenchError> {
     let descriptor = |from: &dyn AsFd, what| {
@@ -183,6 +188,17 @@ fn serving_start<'a>(
         Some(ring.clone() as _),
     )?;
     let channel = endpoint.listen(&listen_at(setup.transport, ip))?;
+    let region = match setup.bench.one_sided() {
+        true => {
+            let made = endpoint.region_create(setup.bytes_max, Access::ALL);
+            let made = made.map_err(|error| BenchError::Memory {
+                bytes: setup.bytes_max,
+                reason: error.to_string(),
+            })?;
+            Some(made.key())
+        }
+        false => None,
+    };
     let watch = control.watch()?;
     pin(setup.cpu)?;
     let listen = listen_at(setup.transport, ip);
@@ -195,6 +211,7 @@ fn serving_start<'a>(
         },
         channel,
         raw: raw.address().clone(),
+        region,
         machine: Machine::here(),
     };
     let purpose = Purpose {
@@ -202,6 +219,7 @@ fn serving_start<'a>(
         transport: setup.transport,
         bytes_max: setup.bytes_max,
         watch,
+        token: raw_token(key),
     };
     let links = move || {
         let shared = match remote {
@@ -209,11 +227,17 @@ fn serving_start<'a>(
             Some(_) => None,
         };
         let ends = match setup.bench {
-            Bench::Connect => (None, Some(Connects::new(endpoint, None))),
+            Bench::Connect => Ends {
+                connects: Some(Connects::new(endpoint, None)),
+                ..Ends::default()
+            },
             _ => {
                 let mut channel = Channel::new(endpoint, true);
                 channel.open_wait()?;
-                (Some(channel), None)
+                Ends {
+                    channel: Some(channel),
+                    ..Ends::default()
+                }
             }
         };
         Links::serve(purpose, ends, shared, raw)

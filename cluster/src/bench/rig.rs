@@ -14,7 +14,7 @@ use praas_transport::{
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::control::{Control, LINE_PATIENCE, Ready, Setup};
-use super::links::{Caller, Channel, Connects, Links, Purpose, Shared};
+use super::links::{Caller, Channel, Connects, Ends, Links, Purpose, Shared};
 use super::peer::{self, PROCESS};
 use super::plan::Plan;
 use super::{Bench, BenchError, Machine, PEER_COMMAND};
@@ -213,6 +213,7 @@ impl Rig {
             transport,
             bytes_max: plan.bytes_max(),
             watch: control.watch()?,
+            token: peer::raw_token(key),
         };
         let ends = ends_dial(plan.bench, endpoint, &ready, key)?;
         let links = Links::dial(purpose, ends, Some(shared), &ready.raw)?;
@@ -249,11 +250,14 @@ fn ends_dial(
     mut endpoint: Endpoint,
     ready: &Ready,
     key: [u8; 32],
-) -> Result<(Option<Channel>, Option<Connects>), BenchError> {
+) -> Result<Ends, BenchError> {
     let credential = peer::credential(key, Role::Client);
     if bench == Bench::Connect {
         let to = Some((ready.channel.clone(), credential));
-        return Ok((None, Some(Connects::new(endpoint, to))));
+        return Ok(Ends {
+            connects: Some(Connects::new(endpoint, to)),
+            ..Ends::default()
+        });
     }
     let dial = Dial {
         credential,
@@ -263,5 +267,9 @@ fn ends_dial(
     endpoint.connect(&ready.channel, dial)?;
     let mut channel = Channel::new(endpoint, false);
     channel.open_wait()?;
-    Ok((Some(channel), None))
+    Ok(Ends {
+        channel: Some(channel),
+        key: ready.region,
+        ..Ends::default()
+    })
 }

@@ -49,18 +49,18 @@ struct Curve {
 /// What is drawn of a record.
 fn figure(bench: Bench, record: &Record) -> Option<f64> {
     match bench {
-        Bench::Latency | Bench::Connect => Some(record.p50_ns / 1e3),
         Bench::Bandwidth | Bench::Bibw => record.mb_per_s,
         Bench::Rate => Some(record.per_s / 1e6),
+        _ => Some(record.p50_ns / 1e3),
     }
 }
 
 fn unit(bench: Bench) -> &'static str {
     match bench {
         Bench::Latency => "us (messages: half a round trip; invocations: a round trip)",
-        Bench::Connect => "us",
         Bench::Bandwidth | Bench::Bibw => "MB/s",
         Bench::Rate => "million messages/s",
+        _ => "us",
     }
 }
 

@@ -97,6 +97,7 @@ impl Channel {
         memory: Memory,
     ) -> Result<(), BenchError> {
         let failed = |reason: String| BenchError::Memory { bytes, reason };
+        self.windows.free.clear();
         self.payload = match memory {
             Memory::Private => Buf::from_vec(vec![1; bytes]),
             Memory::Pooled => {

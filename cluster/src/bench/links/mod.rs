@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `flag.rs`, `ring.rs`, `raw.rs` | floors: a raw flag, a bare ring, a raw socket |
 //! | `channel.rs`, `windows.rs`, `connects.rs` | channels: ping-pong, windows, opening and closing |
+//! | `one_sided.rs` | puts, gets and atomics, and their floors |
 //! | `caller.rs` | invocations; by one of them the peer does its part of a turn |
 //! | `wait.rs` | waiting by looking again |
 
@@ -11,6 +12,7 @@ mod caller;
 mod channel;
 mod connects;
 mod flag;
+mod one_sided;
 mod raw;
 mod ring;
 mod wait;
@@ -19,15 +21,15 @@ mod windows;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use praas_transport::TransportKind;
 use praas_transport::bare::{Bare, BareRing};
+use praas_transport::{RemoteKey, TransportKind};
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::caller::Caller;
 pub(super) use self::channel::Channel;
 pub(super) use self::connects::Connects;
 use self::flag::Flag;
-use self::raw::{Raw, RawListener, connect_once};
+use self::raw::{Raw, RawListener, Token, connect_once};
 use self::ring::{INLINE_BYTES_MAX, Ring, Way};
 use super::control::{RawAddress, Watch};
 use super::plan::Memory;
@@ -107,6 +109,9 @@ pub(super) fn floor_kind(
         (Bench::Connect, ..) => "raw tcp connect and accept",
         (_, true, TransportKind::Unix) => "raw unix socket",
         (_, true, _) => "raw tcp socket",
+        (Bench::Put, ..) => "bare copy into shared memory",
+        (Bench::Get, ..) => "bare copy out of shared memory",
+        (Bench::FetchAdd | Bench::CompareSwap, ..) => "bare atomic in shared memory",
         (Bench::Latency, ..) => "raw flag in shared memory",
         _ if bytes <= INLINE_BYTES_MAX => "bare ring in shared memory",
         _ if memory == Memory::Pooled => "bare copy out of shared memory",
@@ -141,10 +146,18 @@ impl RawEnd {
     }
 }
 
+/// One side's ends of what is measured.
+#[derive(Default)]
+pub(super) struct Ends {
+    pub(super) channel: Option<Channel>,
+    pub(super) connects: Option<Connects>,
+    /// The peer's region that one-sided operations reach.
+    pub(super) key: Option<RemoteKey>,
+}
+
 /// What both processes have for one transport.
 pub(super) struct Links {
-    channel: Option<Channel>,
-    connects: Option<Connects>,
+    ends: Ends,
     floor: Floor,
     watch: Watch,
 }
@@ -156,19 +169,25 @@ pub(super) struct Purpose {
     pub(super) transport: TransportKind,
     pub(super) bytes_max: usize,
     pub(super) watch: Watch,
+    /// What a raw socket shows first.
+    pub(super) token: Token,
 }
 
 impl Links {
     /// The measuring side's.
     pub(super) fn dial(
         purpose: Purpose,
-        ends: (Option<Channel>, Option<Connects>),
+        ends: Ends,
         shared: Option<Shared>,
         raw: &RawAddress,
     ) -> Result<Self, BenchError> {
         let floor = purpose.floor(shared, |purpose| match purpose.bench {
             Bench::Connect => Ok(Floor::Connect(raw.clone())),
-            _ => Raw::connect(raw, purpose.watch.clone(), purpose.bytes_max).map(Floor::Raw),
+            _ => {
+                let watch = purpose.watch.clone();
+                let connected = Raw::connect(raw, watch, purpose.bytes_max, &purpose.token);
+                connected.map(Floor::Raw)
+            }
         })?;
         Ok(Self::new(purpose, ends, floor))
     }
@@ -176,24 +195,24 @@ impl Links {
     /// The peer's.
     pub(super) fn serve(
         purpose: Purpose,
-        ends: (Option<Channel>, Option<Connects>),
+        ends: Ends,
         shared: Option<Shared>,
         raw: RawEnd,
     ) -> Result<Self, BenchError> {
         let floor = purpose.floor(shared, |purpose| match purpose.bench {
             Bench::Connect => Ok(Floor::Accept(raw.0)),
             _ => {
-                let accepted = raw.0.accept(purpose.watch.clone(), purpose.bytes_max);
+                let (watch, bytes_max) = (&purpose.watch, purpose.bytes_max);
+                let accepted = raw.0.accept(watch, bytes_max, &purpose.token);
                 accepted.map(Floor::Raw)
             }
         })?;
         Ok(Self::new(purpose, ends, floor))
     }
 
-    fn new(purpose: Purpose, ends: (Option<Channel>, Option<Connects>), floor: Floor) -> Self {
+    fn new(purpose: Purpose, ends: Ends, floor: Floor) -> Self {
         Self {
-            channel: ends.0,
-            connects: ends.1,
+            ends,
             floor,
             watch: purpose.watch,
         }
@@ -201,17 +220,17 @@ impl Links {
 
     fn channel(&mut self) -> Result<&mut Channel, BenchError> {
         let none = || BenchError::Peer("has no channel".into());
-        self.channel.as_mut().ok_or_else(none)
+        self.ends.channel.as_mut().ok_or_else(none)
     }
 
     /// Bytes that the channel sends eagerly, if there is one.
     pub(super) fn eager_max(&self) -> Option<usize> {
-        self.channel.as_ref().map(Channel::eager_max)
+        self.ends.channel.as_ref().map(Channel::eager_max)
     }
 
     /// What the channel's messages to come carry.
     pub(super) fn payload_set(&mut self, bytes: usize, memory: Memory) -> Result<(), BenchError> {
-        match &mut self.channel {
+        match &mut self.ends.channel {
             Some(channel) => channel.payload_set(bytes, memory),
             None => Ok(()),
         }
@@ -243,11 +262,24 @@ impl Links {
     #[inline]
     pub(super) fn step(&mut self, turn: &Turn) -> Result<(), BenchError> {
         let both_ways = turn.both_ways();
+        let (bench, bytes, window) = (turn.bench, turn.bytes, turn.window);
         match (turn.what, &mut self.floor) {
+            (What::Floor, Floor::Ring(ring)) if bench.one_sided() => {
+                ring.operations(bench, bytes, window);
+                Ok(())
+            }
+            (What::Floor, Floor::Raw(raw)) if bench.one_sided() => {
+                raw.operations(bench, bytes, window)
+            }
+            (What::Channel, _) if bench.one_sided() => {
+                let none = || BenchError::Peer("has no region".into());
+                let key = self.ends.key.ok_or_else(none)?;
+                self.channel()?.operations(bench, key, window)
+            }
             (What::Floor, Floor::Ring(ring)) => ring.window(turn.way(), turn.window, both_ways),
             (What::Floor, Floor::Raw(raw)) => raw.window(turn.bytes, turn.window, both_ways),
             (What::Floor, Floor::Connect(to)) => connect_once(to, &self.watch),
-            (What::Channel, _) => match &mut self.connects {
+            (What::Channel, _) => match &mut self.ends.connects {
                 Some(connects) => connects.connect_once(),
                 None => self.channel()?.window(turn.window, both_ways),
             },
@@ -255,19 +287,34 @@ impl Links {
         }
     }
 
+    /// Tells the peer that its part of the turn is over, if it does not know by itself.
+    pub(super) fn end(&mut self, turn: &Turn) -> Result<(), BenchError> {
+        match (turn.bench.one_sided(), turn.what, &mut self.floor) {
+            (true, What::Channel, _) => self.channel()?.operations_end(),
+            (true, What::Floor, Floor::Ring(ring)) => ring.begun(),
+            _ => Ok(()),
+        }
+    }
+
     /// The peer's part of a turn.
     pub(super) fn turn_serve(&mut self, turn: &Turn) -> Result<(), BenchError> {
         let (way, window, count) = (turn.way(), turn.window, turn.count);
         let both_ways = turn.both_ways();
+        let one_sided = turn.bench.one_sided();
         match (turn.what, &mut self.floor) {
             (What::Floor, Floor::Flag(flag)) => flag.pong(turn.bytes),
+            (What::Floor, Floor::Ring(ring)) if one_sided => ring.operations_serve(),
+            (What::Floor, Floor::Raw(raw)) if one_sided => {
+                raw.operations_serve(turn.bench, turn.bytes, window, count)
+            }
+            (What::Channel, _) if one_sided => self.channel()?.operations_serve(window),
             (What::Floor, Floor::Ring(ring)) => ring.windows_serve(way, window, both_ways, count),
             (What::Floor, Floor::Raw(raw)) => match turn.bench {
                 Bench::Latency => raw.pong(turn.bytes),
                 _ => raw.windows_serve(turn.bytes, window, both_ways, count),
             },
             (What::Floor, Floor::Accept(listener)) => listener.connects_serve(&self.watch, count),
-            (What::Channel, _) => match (&mut self.connects, turn.bench) {
+            (What::Channel, _) => match (&mut self.ends.connects, turn.bench) {
                 (Some(connects), _) => connects.serve(count),
                 (None, Bench::Latency) => self.channel()?.pong(),
                 (None, _) => {

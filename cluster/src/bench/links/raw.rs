@@ -13,8 +13,14 @@ use super::wait::{CALLS, Wait};
 use crate::bench::BenchError;
 use crate::bench::control::{RawAddress, Watch};
 
+/// What the other side's raw socket shows first, so that nobody else's is taken for it.
+pub(super) type Token = [u8; 32];
+
 /// Bytes that a stream is read and written by, at least: a bare stream knows no messages.
 const CHUNK_BYTES: usize = 64 << 10;
+
+/// Bytes besides the payload, at most.
+const HEADER_BYTES_MAX: usize = 64;
 
 /// A raw socket, and memory for what goes over it.
 pub(super) struct Raw {
@@ -47,7 +53,8 @@ fn attempt(done: Result<usize, Errno>) -> Result<Option<usize>, BenchError> {
 
 impl Raw {
     fn new(socket: OwnedFd, watch: Watch, bytes_max: usize) -> Self {
-        let bytes = bytes_max.max(CHUNK_BYTES);
+        // A request for an operation, and its answer, have a header.
+        let bytes = (bytes_max + HEADER_BYTES_MAX).max(CHUNK_BYTES);
         Self {
             socket,
             watch,
@@ -56,20 +63,29 @@ impl Raw {
         }
     }
 
-    /// Connects to the other side.
+    /// Connects to the other side, and shows it the session's token.
     pub(super) fn connect(
         to: &RawAddress,
         watch: Watch,
         bytes_max: usize,
+        token: &Token,
     ) -> Result<Self, BenchError> {
         let socket = socket_connect(to).map_err(failed("connect a raw socket"))?;
-        Ok(Self::new(socket, watch, bytes_max))
+        let mut raw = Self::new(socket, watch, bytes_max);
+        raw.out[..token.len()].copy_from_slice(token);
+        raw.exchange(token.len(), 0, token.len())?;
+        Ok(raw)
     }
 
     /// Moves `out` bytes to the other side and `into` from it, by as many as `chunk` at once; what
     /// comes lies from the start of `self.into`.
     #[inline]
-    fn move_all(&mut self, out: usize, into: usize, chunk: usize) -> Result<(), BenchError> {
+    pub(super) fn exchange(
+        &mut self,
+        out: usize,
+        into: usize,
+        chunk: usize,
+    ) -> Result<(), BenchError> {
         let (mut sent, mut got) = (0, 0);
         let mut wait = Wait::new(CALLS, &self.watch);
         while sent < out || got < into {
@@ -105,15 +121,15 @@ impl Raw {
     /// A round trip.
     pub(super) fn ping(&mut self, bytes: usize, last: bool) -> Result<(), BenchError> {
         self.out[0] = u8::from(last);
-        self.move_all(bytes, 0, bytes)?;
-        self.move_all(0, bytes, bytes)
+        self.exchange(bytes, 0, bytes)?;
+        self.exchange(0, bytes, bytes)
     }
 
     /// Answers until the other side says that it was the last.
     pub(super) fn pong(&mut self, bytes: usize) -> Result<(), BenchError> {
         loop {
-            self.move_all(0, bytes, bytes)?;
-            self.move_all(bytes, 0, bytes)?;
+            self.exchange(0, bytes, bytes)?;
+            self.exchange(bytes, 0, bytes)?;
             if self.into[0] != 0 {
                 return Ok(());
             }
@@ -122,7 +138,7 @@ impl Raw {
 
     /// Waits until the other side has begun.
     pub(super) fn begin(&mut self) -> Result<(), BenchError> {
-        self.move_all(0, 1, 1)
+        self.exchange(0, 1, 1)
     }
 
     /// Sends a window, receives as many bytes if it goes both ways, and waits for the other side to
@@ -134,8 +150,8 @@ impl Raw {
         both_ways: bool,
     ) -> Result<(), BenchError> {
         let (total, chunk) = (bytes * window, bytes.max(CHUNK_BYTES));
-        self.move_all(total, if both_ways { total } else { 0 }, chunk)?;
-        self.move_all(0, 1, 1)
+        self.exchange(total, if both_ways { total } else { 0 }, chunk)?;
+        self.exchange(0, 1, 1)
     }
 
     /// The other side of [`Raw::begin`] and of so many windows.
@@ -147,10 +163,10 @@ impl Raw {
         count: u64,
     ) -> Result<(), BenchError> {
         let (total, chunk) = (bytes * window, bytes.max(CHUNK_BYTES));
-        self.move_all(1, 0, 1)?;
+        self.exchange(1, 0, 1)?;
         for _ in 0..count {
-            self.move_all(if both_ways { total } else { 0 }, total, chunk)?;
-            self.move_all(1, 0, 1)?;
+            self.exchange(if both_ways { total } else { 0 }, total, chunk)?;
+            self.exchange(1, 0, 1)?;
         }
         Ok(())
     }
@@ -225,14 +241,35 @@ impl RawListener {
         }
     }
 
-    /// Takes the other side's socket.
-    pub(super) fn accept(&self, watch: Watch, bytes_max: usize) -> Result<Raw, BenchError> {
+    fn accept_any(&self, watch: Watch, bytes_max: usize) -> Result<Raw, BenchError> {
         let socket = self.accept_socket(&watch)?;
         if let RawAddress::Tcp(_) = self.address {
             let set = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
             set.map_err(|error| failed("set up a raw socket")(error.into()))?;
         }
         Ok(Raw::new(socket, watch, bytes_max))
+    }
+
+    /// Takes the other side's socket: the one that shows the session's token.
+    pub(super) fn accept(
+        &self,
+        watch: &Watch,
+        bytes_max: usize,
+        token: &Token,
+    ) -> Result<Raw, BenchError> {
+        loop {
+            let mut raw = self.accept_any(watch.clone(), bytes_max)?;
+            let shown = raw.exchange(0, token.len(), token.len());
+            // Hashes compare in constant time.
+            let same = |shown: &[u8]| {
+                blake3::Hash::from_slice(shown)
+                    .is_ok_and(|shown| shown == blake3::Hash::from(*token))
+            };
+            if shown.is_ok() && same(&raw.into[..token.len()]) {
+                return Ok(raw);
+            }
+            watch.look()?;
+        }
     }
 
     /// The other side of [`connect_once`], so many times.

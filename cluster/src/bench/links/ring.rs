@@ -3,12 +3,14 @@
 use praas_transport::bare::BareRing;
 
 use super::wait::{LOOKS, Wait};
-use crate::bench::BenchError;
 use crate::bench::control::Watch;
+use crate::bench::{Bench, BenchError};
 
 /// Messages of no more than so many bytes go through the ring also where one copy would do:
 /// telling the other side where to copy from would take longer.
 pub(super) const INLINE_BYTES_MAX: usize = 4096;
+/// Messages of no more than so many bytes are written and read by many.
+const SMALL_BYTES_MAX: usize = 512;
 /// Bytes of a piece of what is larger.
 const PIECE_BYTES: usize = 32 << 10;
 /// Bytes of small messages after which the other side is told.
@@ -62,6 +64,16 @@ impl Ends {
             left.messages -= usize::from(sent);
             return sent;
         }
+        if way.bytes <= SMALL_BYTES_MAX && left.at == 0 {
+            let count = self.ring.push_each(&self.out[..way.bytes], left.messages);
+            left.messages -= count;
+            if left.messages == 0 {
+                self.ring.flush();
+            }
+            if count > 0 {
+                return true;
+            }
+        }
         let end = way.bytes.min(left.at + PIECE_BYTES);
         let count = self.ring.push(&self.out[left.at..end]);
         left.at += count;
@@ -87,6 +99,15 @@ impl Ends {
                 left.messages -= 1;
             }
             return there;
+        }
+        if way.bytes <= SMALL_BYTES_MAX && left.at == 0 {
+            let count = self
+                .ring
+                .pull_each(&mut self.into[..way.bytes], left.messages);
+            left.messages -= count;
+            if count > 0 {
+                return true;
+            }
         }
         let end = way.bytes.min(left.at + PIECE_BYTES);
         let count = self.ring.pull(&mut self.into[left.at..end]);
@@ -149,6 +170,23 @@ impl Ring {
         self.move_all(Self::ACK, 0, 1)
     }
 
+    /// Tells the other side that this one has begun.
+    pub(super) fn begun(&mut self) -> Result<(), BenchError> {
+        self.move_all(Self::ACK, 1, 0)
+    }
+
+    /// One operation on the other side's memory.
+    #[inline]
+    pub(super) fn operation(&mut self, bench: Bench, bytes: usize) {
+        let Ends { ring, out, into } = &mut self.ends;
+        match bench {
+            Bench::Put => ring.area_write(&out[..bytes]),
+            Bench::FetchAdd => drop(std::hint::black_box(ring.area_fetch_add(1))),
+            Bench::CompareSwap => drop(std::hint::black_box(ring.area_compare_swap(0, 0))),
+            _ => ring.area_read(&mut into[..bytes]),
+        }
+    }
+
     /// Sends a window, receives as many if it goes both ways, and waits for the other side to say
     /// that it has all.
     pub(super) fn window(
@@ -171,7 +209,7 @@ impl Ring {
         count: u64,
     ) -> Result<(), BenchError> {
         let way = self.way_set(way);
-        self.move_all(Self::ACK, 1, 0)?;
+        self.begun()?;
         for _ in 0..count {
             self.move_all(way, if both_ways { window } else { 0 }, window)?;
             self.move_all(Self::ACK, 1, 0)?;

@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use praas_transport::{
-    Buf, ChannelId, CloseReason, Disposition, Flow, Handler, Incoming, IncomingId, LargeMessage,
-    Message, Ops, Posted, PostedBuf, SendFailure, WaitMode,
+    Buf, BufMut, ChannelId, CloseReason, Disposition, Flow, Handler, Incoming, IncomingId,
+    LargeMessage, Message, OneSidedDone, Ops, Posted, PostedBuf, SendFailure, WaitMode,
 };
 
 use super::channel::{AM, Channel, GO_ON, ended};
@@ -37,8 +37,13 @@ pub(super) struct Windows {
     /// Messages of the window that have come, and acknowledgements.
     got: usize,
     acks: usize,
+    /// One-sided operations that are complete, and buffers for those that read.
+    pub(super) completed: usize,
+    pub(super) free: Vec<BufMut>,
+    /// Large messages of ours that are under way.
+    pending: usize,
     /// No room to send.
-    busy: bool,
+    pub(super) busy: bool,
     /// Large messages that are being received, and those that wait for it.
     receiving: usize,
     parked: VecDeque<IncomingId>,
@@ -50,7 +55,7 @@ pub(super) struct Windows {
 impl Channel {
     /// Makes progress until something happens.
     #[inline]
-    fn step(&mut self) -> Result<(), BenchError> {
+    pub(super) fn step(&mut self) -> Result<(), BenchError> {
         for _ in 0..ROUNDS {
             if self.endpoint.progress(&mut self.windows) > 0 {
                 return self.windows.check();
@@ -82,7 +87,9 @@ impl Channel {
             } else {
                 let payload = self.payload.clone();
                 let sent = self.endpoint.send_buf(channel, AM, GO_ON, &[], payload, 0);
-                matches!(sent.map_err(send)?, PostedBuf::Busy(_))
+                let sent = sent.map_err(send)?;
+                self.windows.pending += usize::from(matches!(sent, PostedBuf::Pending));
+                matches!(sent, PostedBuf::Busy(_))
             };
             if busy {
                 self.windows.busy = true;
@@ -92,7 +99,7 @@ impl Channel {
         Ok(most)
     }
 
-    /// Sends so many messages and receives so many.
+    /// Sends so many messages, until all are through, and receives so many.
     #[inline]
     fn move_all(&mut self, out: usize, into: usize) -> Result<(), BenchError> {
         let channel = self.id()?;
@@ -101,7 +108,7 @@ impl Channel {
             if out > 0 && !self.windows.busy {
                 out -= self.post(channel, out)?;
             }
-            if out == 0 && self.windows.got >= into {
+            if out == 0 && self.windows.pending == 0 && self.windows.got >= into {
                 self.windows.got -= into;
                 return Ok(());
             }
@@ -109,7 +116,7 @@ impl Channel {
         }
     }
 
-    fn ack_send(&mut self) -> Result<(), BenchError> {
+    pub(super) fn ack_send(&mut self) -> Result<(), BenchError> {
         let channel = self.id()?;
         let send = |source| BenchError::Send { bytes: 0, source };
         while self
@@ -123,7 +130,7 @@ impl Channel {
         Ok(())
     }
 
-    fn ack_wait(&mut self) -> Result<(), BenchError> {
+    pub(super) fn ack_wait(&mut self) -> Result<(), BenchError> {
         while self.windows.acks == 0 {
             self.step()?;
         }
@@ -131,7 +138,7 @@ impl Channel {
         Ok(())
     }
 
-    fn windows_set(&mut self, window: usize) {
+    pub(super) fn windows_set(&mut self, window: usize) {
         let windows = &mut self.windows;
         (windows.bytes, windows.window) = (self.payload.len(), window);
         (windows.got, windows.acks) = (0, 0);
@@ -251,10 +258,24 @@ impl Handler for Windows {
         _: Buf,
         outcome: Result<(), SendFailure>,
     ) -> Flow {
+        self.pending -= 1;
         if let Err(error) = outcome {
             self.ended = Some(error.to_string());
         }
         Flow::Continue
+    }
+
+    #[inline]
+    fn on_one_sided(&mut self, _: &mut Ops, _: ChannelId, done: OneSidedDone) -> Flow {
+        if let Err(error) = done.outcome {
+            self.ended = Some(error.to_string());
+        }
+        self.free.extend(done.data);
+        self.completed += 1;
+        match self.completed < self.window {
+            true => Flow::Continue,
+            false => Flow::Stop,
+        }
     }
 
     fn on_writable(&mut self, _: &mut Ops, _: ChannelId) -> Flow {
