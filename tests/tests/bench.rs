@@ -199,19 +199,12 @@ fn a_measurement_on_one_cpu_ends() {
 
 #[test]
 fn only_what_is_asked_for_is_measured() {
-    let records = records(&[
-        "latency",
-        "--transport",
-        "shm",
-        "--what",
-        "channel",
-        "--bytes",
-        "64",
-        "--runs",
-        "1",
-    ]);
-    assert_eq!(whats(&records), ["shm 64 channel"]);
-    assert!(records[0]["floor_ratio"].is_null());
+    for kind in ["latency", "bandwidth"] {
+        let what = ["--what", "channel", "-t", "shm", "-m", "64", "--runs", "1"];
+        let records = records(&[&[kind][..], &what].concat());
+        assert_eq!(whats(&records), ["shm 64 channel"]);
+        assert!(records[0]["floor_ratio"].is_null());
+    }
 }
 
 #[test]
@@ -431,6 +424,10 @@ fn what_cannot_be_measured_is_a_wrong_use() {
         (&["latency", "--transport", "pigeon"], "no transport"),
         (&["latency", "--what", "nothing"], "cannot be measured"),
         (&["latency", "--pin", "0"], "two CPU numbers"),
+        (
+            &["rate", "--what", "floor,invoke"],
+            "'invoke' is not measured",
+        ),
         (&["rate", "--window", "0"], "a window of 0"),
         (&["put", "-W", "1000000"], "a window of 1000000"),
         (&["connect", "-i", "0"], "0"),

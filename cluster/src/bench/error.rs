@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use praas_transport::TransportKind;
 
 use super::plan::{BYTES_MAX, WINDOW_MAX};
+use super::{Bench, What};
 
 /// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,14 @@ pub enum BenchError {
     /// A size out of range.
     #[error("{0} bytes are too many: measure at most {BYTES_MAX}")]
     Size(usize),
+    /// What there is not.
+    #[error("'{what}' is not measured for {bench}")]
+    What {
+        /// What was asked for.
+        what: What,
+        /// Of what.
+        bench: Bench,
+    },
     /// A window out of range.
     #[error("a window of {0} messages cannot be: use 1 to {WINDOW_MAX}")]
     Window(usize),
@@ -98,6 +107,7 @@ impl BenchError {
             Self::Transport(_)
                 | Self::Size(_)
                 | Self::Window(_)
+                | Self::What { .. }
                 | Self::Nothing(_)
                 | Self::Secret(_)
         )

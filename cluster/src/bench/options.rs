@@ -66,6 +66,9 @@ pub struct Common {
     /// Transports to measure [default: shm,unix,tcp; with --connect tcp]
     #[arg(short, long, value_name = "KIND,...", value_delimiter = ',')]
     pub transport: Vec<TransportKind>,
+    /// What to measure of them: floor, channel, and for latencies invoke [default: all]
+    #[arg(long, value_name = "WHAT,...", value_delimiter = ',')]
+    pub what: Vec<What>,
     /// Blocks of three milliseconds of each kind; each with its neighbour gives one ratio
     #[arg(long, value_name = "N", default_value_t = RUNS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub runs: u32,
@@ -111,8 +114,13 @@ impl Common {
             (true, Some(_)) => vec![TransportKind::Tcp],
             (true, None) => default.transports,
         };
+        let whats = match self.what.is_empty() {
+            true => default.whats,
+            false => self.what,
+        };
         let plan = Plan {
             transports,
+            whats,
             per_measure: BLOCK * self.runs,
             iterations: self.iterations,
             warmup: self.warmup,
@@ -159,21 +167,11 @@ pub struct LatencyOptions {
     /// Sizes [default: 8,1K,64K,1M]
     #[command(flatten)]
     pub sizing: Sizing,
-    /// What to measure of each transport
-    #[arg(
-        long,
-        value_name = "WHAT,...",
-        value_delimiter = ',',
-        default_value = "floor,channel,invoke"
-    )]
-    pub what: Vec<What>,
 }
 
 impl LatencyOptions {
     fn plan(self) -> Result<(Plan, Files), BenchError> {
-        let (plan, files) = self.sizing.apply(self.common.plan(Bench::Latency)?);
-        let whats = self.what;
-        Ok((Plan { whats, ..plan }, files))
+        Ok(self.sizing.apply(self.common.plan(Bench::Latency)?))
     }
 }
 

@@ -114,6 +114,11 @@ impl Plan {
         if let Some(bytes) = self.bytes.iter().find(|bytes| **bytes > BYTES_MAX) {
             return Err(BenchError::Size(*bytes));
         }
+        let has = |what: &&What| self.bench.whats().contains(what);
+        if let Some(&what) = self.whats.iter().find(|what| !has(what)) {
+            let bench = self.bench;
+            return Err(BenchError::What { what, bench });
+        }
         if !(1..=WINDOW_MAX).contains(&self.window) {
             return Err(BenchError::Window(self.window));
         }
@@ -142,6 +147,7 @@ mod tests {
         assert!(error(|plan| plan.bytes.clear()).contains("sizes is empty"));
         assert!(error(|plan| plan.bytes = vec![1 << 40]).contains("too many"));
         assert!(error(|plan| plan.bytes = vec![8, 0]).contains("a size is empty"));
+        assert!(error(|plan| plan.whats = What::ALL.to_vec()).contains("'invoke' is not"));
         assert!(error(|plan| plan.window = 0).contains("a window of 0"));
         assert!(error(|plan| plan.window = 1 << 20).contains("1 to 65536"));
         assert!(error(|plan| plan.iterations = Some(0)).contains("iterations is empty"));
