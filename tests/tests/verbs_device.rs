@@ -20,8 +20,11 @@ fn region(pair: &mut Pair, len: usize) -> MemoryRegion {
     made.expect("region")
 }
 
+/// How an operation ended, and what it read.
+type Done = (Result<u64, OneSidedError>, Option<Vec<u8>>);
+
 /// How an operation ended, if it has.
-fn done(pair: &mut Pair, context: u64) -> Option<(Result<u64, OneSidedError>, Option<Vec<u8>>)> {
+fn done(pair: &mut Pair, context: u64) -> Option<Done> {
     pair.client.take(|_, seen| match seen {
         Seen::OneSided(done) if done.context == context => {
             let data = done.data.as_ref().map(|data| data.to_vec());
@@ -233,6 +236,7 @@ fn devices_are_asked_no_more_often_than_need_be() {
                 // Announced, read by the device in pieces, confirmed; no copy of the payload.
                 let pieces = bytes.div_ceil(128 << 10) as u64;
                 assert_eq!(did.one_sided, COUNT * pieces);
+                assert!(did.doorbells <= did.sends + COUNT * pieces.div_ceil(2));
                 assert!(did.copied_bytes < COUNT * 1024, "{bytes} bytes: {did:?}");
             }
             if bytes <= 64 {

@@ -14,7 +14,7 @@ use super::params::{
     candidates_decode, candidates_encode,
 };
 use super::pull::source_encode;
-use super::remote::{LaneWord, Tell};
+use super::words::{LaneWord, Tell};
 
 fn hold(file: &str, bytes: &[u8], fields: &str) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/verbs");

@@ -11,6 +11,8 @@
 //! told by [`Hub::woken`]. What an idle connection costs is its queue pair, and the few receives
 //! that its credit stands for.
 
+mod post;
+
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
@@ -26,9 +28,10 @@ use super::objects::{
     CompletionQueue, Device, DeviceEvent, Path, ProtectionDomain, QueuePair, QueuePairLimits,
     SharedReceives,
 };
-use super::remote::{KIND_LANE_ANSWER, Remote, Served};
+use super::remote::{Remote, Served};
 use super::sys;
 use super::window::Window;
+use super::words::KIND_LANE_ANSWER;
 use crate::backend::{Posted, WireFault};
 use crate::config::TransportConfig;
 use crate::counters::VerbsCounters;
@@ -56,25 +59,17 @@ const POLLED: usize = 32;
 const POLLS_MAX: usize = 4;
 /// Receives posted by one call, and at most unposted at a time.
 const RECEIVES_BATCH: usize = 16;
-/// Of so many sends that hold no slot, one is signalled.
-const SIGNAL_EVERY: u32 = 16;
-/// Of so many sends that hold a slot, one is signalled.
-const SIGNAL_EVERY_HELD: u32 = 4;
 /// The longest send that is copied into the work request itself.
-const INLINE_MAX: usize = 256;
+pub(super) const INLINE_MAX: usize = 256;
 /// Completions of sends that the queue has room for, above one for each receive.
 const SENDS_SPARE: u32 = 2048;
 
-/// Work requests that are kept for frames, whatever operations there are to post.
-const SENDS_FOR_FRAMES: u32 = 8;
-
-/// A read, write or atomic of the peer's memory.
-pub(super) struct OpRequest {
-    pub(super) opcode: std::ffi::c_uint,
+/// A read of the peer's memory.
+pub(super) struct ReadRequest {
     /// Comes back when it is done.
     pub(super) token: u64,
     pub(super) local: sys::Sge,
-    pub(super) remote: sys::Remote,
+    pub(super) remote: sys::Rdma,
 }
 
 /// A frame that is here and not yet read.
@@ -678,245 +673,6 @@ impl Hub {
         if let Ok(Posted::Busy) = self.frame_send(key, KIND_CREDIT, [&[], &[]], &[], false) {
             self.peers[key].credit_due = true;
         }
-    }
-
-    /// Whether a frame of this kind would be taken just now.
-    #[inline]
-    pub(super) fn has_room(&self, key: usize, kind: u8) -> bool {
-        let peer = &self.peers[key];
-        let needed = match kind {
-            KIND_CREDIT => 1,
-            // Frames go first: the stream leaves them half of the smallest window.
-            KIND_BULK => 3,
-            _ => 2,
-        };
-        peer.credits >= needed
-            && peer.under_way() < peer.queue.limits.sends
-            && self.under_way + self.receive_slots.count() < self.depth
-            && (!self.send_free.is_empty() || self.send_slots.count() < self.settings.send_buffers)
-    }
-
-    /// Sends `head` and `payload` as one frame, if there is room; `last` has itself reported done.
-    #[inline]
-    pub(super) fn frame_send(
-        &mut self,
-        key: usize,
-        kind: u8,
-        head: [&[u8]; 2],
-        payload: &[&[u8]],
-        last: bool,
-    ) -> Result<Posted, WireFault> {
-        if let Some(fault) = self.peers[key].fault() {
-            return Err(fault);
-        }
-        if !self.has_room(key, kind) {
-            self.counters.busy += 1;
-            return Ok(Posted::Busy);
-        }
-        let parts = || head.iter().chain(payload);
-        let len: usize = parts().map(|part| part.len()).sum();
-        debug_assert!(len <= self.send_slots.slot_bytes());
-        let mut inline = [0_u8; INLINE_MAX];
-        let in_request = len <= self.peers[key].queue.limits.inline_bytes as usize;
-        let (piece, slot) = match in_request {
-            true => {
-                let mut at = 0;
-                for part in parts() {
-                    inline[at..at + part.len()].copy_from_slice(part);
-                    at += part.len();
-                }
-                let piece = sys::Sge {
-                    addr: inline.as_ptr() as u64,
-                    length: len as u32,
-                    lkey: 0,
-                };
-                (piece, None)
-            }
-            false => {
-                let Some(slot) = self.send_slot_take()? else {
-                    self.counters.busy += 1;
-                    return Ok(Posted::Busy);
-                };
-                let mut at = 0;
-                for part in parts() {
-                    self.send_slots.write(slot, at, part);
-                    at += part.len();
-                }
-                (self.send_slots.piece(slot, len), Some(slot))
-            }
-        };
-        self.counters.copied_bytes += len as u64;
-        self.counters.copies += 1;
-        let tight = self.send_free.len() < self.settings.send_buffers as usize / 4
-            && self.send_slots.count() >= self.settings.send_buffers
-            || self.under_way + self.receive_slots.count() > self.depth / 4 * 3;
-        let peer = &mut self.peers[key];
-        peer.silent += 1;
-        peer.silent_held += u32::from(slot.is_some());
-        let signalled =
-            last || tight || peer.silent >= SIGNAL_EVERY || peer.silent_held >= SIGNAL_EVERY_HELD;
-        let grant = peer.window.grant(GRANT_MAX);
-        peer.credits -= 1;
-        let mut flags = 0;
-        if in_request {
-            flags |= sys::SEND_INLINE;
-        }
-        if signalled {
-            flags |= sys::SEND_SIGNALED;
-            (peer.silent, peer.silent_held) = (0, 0);
-        }
-        let mut piece = piece;
-        let mut request = sys::SendWr {
-            wr_id: (key as u64) << 32 | u64::from(peer.posted),
-            next: null_mut(),
-            sg_list: &raw mut piece,
-            num_sge: i32::from(len > 0),
-            opcode: sys::WR_SEND_WITH_IMM,
-            send_flags: flags,
-            imm_data: (u32::from(kind) << 24 | grant).to_be(),
-            wr: sys::Remote {
-                rdma: sys::Rdma {
-                    remote_addr: 0,
-                    rkey: 0,
-                },
-            },
-            _rest: [0; 7],
-        };
-        // SAFETY: request, piece and inline bytes last for the call; a slot is registered as long
-        // as the hub lives, and nobody writes to it before it is known to be done.
-        let posted = unsafe { peer.queue.post(&mut request) };
-        if let Err(error) = posted {
-            self.send_free.extend(slot);
-            return Err(WireFault::Io(error));
-        }
-        if let Some(slot) = slot {
-            peer.held.push_back((peer.posted, slot));
-        }
-        peer.posted = peer.posted.wrapping_add(1);
-        self.under_way += 1;
-        self.counters.sends += 1;
-        self.counters.doorbells += 1;
-        self.counters.inline_sends += u64::from(in_request);
-        self.counters.signalled += u64::from(signalled);
-        Ok(Posted::Done)
-    }
-
-    /// Posts an operation, if there is room; its token comes by [`Peer::ops_done`].
-    ///
-    /// The memory that it names, ours, is registered and held until then, or until the connection
-    /// has ended.
-    pub(super) fn op_post(&mut self, key: usize, op: OpRequest) -> Result<Posted, WireFault> {
-        if let Some(fault) = self.peers[key].fault() {
-            return Err(fault);
-        }
-        let peer = &mut self.peers[key];
-        let has_room = peer.under_way() + SENDS_FOR_FRAMES < peer.queue.limits.sends
-            && (peer.ops.len() as u32) < peer.reads_max
-            && self.under_way + self.receive_slots.count() < self.depth;
-        if !has_room {
-            self.counters.busy += 1;
-            return Ok(Posted::Busy);
-        }
-        let mut piece = op.local;
-        let mut request = sys::SendWr {
-            wr_id: (key as u64) << 32 | u64::from(peer.posted),
-            next: null_mut(),
-            sg_list: &raw mut piece,
-            num_sge: i32::from(piece.length > 0),
-            opcode: op.opcode,
-            send_flags: sys::SEND_SIGNALED,
-            imm_data: 0,
-            wr: op.remote,
-            _rest: [0; 7],
-        };
-        // SAFETY: request and piece last for the call, and the memory as is said above.
-        unsafe { peer.queue.post(&mut request) }.map_err(WireFault::Io)?;
-        (peer.silent, peer.silent_held) = (0, 0);
-        peer.ops.push_back((peer.posted, op.token));
-        peer.posted = peer.posted.wrapping_add(1);
-        self.under_way += 1;
-        self.counters.one_sided += 1;
-        self.counters.signalled += 1;
-        self.counters.doorbells += 1;
-        Ok(Posted::Done)
-    }
-
-    /// Completions that the queue has room for, besides those that may come.
-    pub(super) fn completions_spare(&self) -> u32 {
-        let taken = self.under_way + self.receive_slots.count();
-        self.depth.saturating_sub(taken)
-    }
-
-    /// An operation was posted to a lane.
-    pub(super) fn send_counted(&mut self) {
-        self.under_way += 1;
-        self.counters.one_sided += 1;
-        self.counters.signalled += 1;
-        self.counters.doorbells += 1;
-    }
-
-    /// So many sends can have no completion any more.
-    pub(super) fn send_retired(&mut self, count: u32) {
-        self.under_way -= count;
-    }
-
-    /// The id of an operation's work request.
-    pub(super) fn lane_id(key: usize, op: usize) -> u64 {
-        ID_LANE | (key as u64) << 32 | op as u64
-    }
-
-    /// A work request that reports when it is done.
-    pub(super) fn request_new(
-        id: u64,
-        opcode: std::ffi::c_uint,
-        piece: &mut sys::Sge,
-    ) -> sys::SendWr {
-        sys::SendWr {
-            wr_id: id,
-            next: null_mut(),
-            sg_list: piece,
-            num_sge: 1,
-            opcode,
-            send_flags: sys::SEND_SIGNALED,
-            imm_data: 0,
-            wr: sys::Remote {
-                rdma: sys::Rdma {
-                    remote_addr: 0,
-                    rkey: 0,
-                },
-            },
-            _rest: [0; 7],
-        }
-    }
-
-    pub(super) fn receives(&self) -> &Arc<SharedReceives> {
-        &self.receives
-    }
-
-    /// The connection with this key, if there is one (any more).
-    pub(super) fn peer_find(&mut self, key: usize) -> Option<&mut Peer> {
-        self.peers.get_mut(key)
-    }
-
-    pub(super) fn slot_write(&mut self, slot: u32, bytes: &[u8]) {
-        self.send_slots.write(slot, 0, bytes);
-        self.counters.copies += 1;
-        self.counters.copied_bytes += bytes.len() as u64;
-    }
-
-    pub(super) fn slot_piece(&self, slot: u32, len: usize) -> sys::Sge {
-        self.send_slots.piece(slot, len)
-    }
-
-    pub(super) fn slots_free(&mut self, slots: impl IntoIterator<Item = u32>) {
-        self.send_free.extend(slots);
-    }
-
-    pub(super) fn send_slot_take(&mut self) -> Result<Option<u32>, WireFault> {
-        if self.send_free.is_empty() && self.send_slots.count() < self.settings.send_buffers {
-            self.send_free.extend(self.send_slots.grow()?);
-        }
-        Ok(self.send_free.pop())
     }
 
     /// Copies bytes of an arrival into private memory.

@@ -30,6 +30,7 @@ mod pull;
 mod remote;
 mod sys;
 mod window;
+mod words;
 
 use std::cell::{Cell, UnsafeCell};
 use std::io::{self, Read};
@@ -43,7 +44,7 @@ use mio::{Interest, Registry, Token};
 use zerocopy::IntoBytes;
 
 pub use self::fault::RdmaError;
-use self::hub::{Hub, HubSettings, KIND_BULK, KIND_FRAME, OpRequest};
+use self::hub::{Hub, HubSettings, KIND_BULK, KIND_FRAME, ReadRequest};
 pub(crate) use self::link::{Link, LinkContext, Linked};
 use self::objects::{DeviceEvent, Path};
 pub use self::params::fuzz_verbs;
@@ -78,7 +79,10 @@ pub fn rdma_address(config: &TransportConfig) -> Result<IpAddr, String> {
 pub(crate) fn usable() -> Result<(), &'static str> {
     static USABLE: OnceLock<Result<(), String>> = OnceLock::new();
     let found = USABLE.get_or_init(|| ports::describe(&TransportConfig::default()).map(|_| ()));
-    found.as_ref().map(|()| ()).map_err(String::as_str)
+    match found {
+        Ok(()) => Ok(()),
+        Err(why) => Err(why),
+    }
 }
 
 /// A hub, of which its endpoint has one handle and each of its wires another.
@@ -269,7 +273,7 @@ impl Hubs {
         let Some(entry) = self.entries.get(at / 2) else {
             return;
         };
-        if at % 2 == 0 {
+        if at.is_multiple_of(2) {
             return entry.hub.with(Hub::events_take);
         }
         let device = entry.hub.with(|hub| Arc::clone(&hub.domain.device));
@@ -352,8 +356,12 @@ impl PeerHandle {
             .with(|hub| hub.frame_send(self.key, KIND_FRAME, head, payload, last))
     }
 
-    fn op_post(&self, op: OpRequest) -> Result<Posted, WireFault> {
-        self.hub.with(|hub| hub.op_post(self.key, op))
+    fn reads_room(&self) -> usize {
+        self.hub.with(|hub| hub.reads_room(self.key))
+    }
+
+    fn reads_post(&self, reads: &mut [ReadRequest]) -> Result<(), WireFault> {
+        self.hub.with(|hub| hub.reads_post(self.key, reads))
     }
 
     /// The next frame, or why there can be none any more.

@@ -11,10 +11,10 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use super::cache::Registered;
-use super::hub::OpRequest;
+use super::hub::ReadRequest;
 use super::sys;
 use super::{PeerHandle, VerbsWire};
-use crate::backend::{Posted, PullSegment, PullSource, Pulled, WireFault};
+use crate::backend::{PullSegment, PullSource, Pulled, WireFault};
 use crate::buf::{Buf, BufMut};
 
 /// Bytes of a piece.
@@ -91,55 +91,63 @@ impl Pulls {
         })
     }
 
-    /// Asks for pieces, as many as may be under way.
+    /// Asks for pieces, as many as may be under way, by one doorbell.
     fn push(&mut self, peer: &PeerHandle) -> Result<(), WireFault> {
-        while self.pieces.len() < PIECES_MAX {
-            let Some(at) = self.pulls.iter().position(|pull| pull.posted < pull.len) else {
-                return Ok(());
+        if self.pieces.len() >= PIECES_MAX || !self.pulls.iter().any(Pull::is_unposted) {
+            return Ok(());
+        }
+        let room = peer.reads_room().min(PIECES_MAX - self.pieces.len());
+        let mut reads: SmallVec<[ReadRequest; PIECES_MAX]> = SmallVec::new();
+        while reads.len() < room {
+            let Some(at) = self.pulls.iter().position(Pull::is_unposted) else {
+                break;
+            };
+            let Some(mut pull) = self.pulls.remove(at) else {
+                break;
             };
             let piece = self.pieces.vacant_key();
-            let pull = &mut self.pulls[at];
-            let (request, len) = pull.piece_next(piece);
-            if peer.op_post(request)? == Posted::Busy {
-                return Ok(());
-            }
-            pull.posted += len;
-            pull.offset += len;
-            if pull.offset == pull.segments[pull.segment].len {
-                pull.segment += 1;
-                pull.offset = 0;
-            }
+            let (read, len) = pull.piece_next(piece);
             self.pieces.insert((pull.number, len));
+            reads.push(read);
             // The next piece is another's, if another waits.
-            if let Some(pull) = self.pulls.remove(at) {
-                self.pulls.push_back(pull);
-            }
+            self.pulls.push_back(pull);
         }
-        Ok(())
+        match reads.is_empty() {
+            true => Ok(()),
+            false => peer.reads_post(&mut reads),
+        }
     }
 }
 
 impl Pull {
-    fn piece_next(&self, piece: usize) -> (OpRequest, u64) {
+    fn is_unposted(&self) -> bool {
+        self.posted < self.len
+    }
+
+    /// The next piece, which is to be posted.
+    fn piece_next(&mut self, piece: usize) -> (ReadRequest, u64) {
         let segment = &self.segments[self.segment];
         let len = (segment.len - self.offset).min(PIECE_BYTES);
         let (at, key) = source_decode(&segment.source);
-        let request = OpRequest {
-            opcode: sys::WR_RDMA_READ,
+        let read = ReadRequest {
             token: piece as u64,
             local: sys::Sge {
                 addr: self.at + self.posted,
                 length: len as u32,
                 lkey: self.registered.region.local_key(),
             },
-            remote: sys::Remote {
-                rdma: sys::Rdma {
-                    remote_addr: at.wrapping_add(self.offset),
-                    rkey: key,
-                },
+            remote: sys::Rdma {
+                remote_addr: at.wrapping_add(self.offset),
+                rkey: key,
             },
         };
-        (request, len)
+        self.posted += len;
+        self.offset += len;
+        if self.offset == segment.len {
+            self.segment += 1;
+            self.offset = 0;
+        }
+        (read, len)
     }
 }
 

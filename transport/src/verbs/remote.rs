@@ -24,14 +24,18 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use slab::Slab;
+use zerocopy::IntoBytes;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::cache::Registered;
 use super::fault::RdmaError;
-use super::hub::{Hub, KIND_FRAME};
+use super::hub::{Hub, INLINE_MAX, KIND_FRAME};
 use super::objects::{Path, ProtectionDomain, QueuePair, QueuePairLimits, Region};
 use super::sys;
+use super::words::{
+    ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, KIND_ASK, KIND_LANE_ANSWER, KIND_LANE_OFFER,
+    KIND_TELL, KIND_VOID, LaneWord, Tell, malformed, word_read,
+};
 use crate::backend::{Posted, WireFault};
 use crate::buf::{Buf, BufMut};
 use crate::one_sided::{
@@ -39,13 +43,6 @@ use crate::one_sided::{
     Taken, Verb, access_check, op_return,
 };
 use crate::wire::{FrameHeader, FrameKind, WireError};
-
-/// Kinds of sends, as `hub.rs` has others.
-pub(super) const KIND_ASK: u8 = 3;
-pub(super) const KIND_TELL: u8 = 4;
-pub(super) const KIND_VOID: u8 = 5;
-pub(super) const KIND_LANE_OFFER: u8 = 6;
-pub(super) const KIND_LANE_ANSWER: u8 = 7;
 
 /// Regions of a peer's that are remembered.
 const KNOWN_MAX: usize = 4096;
@@ -57,41 +54,6 @@ const LANES_MAX: u32 = 8;
 const OP_MAX_BYTES: u64 = 1 << 30;
 /// A put that is of no pool, and shorter, is copied.
 const UNPOOLED_MIN_BYTES: usize = 256 << 10;
-
-const ACCESS_READ: u8 = 1;
-const ACCESS_WRITE: u8 = 2;
-const ACCESS_ATOMIC: u8 = 4;
-
-/// What a target tells of a region.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub(super) struct Tell {
-    pub(super) key: U64,
-    pub(super) len: U64,
-    pub(super) at: U64,
-    pub(super) device_key: U32,
-    pub(super) access: u8,
-    /// Whether a device can reach it; else it is asked by frames.
-    pub(super) native: u8,
-    pub(super) reserved: U16,
-}
-
-/// A queue pair for operations.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub(super) struct LaneWord {
-    /// An answer has that of its offer.
-    pub(super) offer: U32,
-    pub(super) number: U32,
-    pub(super) sequence: U32,
-}
-
-const _: () = assert!(size_of::<Tell>() == 32);
-const _: () = assert!(size_of::<LaneWord>() == 12);
 
 /// A region of the peer's, as far as it is known.
 #[derive(Clone, Copy)]
@@ -289,15 +251,6 @@ impl Served {
     }
 }
 
-fn malformed(what: &'static str) -> WireError {
-    WireError::Malformed { what }
-}
-
-/// A word of a peer's, of the length that its kind has.
-fn word_read<T: FromBytes>(bytes: &[u8]) -> Result<T, WireError> {
-    T::read_from_bytes(bytes).map_err(|_| malformed("a word of a peer's has the wrong length"))
-}
-
 impl Hub {
     /// A peer says something besides frames.
     pub(super) fn word_take(
@@ -423,7 +376,7 @@ impl Hub {
     fn lane_queue(&mut self, port: u8, access: std::ffi::c_uint) -> io::Result<QueuePair> {
         let limits = QueuePairLimits {
             sends: self.settings().sends_max(),
-            inline_bytes: 0,
+            inline_bytes: INLINE_MAX as u32,
         };
         let queue = QueuePair::new(&self.completions, self.receives(), limits)?;
         queue.init(port, access)?;
@@ -839,11 +792,16 @@ impl Hub {
         };
         let lane = self.peer_mut(key).remote.lane.as_mut();
         let lane = lane.ok_or(io::ErrorKind::NotConnected)?;
+        let is_inline =
+            opcode == sys::WR_RDMA_WRITE && piece.length <= lane.queue.limits.inline_bytes;
+        if is_inline {
+            request.send_flags |= sys::SEND_INLINE;
+        }
         // SAFETY: request and piece last for the call. The memory is the operation's, which holds
         // it, registered, until its completion or the lane's end.
         unsafe { lane.queue.post(&mut request) }?;
         lane.under_way += 1;
-        self.send_counted();
+        self.send_counted(is_inline);
         Ok(())
     }
 }
