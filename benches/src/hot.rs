@@ -10,8 +10,8 @@ use praas_runtime::function::Registry;
 use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
 use praas_transport::{
     ChannelId, ChannelInfo, CloseReason, Credential, Dial, Disposition, Endpoint, Flow, Handler,
-    Identity, Incarnation, Incoming, Keyring, LargeMessage, Listen, Message, Ops, Role, Secret,
-    Ticket, TransportConfig, WaitMode,
+    Identity, Incarnation, Incoming, Keyring, Kinds, LargeMessage, Listen, Message, Ops, Role,
+    Secret, Ticket, TransportConfig, WaitMode,
 };
 
 const APPLICATION: &str = "bench";
@@ -191,7 +191,7 @@ impl InvokePair {
             authenticator: ring,
             credential: credential(&secret, Role::Process),
             directory: Directory::Fixed(BTreeMap::new()),
-            force: None,
+            transports: Kinds::all(),
             settings: ProcessSettings {
                 workers: 1,
                 wait,

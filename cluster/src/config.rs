@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use praas_control::ControlConfig;
-use praas_transport::{TransportConfig, TransportKind};
+use praas_transport::{Kinds, TransportConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -44,8 +44,10 @@ pub struct ClusterConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientSettings {
-    /// The one transport to use; left out, the best that fits.
-    pub force: Option<TransportKind>,
+    /// The transports that may be used, the best that works first: auto, or names.
+    pub transports: Kinds,
+    /// Those of them that may not after all.
+    pub transports_exclude: Kinds,
     /// Milliseconds that an invocation, a put or a get may take.
     pub call_timeout_ms: u64,
     /// Milliseconds that a process may take to get where it is wanted.
@@ -56,10 +58,18 @@ pub struct ClientSettings {
     pub transport: TransportConfig,
 }
 
+impl ClientSettings {
+    /// The transports that may be used.
+    pub fn transports_allowed(&self) -> Kinds {
+        self.transports.without(self.transports_exclude)
+    }
+}
+
 impl Default for ClientSettings {
     fn default() -> Self {
         Self {
-            force: None,
+            transports: Kinds::all(),
+            transports_exclude: Kinds::NONE,
             call_timeout_ms: 60_000,
             wait_ms: 60_000,
             launch_timeout_ms: 60_000,
@@ -508,7 +518,7 @@ mod tests {
     #[test]
     fn flag_beats_environment_beats_file_beats_default() {
         let text = "[control]\nhttp_threads = 3\nwait_max_ms = 5\nlease_ms = 7\n\
-                    [client.transport]\nspin_us = 1\n[client]\nforce = \"tcp\"\n";
+                    [client.transport]\nspin_us = 1\n[client]\ntransports = \"tcp,unix\"\n";
         let (_dir, path) = file(text);
         let env = vars(&[
             ("PRAAS_CONTROL_HTTP_THREADS", "4"),
@@ -523,7 +533,8 @@ mod tests {
         assert_eq!(loaded.config.control.wait_max_ms, 6);
         assert_eq!(loaded.config.control.lease_ms, 7);
         assert_eq!(loaded.config.client.transport.spin_us, 1);
-        assert_eq!(loaded.config.client.force, Some(TransportKind::Tcp));
+        let transports = loaded.config.client.transports;
+        assert_eq!(transports, "unix,tcp".parse().unwrap());
         let origin = |key| shown(&loaded, key).origin;
         assert_eq!(
             origin("control.http_threads"),
@@ -617,9 +628,9 @@ mod tests {
         let (_dir, path) = file("[control\n");
         let error = Loaded::new(Some(&path), [], &[]).unwrap_err();
         assert!(matches!(error, ConfigError::Syntax { .. }), "{error}");
-        let flags = ["client.force=carrier-pigeon".into()];
+        let flags = ["client.transports=carrier-pigeon".into()];
         let error = Loaded::new(None, [], &flags).unwrap_err();
-        assert!(chain(&error).contains("--set client.force"), "{error}");
+        assert!(chain(&error).contains("--set client.transports"), "{error}");
         let flags = ["control.http_listen=0.0.0.0:80".into()];
         let error = Loaded::new(None, [], &flags).unwrap_err();
         assert!(

@@ -137,7 +137,7 @@ mod tests {
     use praas_runtime::function::Registry;
     use praas_runtime::prelude::*;
     use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
-    use praas_transport::{Credential, Keyring, Listen, Role, Secret, Ticket};
+    use praas_transport::{Credential, Keyring, Kinds, Listen, Role, Secret, Ticket};
 
     use super::*;
 
@@ -203,7 +203,7 @@ mod tests {
                 authenticator: Arc::new(ring),
                 credential: self.credential(),
                 directory: Directory::Fixed(BTreeMap::new()),
-                force: None,
+                transports: Kinds::all(),
                 settings,
                 registry,
                 restore: None,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use praas_control::api::TicketSpec;
 use praas_control::{ControlAddr, ControlClient};
 use praas_runtime::client::{AsyncClient, Client, ClientConfig, Directory};
-use praas_transport::TransportKind;
+use praas_transport::Kinds;
 
 use crate::run_dir::{AgentAddr, RunDir};
 
@@ -82,14 +82,14 @@ impl Session {
     }
 
     /// The settings of a client of an application: a fresh ticket, and the agent's directory.
-    /// `force` allows one transport only.
+    /// Only `transports` are used.
     ///
     /// # Errors
     /// No agent runs, or the control plane issues no ticket.
     pub fn client_config(
         &self,
         application: &str,
-        force: Option<TransportKind>,
+        transports: Kinds,
     ) -> Result<ClientConfig, SessionError> {
         let agent = AgentAddr::read(&self.run_dir.agent_addr()).map_err(|source| {
             let dir = self.run_dir.root().into();
@@ -101,7 +101,7 @@ impl Session {
             valid_ms: None,
         })?;
         let mut config = ClientConfig::new(Directory::Agent(agent.directory), ticket.credential);
-        config.force = force;
+        config.transports = transports;
         Ok(config)
     }
 
@@ -109,12 +109,8 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::client_config`]; the endpoint cannot be made.
-    pub fn client(
-        &self,
-        application: &str,
-        force: Option<TransportKind>,
-    ) -> Result<Client, SessionError> {
-        Ok(Client::new(self.client_config(application, force)?)?)
+    pub fn client(&self, application: &str, transports: Kinds) -> Result<Client, SessionError> {
+        Ok(Client::new(self.client_config(application, transports)?)?)
     }
 
     /// A client for tokio.
@@ -124,8 +120,10 @@ impl Session {
     pub fn client_async(
         &self,
         application: &str,
-        force: Option<TransportKind>,
+        transports: Kinds,
     ) -> Result<AsyncClient, SessionError> {
-        Ok(AsyncClient::new(self.client_config(application, force)?)?)
+        Ok(AsyncClient::new(
+            self.client_config(application, transports)?,
+        )?)
     }
 }

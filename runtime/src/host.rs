@@ -21,7 +21,7 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 
-use praas_transport::{Address, Secret, TransportKind};
+use praas_transport::{Address, Kinds, Secret};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -59,8 +59,8 @@ pub struct HostStart {
     pub secret: Secret,
     /// Where the agent serves the directory.
     pub directory: Vec<Address>,
-    /// The one transport to reach others by.
-    pub force: Option<TransportKind>,
+    /// The transports to reach others by.
+    pub transports: Kinds,
     /// Where swap images are kept.
     pub swap_dir: String,
     /// How they are written.

@@ -11,7 +11,7 @@ use praas_runtime::invocation::InvokeError;
 use praas_runtime::prelude::*;
 use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
 use praas_transport::{
-    Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, UnixPlace, WaitMode,
+    Credential, Incarnation, Keyring, Kinds, Listen, Role, Secret, Ticket, UnixPlace, WaitMode,
 };
 
 #[praas_runtime::function(short)]
@@ -112,7 +112,7 @@ fn start(listen: Listen, settings: ProcessSettings) -> (Process, Client) {
         authenticator: Arc::new(ring),
         credential: Credential::issue(&secret, &ticket(Role::Process)),
         directory: Directory::Fixed(BTreeMap::new()),
-        force: None,
+        transports: Kinds::all(),
         settings,
         registry,
         restore: None,

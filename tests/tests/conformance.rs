@@ -4,8 +4,8 @@ use praas_tests::conformance::{self, Node, Pair, Seen};
 use praas_transport::{Buf, Listen, TransportKind, UnixPlace};
 
 macro_rules! conformance {
-    ($($module:ident => $kind:ident, $faulty:literal;)*) => {
-        $(conformance!(@promises $module, $kind, $faulty,
+    ($($module:ident => $kind:ident, $faulty:literal, $any:literal;)*) => {
+        $(conformance!(@promises $module, $kind, $faulty, $any,
             messages_arrive_whole_once_in_order
             what_was_taken_arrives_by_itself
             channels_open_before_their_messages
@@ -25,6 +25,8 @@ macro_rules! conformance {
             warm_waiting_wakes
             closing_completes_everything
             a_good_end_is_told_to_who_sends
+            what_was_hot_is_woken_when_it_sleeps
+            the_next_address_is_tried_if_one_fails
             a_vanished_peer_fails_what_is_in_flight
             connects_and_closes_leak_nothing
             handshakes_are_refused_with_a_reason
@@ -33,13 +35,17 @@ macro_rules! conformance {
             floods_of_strangers_keep_nobody_out
         );)*
     };
-    (@promises $module:ident, $kind:ident, $faulty:literal, $($promise:ident)*) => {
+    (@promises $module:ident, $kind:ident, $faulty:literal, $any:literal, $($promise:ident)*) => {
         mod $module {
             use super::*;
             $(#[test]
             fn $promise() {
                 let backend =
-                    conformance::Backend { kind: TransportKind::$kind, faulty: $faulty };
+                    conformance::Backend {
+                        kind: TransportKind::$kind,
+                        faulty: $faulty,
+                        any: $any,
+                    };
                 conformance::hold(backend, stringify!($promise), conformance::$promise);
             })*
         }
@@ -47,16 +53,18 @@ macro_rules! conformance {
 }
 
 conformance! {
-    mem => Mem, false;
-    mem_faulty => Mem, true;
-    shm => Shm, false;
-    shm_faulty => Shm, true;
-    unix => Unix, false;
-    unix_faulty => Unix, true;
-    verbs => Verbs, false;
-    verbs_faulty => Verbs, true;
-    tcp => Tcp, false;
-    tcp_faulty => Tcp, true;
+    mem => Mem, false, false;
+    mem_faulty => Mem, true, false;
+    shm => Shm, false, false;
+    shm_faulty => Shm, true, false;
+    unix => Unix, false, false;
+    unix_faulty => Unix, true, false;
+    verbs => Verbs, false, false;
+    verbs_faulty => Verbs, true, false;
+    tcp => Tcp, false, false;
+    tcp_faulty => Tcp, true, false;
+    any => Shm, false, true;
+    any_faulty => Unix, true, true;
 }
 
 /// Unix sockets at paths serve where abstract ones cannot be reached; both lanes go there.
@@ -65,6 +73,7 @@ fn unix_sockets_at_paths_carry_all_and_leave_nothing() {
     let backend = conformance::Backend {
         kind: TransportKind::Unix,
         faulty: false,
+        any: false,
     };
     let dir = tempfile::tempdir().unwrap();
     let mut server = Node::new(backend.config(1), "server", 3, Some(conformance::keyring()));
@@ -72,7 +81,7 @@ fn unix_sockets_at_paths_carry_all_and_leave_nothing() {
     let address = server.endpoint.listen(&Listen::Unix(place)).unwrap();
     assert!(address.to_string().contains(dir.path().to_str().unwrap()));
     let client = Node::new(backend.config(2), "", 0, None);
-    let mut pair = Pair::connect(client, server, &address);
+    let mut pair = Pair::connect(client, server, &[address]);
     let channel = pair.to_server;
     assert_eq!(
         pair.client.endpoint.info(channel).unwrap().kind,

@@ -140,6 +140,7 @@ fn backend(kind: TransportKind) -> Backend {
     Backend {
         kind,
         faulty: false,
+        any: false,
     }
 }
 

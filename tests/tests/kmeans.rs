@@ -10,7 +10,7 @@ use praas_runtime::function::Registry;
 use praas_runtime::invocation::InvokeError;
 use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
 use praas_transport::{
-    Address, Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, WaitMode,
+    Address, Credential, Incarnation, Keyring, Kinds, Listen, Role, Secret, Ticket, WaitMode,
 };
 
 const COORDINATOR: &str = "coordinator";
@@ -61,7 +61,7 @@ impl Application {
             authenticator: Arc::<Keyring>::clone(&self.ring),
             credential: self.credential(Role::Process),
             directory: self.directory.clone(),
-            force: None,
+            transports: Kinds::all(),
             settings: ProcessSettings {
                 wait: WaitMode::Warm,
                 workers: 1,

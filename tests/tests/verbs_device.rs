@@ -11,6 +11,7 @@ fn held(promise: &str, check: impl FnOnce(&mut Pair)) {
     let backend = Backend {
         kind: TransportKind::Verbs,
         faulty: false,
+        any: false,
     };
     conformance::hold(backend, promise, |backend| check(&mut backend.pair()));
 }

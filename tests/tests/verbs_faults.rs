@@ -56,6 +56,7 @@ fn held(promise: &str, check: impl FnOnce(&Wire<'_>)) {
     let backend = Backend {
         kind: TransportKind::Verbs,
         faulty: false,
+        any: false,
     };
     conformance::hold(backend, promise, |_| match Wire::take() {
         None => Held::NotOffered("there is no wire to cut; .ci/rdma-guest has one"),
@@ -83,7 +84,7 @@ fn pair() -> Pair {
     let at = Listen::Verbs(SocketAddr::from((SERVER_AT, 0)));
     let address = server.endpoint.listen(&at).expect("listen");
     let client = Node::new(config("rxe0"), "", 0, None);
-    Pair::connect(client, server, &address)
+    Pair::connect(client, server, &[address])
 }
 
 /// How the two ends of a channel were told that it has ended, and how long after the cut.

@@ -257,50 +257,6 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
-/// No candidate can be reached from here; each is named with the reason.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no usable address: {rejected}")]
-pub struct ChooseError {
-    rejected: String,
-}
-
-/// The best of a peer's addresses: on the same host shared memory, then Unix sockets; else RDMA
-/// where there is a device, else TCP. `force` allows one transport only.
-///
-/// # Errors
-/// Names every candidate with the reason why it will not do.
-pub fn address_choose(
-    candidates: &[Address],
-    force: Option<TransportKind>,
-) -> Result<&Address, ChooseError> {
-    let reject = |address: &Address| -> Option<String> {
-        if let Some(kind) = force.filter(|kind| *kind != address.kind()) {
-            return Some(format!("{address} (only {kind} is allowed)"));
-        }
-        let why = match address {
-            Address::Verbs(_) => crate::verbs::usable().err().map(String::from),
-            _ => address.elsewhere(),
-        };
-        why.map(|why| format!("{address} ({why})"))
-    };
-    let mut rejected = Vec::new();
-    let mut best: Option<&Address> = None;
-    for address in candidates {
-        match reject(address) {
-            Some(why) => rejected.push(why),
-            None if best.is_none_or(|best| address.kind() < best.kind()) => best = Some(address),
-            None => {}
-        }
-    }
-    best.ok_or_else(|| ChooseError {
-        rejected: if rejected.is_empty() {
-            "none is known".into()
-        } else {
-            rejected.join(", ")
-        },
-    })
-}
-
 /// Reads arbitrary bytes as an address: what is accepted prints to an address that is the same.
 #[doc(hidden)]
 pub fn fuzz_address(bytes: &[u8]) {
@@ -351,28 +307,5 @@ mod tests {
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn shared_memory_is_preferred_on_this_host_only() {
-        let tcp: Address = "tcp:127.0.0.1:80".parse().unwrap();
-        let here = Address::Shm {
-            host: HostId::local(),
-            name: "n".into(),
-        };
-        let there = Address::Shm {
-            host: HostId(1),
-            name: "n".into(),
-        };
-        assert_eq!(
-            address_choose(&[tcp.clone(), here.clone()], None),
-            Ok(&here)
-        );
-        assert_eq!(
-            address_choose(&[there.clone(), tcp.clone()], None),
-            Ok(&tcp)
-        );
-        let error = address_choose(&[there], Some(TransportKind::Tcp)).unwrap_err();
-        assert!(error.to_string().contains("only tcp is allowed"), "{error}");
     }
 }

@@ -51,6 +51,8 @@ pub struct TransportConfig {
     pub handshakes_max: usize,
     /// Milliseconds that a handshake may take.
     pub handshake_timeout_ms: u64,
+    /// Milliseconds that a handshake may take while the peer has other addresses to be tried.
+    pub attempt_timeout_ms: u64,
     /// Milliseconds after which a silent TCP peer counts as dead.
     pub tcp_dead_after_ms: u32,
     /// The one RDMA device to use, by its name; left out, any.
@@ -122,6 +124,7 @@ impl Default for TransportConfig {
             channels_max: 4096,
             handshakes_max: 256,
             handshake_timeout_ms: 5_000,
+            attempt_timeout_ms: 2_000,
             tcp_dead_after_ms: 10_000,
             verbs_device: None,
             verbs_port: None,

@@ -29,6 +29,8 @@ pub struct FaultPlan {
     pub partial: u16,
     /// Frames received after which the peer dies; zero is never.
     pub die_after_frames: u64,
+    /// Whether this side, as a listener, has no memory to share.
+    pub segment_refused: bool,
 }
 
 /// A wire with faults.

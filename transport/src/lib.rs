@@ -8,6 +8,7 @@
 pub mod address;
 mod backend;
 pub mod buf;
+mod choice;
 pub mod config;
 pub mod counters;
 mod endpoint;
@@ -23,9 +24,10 @@ mod unix;
 mod verbs;
 pub mod wire;
 
-pub use address::{Address, HostId, TransportKind, address_choose};
+pub use address::{Address, HostId, TransportKind};
 pub use backend::Posted;
 pub use buf::{Buf, BufMut, BufPool, PoolExhausted};
+pub use choice::{ChooseError, Kinds, Ranked, address_choose, addresses_rank};
 pub use config::TransportConfig;
 pub use counters::VerbsCounters;
 #[doc(hidden)]

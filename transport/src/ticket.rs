@@ -251,6 +251,9 @@ pub enum RefuseReason {
     /// The shared-memory peer belongs to another user.
     #[error("peer belongs to another user")]
     WrongUser = 12,
+    /// The listener cannot have the memory to share.
+    #[error("no memory to share")]
+    NoSegment = 13,
 }
 
 impl RefuseReason {
@@ -269,6 +272,7 @@ impl RefuseReason {
             10 => Self::NotAccepting,
             11 => Self::Superseded,
             12 => Self::WrongUser,
+            13 => Self::NoSegment,
             _ => return None,
         })
     }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use praas_runtime::swap::SwapConfig;
-use praas_transport::{Address, TransportConfig, TransportKind};
+use praas_transport::{Address, Kinds, TransportConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::run_dir::RunDir;
@@ -40,9 +40,11 @@ pub struct AgentConfig {
     pub host_cpus: usize,
     /// Bytes of memory that hosts may use; zero: all that the node has.
     pub memory_bytes: u64,
-    /// The one transport by which hosts reach others; left out, the best that fits. The setting
-    /// `force` of an application goes before it.
-    pub force: Option<TransportKind>,
+    /// The transports by which the agent and hosts reach others, the best that works first: auto,
+    /// or names. The setting `transports` of an application goes before it.
+    pub transports: Kinds,
+    /// Those of them that may not be used after all, by any application.
+    pub transports_exclude: Kinds,
     /// The program that is a host, with its first arguments; empty: `praas host` of this program.
     pub host_command: Vec<String>,
     /// Hosts that there may be.
@@ -110,7 +112,8 @@ impl Default for AgentConfig {
             cpus: 0,
             host_cpus: 0,
             memory_bytes: 0,
-            force: None,
+            transports: Kinds::all(),
+            transports_exclude: Kinds::NONE,
             host_command: Vec::new(),
             hosts_max: 10_000,
             swap_dir: None,
@@ -164,6 +167,10 @@ impl AgentConfig {
                 return fail(name, at.to_string(), rule);
             }
         }
+        if self.transports.without(self.transports_exclude).is_empty() {
+            let rule = "transports_exclude leaves none of them";
+            return fail("transports", self.transports.to_string(), rule);
+        }
         for (name, value) in [
             ("hosts_max", self.hosts_max as u64),
             ("questions_max", self.questions_max as u64),
@@ -205,6 +212,7 @@ mod tests {
         refused(anywhere, beyond);
         refused(|c| c.hosts_max = 0, "hosts_max");
         refused(|c| c.lease_ms = 20_000, "lease_ms");
+        refused(|c| c.transports_exclude = Kinds::all(), "transports");
         assert!(toml::from_str::<AgentConfig>("hosts_mx = 1").is_err());
         let config: AgentConfig = toml::from_str("fence = 'never'\nlease_ms = 0").unwrap();
         assert_eq!(config.check(), Ok(()));

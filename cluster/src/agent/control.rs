@@ -16,9 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use praas_control::agent::{FromAgent, Inbox, Outbox, ToAgent, agent_credential_issue, encode};
 use praas_control::{ControlAddr, cluster_secret_load};
-use praas_transport::{
-    Address, ChannelId, Dial, HostId, Incarnation, Message, Ops, address_choose,
-};
+use praas_transport::{Address, ChannelId, Dial, HostId, Incarnation, Kinds, Message, Ops};
 
 use super::config::{AgentConfig, Fence};
 use crate::run_dir::RunDir;
@@ -34,8 +32,6 @@ enum DialError {
     #[error("cannot read the cluster's secret in {path}: {source}")]
     Secret { path: PathBuf, source: io::Error },
     #[error(transparent)]
-    Choose(#[from] praas_transport::address::ChooseError),
-    #[error(transparent)]
     Transport(#[from] praas_transport::TransportError),
 }
 
@@ -45,6 +41,8 @@ pub(super) struct ControlLink {
     fixed: Vec<Address>,
     address_path: PathBuf,
     secret_path: PathBuf,
+    /// By which the control plane may be reached.
+    transports: Kinds,
     channel: Option<ChannelId>,
     /// The hello is sent.
     open: bool,
@@ -71,6 +69,7 @@ impl ControlLink {
         Self {
             lease: Lease::new(config, now),
             fixed: config.control.clone(),
+            transports: config.transports.without(config.transports_exclude),
             address_path: paths.control_addr,
             secret_path: secret_path.unwrap_or(paths.cluster_secret),
             channel: None,
@@ -147,7 +146,7 @@ impl ControlLink {
             expect: Incarnation(0),
             deadline: None,
         };
-        Ok(ops.connect(address_choose(&addresses, None)?, dial)?)
+        Ok(ops.connect_any(&addresses, self.transports, dial)?)
     }
 
     fn again(&mut self, now: Instant, why: &str) {

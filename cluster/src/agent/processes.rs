@@ -198,7 +198,11 @@ impl Processes {
             key_id: start.key_id,
             secret: start.secret,
             directory: self.directory.clone(),
-            force: settings.force.or(self.config.force),
+            transports: settings
+                .transports
+                .unwrap_or(self.config.transports)
+                .without(settings.transports_exclude)
+                .without(self.config.transports_exclude),
             swap_dir: swap_dir.display().to_string(),
             swap: settings.swap.unwrap_or(self.config.swap),
             restore: start.restore,

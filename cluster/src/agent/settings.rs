@@ -2,16 +2,18 @@
 
 use praas_runtime::process::ProcessSettings;
 use praas_runtime::swap::SwapConfig;
-use praas_transport::TransportKind;
+use praas_transport::Kinds;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-/// Those of the process, and three that are the host's.
+/// Those of the process, and those that are the host's.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct HostSettings {
     pub(super) process: ProcessSettings,
-    /// `force`: the one transport by which hosts reach others.
-    pub(super) force: Option<TransportKind>,
+    /// `transports`: those by which hosts reach others.
+    pub(super) transports: Option<Kinds>,
+    /// `transports_exclude`: those of them that they do not use after all.
+    pub(super) transports_exclude: Kinds,
     /// `swap`: how images are written.
     pub(super) swap: Option<SwapConfig>,
     /// `cpus`: processors that each host is bound to.
@@ -26,7 +28,17 @@ impl HostSettings {
             "" => Map::new(),
             text => serde_json::from_str(text).map_err(fail)?,
         };
-        let force = take(&mut all, "force").map_err(fail)?;
+        let transports: Option<Kinds> = take(&mut all, "transports").map_err(fail)?;
+        let exclude = take(&mut all, "transports_exclude").map_err(fail)?;
+        let transports_exclude = exclude.unwrap_or(Kinds::NONE);
+        if transports
+            .unwrap_or_default()
+            .without(transports_exclude)
+            .is_empty()
+        {
+            let rule = "transports_exclude leaves no transport";
+            return Err(format!("the application's settings: {rule}"));
+        }
         let swap = take(&mut all, "swap").map_err(fail)?;
         let cpus = take(&mut all, "cpus").map_err(fail)?;
         let process: ProcessSettings = serde_json::from_value(Value::Object(all)).map_err(fail)?;
@@ -35,7 +47,8 @@ impl HostSettings {
             .map_err(|error| format!("the application's settings: {error}"))?;
         Ok(Self {
             process,
-            force,
+            transports,
+            transports_exclude,
             swap,
             cpus,
         })
@@ -52,20 +65,26 @@ fn take<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use praas_transport::TransportKind;
 
     #[test]
     fn settings_are_read_or_refused_by_name() {
-        let text = r#"{"workers": 3, "force": "tcp", "swap": {"chunk_bytes": 4096}, "cpus": 2}"#;
+        let text =
+            r#"{"workers": 3, "transports": ["tcp"], "swap": {"chunk_bytes": 4096}, "cpus": 2}"#;
         let settings = HostSettings::parse(text).unwrap();
         assert_eq!(settings.process.workers, 3);
-        assert_eq!(settings.force, Some(TransportKind::Tcp));
+        assert_eq!(settings.transports, Some(TransportKind::Tcp.into()));
         assert_eq!(settings.swap.unwrap().chunk_bytes, 4096);
         assert_eq!(settings.cpus, Some(2));
-        assert_eq!(HostSettings::parse("").unwrap().force, None);
+        assert_eq!(HostSettings::parse("").unwrap().transports, None);
         for (text, word) in [
             (r#"{"wrkers": 3}"#, "wrkers"),
             (r#"{"workers": 5000}"#, "workers"),
-            (r#"{"force": "pigeon"}"#, "pigeon"),
+            (r#"{"transports": "pigeon"}"#, "pigeon"),
+            (
+                r#"{"transports": "tcp", "transports_exclude": "tcp"}"#,
+                "no transport",
+            ),
             ("[]", "settings"),
         ] {
             let error = HostSettings::parse(text).unwrap_err();

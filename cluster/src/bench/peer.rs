@@ -25,8 +25,8 @@ use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
 use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
 use praas_transport::{
-    Access, Credential, Endpoint, Identity, Incarnation, Keyring, Listen, Role, Secret, Ticket,
-    TransportKind, UnixPlace, WaitMode,
+    Access, Credential, Endpoint, Identity, Incarnation, Keyring, Kinds, Listen, Role, Secret,
+    Ticket, TransportKind, UnixPlace, WaitMode,
 };
 
 use super::control::{Answer, Control, Ready, Setup};
@@ -272,7 +272,7 @@ fn process_start(
         authenticator: ring,
         credential,
         directory: Directory::Fixed(BTreeMap::new()),
-        force: None,
+        transports: Kinds::all(),
         settings: ProcessSettings {
             workers: 1,
             wait: WaitMode::Hot,

@@ -13,7 +13,7 @@ use praas_runtime::mailbox::Source;
 use praas_runtime::process;
 use praas_runtime::process::{MessageTakeInput, StateListInput, StatePutInput};
 use praas_runtime::state::ObjectMeta;
-use praas_transport::TransportKind;
+use praas_transport::Kinds;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -56,9 +56,10 @@ pub struct InputArgs {
 /// How to get there.
 #[derive(Debug, Args)]
 pub struct WayArgs {
-    /// The one transport to use [default: setting client.force, else the best that fits]
-    #[arg(long, value_name = "shm|unix|tcp")]
-    transport: Option<TransportKind>,
+    /// Transports that may be used, the best that works first: auto, or shm, unix, tcp
+    /// [default: settings client.transports, client.transports_exclude]
+    #[arg(long, value_name = "KIND,...")]
+    transport: Option<Kinds>,
     /// Milliseconds that it may take [default: setting client.call_timeout_ms]
     #[arg(long, value_name = "MS")]
     timeout_ms: Option<u64>,
@@ -186,11 +187,14 @@ pub enum StateCommand {
 pub fn client_for(
     context: &Context,
     application: &str,
-    transport: Option<TransportKind>,
+    transport: Option<Kinds>,
 ) -> Result<Client, CliError> {
     let settings = context.config()?.client;
     let session = context.session()?;
-    let mut config = session.client_config(application, transport.or(settings.force))?;
+    let mut config = session.client_config(
+        application,
+        transport.unwrap_or(settings.transports_allowed()),
+    )?;
     config.transport = settings.transport;
     Client::new(config).map_err(CliError::of)
 }

@@ -25,7 +25,7 @@ use std::time::Duration;
 use praas_control::ControlClient;
 use praas_control::api::{ApplicationSpec, Process, ProcessState};
 use praas_kmeans::{Job, Progress};
-use praas_transport::{TransportKind, address_choose};
+use praas_transport::{Kinds, TransportKind, address_choose};
 
 pub use self::error::DemoError;
 use self::private::PrivateCluster;
@@ -65,14 +65,14 @@ pub enum DemoTransport {
 }
 
 impl DemoTransport {
-    /// The one transport that is allowed, if not all are.
-    fn force(self) -> Option<TransportKind> {
+    /// The transports that are allowed.
+    fn kinds(self) -> Kinds {
         match self {
-            Self::Auto => None,
-            Self::Shm => Some(TransportKind::Shm),
-            Self::Unix => Some(TransportKind::Unix),
-            Self::Verbs => Some(TransportKind::Verbs),
-            Self::Tcp => Some(TransportKind::Tcp),
+            Self::Auto => Kinds::all(),
+            Self::Shm => TransportKind::Shm.into(),
+            Self::Unix => TransportKind::Unix.into(),
+            Self::Verbs => TransportKind::Verbs.into(),
+            Self::Tcp => TransportKind::Tcp.into(),
         }
     }
 
@@ -208,12 +208,11 @@ impl Work {
         settings.extend_from_slice(&self.options.settings);
         let session = self.cluster.start(&settings)?;
         let control = session.control.with_wait(PATIENCE);
-        let force = self.options.transport.force();
-        let force = force.map(|kind| ("force".to_owned(), kind.name().into()));
+        let kinds = self.options.transport.kinds().to_string();
         let spec = ApplicationSpec {
             name: APPLICATION.into(),
             modules: vec![self.module.clone()],
-            settings: force.into_iter().collect(),
+            settings: [("transports".to_owned(), kinds.into())].into(),
             auto_create: false,
         };
         control
@@ -238,13 +237,10 @@ impl Work {
 
     /// The transport that the client reaches the coordinator by.
     fn transport_used(&self, control: &ControlClient) -> Result<TransportKind, DemoError> {
-        if let Some(kind) = self.options.transport.force() {
-            return Ok(kind);
-        }
         let process = control
             .process_show(APPLICATION, COORDINATOR)
             .map_err(|source| DemoError::control("look at the coordinator", source))?;
-        match address_choose(&process.addresses, None) {
+        match address_choose(&process.addresses, self.options.transport.kinds()) {
             Ok(address) => Ok(address.kind()),
             Err(_) => Err(DemoError::odd("cannot be reached", &process)),
         }
@@ -257,10 +253,10 @@ impl Work {
         control: &ControlClient,
         workers: &[String],
     ) -> Result<(Progress, bool), DemoError> {
-        let force = self.options.transport.force();
+        let kinds = self.options.transport.kinds();
         let digits = praas_kmeans::digits().map_err(DemoError::Digits)?;
         let points = digits.count() as u64;
-        let mut client = self.cluster.client(APPLICATION, force)?;
+        let mut client = self.cluster.client(APPLICATION, kinds)?;
         self.show.begin("clustering", Some(points));
         let failed = |doing: String| move |source| DemoError::Invoke { doing, source };
         let deploying = format!("deploy {points} digits to {} workers", workers.len());

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use praas_runtime::client::Client;
-use praas_transport::TransportKind;
+use praas_transport::Kinds;
 use tempfile::TempDir;
 
 use super::DemoError;
@@ -78,12 +78,8 @@ impl PrivateCluster {
     }
 
     /// A client of an application there.
-    pub(super) fn client(
-        &self,
-        application: &str,
-        force: Option<TransportKind>,
-    ) -> Result<Client, DemoError> {
-        Ok(Session::open(&self.run_dir)?.client(application, force)?)
+    pub(super) fn client(&self, application: &str, transports: Kinds) -> Result<Client, DemoError> {
+        Ok(Session::open(&self.run_dir)?.client(application, transports)?)
     }
 
     /// Takes it down in good order, else by force.

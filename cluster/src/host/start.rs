@@ -81,7 +81,7 @@ pub(super) fn host_start(start: &HostStart) -> Result<Started, Box<dyn Error>> {
         authenticator: Arc::clone(&keyring) as _,
         credential: host_credential(&start.application, start.key_id, &start.secret),
         directory: Directory::Agent(start.directory.clone()),
-        force: start.force,
+        transports: start.transports,
         settings: start.settings.clone(),
         registry,
         restore: None,

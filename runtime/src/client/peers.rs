@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use praas_transport::{
-    Address, ChannelId, CloseReason, Credential, Dial, Incarnation, Ops, Posted, PostedBuf,
-    RefuseReason, SendError, TransportKind, address_choose,
+    Address, ChannelId, CloseReason, Credential, Dial, Incarnation, Kinds, Ops, Posted, PostedBuf,
+    RefuseReason, SendError, address_choose,
 };
 
 use super::core::{
@@ -43,7 +43,7 @@ pub struct Peers {
 struct Outside {
     directory: Directory,
     credential: Credential,
-    force: Option<TransportKind>,
+    transports: Kinds,
     link: DirectoryLink,
     /// Answers that are ready when the core is done with asking.
     answers: VecDeque<(Target, Result<Resolved, String>)>,
@@ -71,15 +71,14 @@ impl Link for PeersLink<'_> {
     type Channel = ChannelId;
 
     fn connect(&mut self, to: &Resolved) -> Result<ChannelId, String> {
-        let address = address_choose(&to.addresses, self.outside.force);
-        let address = address.map_err(|error| error.to_string())?;
         let dial = Dial {
             credential: self.outside.credential.clone(),
             expect: to.incarnation,
             deadline: None,
         };
+        let allowed = self.outside.transports;
         self.ops
-            .connect(address, dial)
+            .connect_any(&to.addresses, allowed, dial)
             .map_err(|error| error.to_string())
     }
 
@@ -143,11 +142,11 @@ impl Link for PeersLink<'_> {
 
 impl Peers {
     /// Calls that show `credential`, to processes found in `directory`, over the transport that
-    /// fits or the one that is forced.
+    /// fits best of those that are allowed.
     pub fn new(
         directory: Directory,
         credential: Credential,
-        force: Option<TransportKind>,
+        transports: Kinds,
         limits: CoreLimits,
     ) -> Self {
         Self {
@@ -155,7 +154,7 @@ impl Peers {
             outside: Outside {
                 directory,
                 credential,
-                force,
+                transports,
                 link: DirectoryLink::default(),
                 answers: VecDeque::new(),
             },
@@ -514,13 +513,14 @@ impl Peers {
             expect: Incarnation(0),
             deadline: None,
         };
-        let dialled = address_choose(addresses, self.outside.force)
-            .or_else(|_| address_choose(addresses, None))
-            .map_err(|error| error.to_string())
-            .and_then(|address| {
-                ops.connect(address, dial)
-                    .map_err(|error| error.to_string())
-            });
+        // What is allowed is about processes: an agent that cannot be reached so is no obstacle.
+        let allowed = self.outside.transports;
+        let allowed = match address_choose(addresses, allowed) {
+            Ok(_) => allowed,
+            Err(_) => Kinds::all(),
+        };
+        let dialled = ops.connect_any(addresses, allowed, dial);
+        let dialled = dialled.map_err(|error| error.to_string());
         match dialled {
             Ok(channel) => {
                 self.outside.link.channel = Some(channel);

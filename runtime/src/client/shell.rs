@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use praas_transport::{
     ChannelId, ChannelInfo, CloseReason, Credential, Disposition, Endpoint, Flow, Handler,
-    Identity, Incarnation, Incoming, LargeMessage, Message, Ops, SendFailure, Ticket,
-    TransportConfig, TransportError, TransportKind, WaitMode,
+    Identity, Incarnation, Incoming, Kinds, LargeMessage, Message, Ops, SendFailure, Ticket,
+    TransportConfig, TransportError, WaitMode,
 };
 
 use super::core::CoreLimits;
@@ -21,8 +21,8 @@ pub struct ClientConfig {
     pub directory: Directory,
     /// What the client shows to them.
     pub credential: Credential,
-    /// The one transport to use; else the best that fits.
-    pub force: Option<TransportKind>,
+    /// The transports that may be used; the best of them that works is.
+    pub transports: Kinds,
     /// How to wait for results.
     pub wait: WaitMode,
     /// Settings of the endpoint.
@@ -37,7 +37,7 @@ impl ClientConfig {
         Self {
             directory,
             credential,
-            force: None,
+            transports: Kinds::all(),
             wait: WaitMode::Adaptive,
             transport: TransportConfig::default(),
             limits: CoreLimits::default(),
@@ -96,12 +96,12 @@ impl Shell {
         let ClientConfig {
             directory,
             credential,
-            force,
+            transports,
             limits,
             wait,
             ..
         } = config;
-        let peers = Peers::new(directory, credential, force, limits);
+        let peers = Peers::new(directory, credential, transports, limits);
         Ok(Self {
             endpoint,
             handler: ClientHandler { peers },

@@ -25,8 +25,8 @@ use crossbeam_queue::SegQueue;
 use praas_transport::sync::OwnerToken;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::{
-    Address, Authenticator, BufPool, Credential, Endpoint, Identity, Incarnation, Listen,
-    TransportError, TransportKind,
+    Address, Authenticator, BufPool, Credential, Endpoint, Identity, Incarnation, Kinds, Listen,
+    TransportError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -62,8 +62,8 @@ pub struct ProcessConfig {
     pub credential: Credential,
     /// Where it looks others up.
     pub directory: Directory,
-    /// The one transport to reach others by; else the best that fits.
-    pub force: Option<TransportKind>,
+    /// The transports to reach others by; the best of them that works is used.
+    pub transports: Kinds,
     /// Limits.
     pub settings: ProcessSettings,
     /// Its functions.
@@ -176,12 +176,15 @@ impl Process {
     ) -> Result<Self, StartError> {
         let identity = endpoint.identity().clone();
         let settings = config.settings;
-        for listen in &config.listen {
-            endpoint.listen(listen)?;
-        }
+        endpoint.listen_any(&config.listen)?;
         let addresses = endpoint.addresses().to_vec();
         let limits = CoreLimits::default();
-        let peers = Peers::new(config.directory, config.credential, config.force, limits);
+        let peers = Peers::new(
+            config.directory,
+            config.credential,
+            config.transports,
+            limits,
+        );
         let (shared, sessions) =
             shared_make(identity, settings, config.registry, &endpoint, restore)?;
         let shared = Arc::new(shared);

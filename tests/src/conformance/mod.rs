@@ -5,6 +5,7 @@
 //! `PRAAS_REQUIRE_BACKENDS=shm,tcp` turns that into failure. With `PRAAS_CONFORMANCE_DIR` set, what
 //! became of each promise is written there, and the program `conformance-matrix` prints the table.
 
+mod choice;
 mod endings;
 mod one_sided;
 mod promises;
@@ -18,11 +19,12 @@ use std::time::{Duration, Instant};
 use praas_transport::wire::Incarnation;
 use praas_transport::{
     Address, Buf, ChannelId, ChannelInfo, CloseReason, Credential, Dial, Disposition, Endpoint,
-    Flow, Handler, Identity, Incoming, IncomingId, Keyring, LargeMessage, Listen, Message,
+    Flow, Handler, Identity, Incoming, IncomingId, Keyring, Kinds, LargeMessage, Listen, Message,
     OneSidedDone, Ops, Role, Secret, SendFailure, Ticket, TransportConfig, TransportKind,
     UnixPlace,
 };
 
+pub use self::choice::*;
 pub use self::endings::*;
 pub use self::one_sided::*;
 pub use self::promises::*;
@@ -38,6 +40,9 @@ pub struct Backend {
     pub kind: TransportKind,
     /// Whether faults (busy, delay, partial bulk) are injected around it.
     pub faulty: bool,
+    /// Whether servers listen over all transports between processes and clients pick; `kind` is
+    /// what they are to pick then. With faults there is no memory to share.
+    pub any: bool,
 }
 
 /// Whether a backend held a promise; what it did not hold has panicked.
@@ -62,9 +67,10 @@ impl From<()> for Held {
 pub fn hold<H: Into<Held>>(backend: Backend, promise: &str, check: impl FnOnce(Backend) -> H) {
     if let Err(reason) = backend.available() {
         let required = std::env::var("PRAAS_REQUIRE_BACKENDS").unwrap_or_default();
-        let required = required.split(',').any(|name| name == backend.kind.name());
-        assert!(!required, "{} is required: {reason}", backend.kind);
-        println!("SKIP {} {promise}: {reason}", backend.kind);
+        let name = backend.kinds_name();
+        let required = required.split(',').any(|wanted| wanted == name);
+        assert!(!required, "{name} is required: {reason}");
+        println!("SKIP {name} {promise}: {reason}");
         record::write(backend, promise, &Outcome::Skipped(reason));
         return;
     }
@@ -354,21 +360,46 @@ impl Backend {
     pub fn available(self) -> Result<(), String> {
         let config = TransportConfig::default();
         let mut node = Node::new(config, "probe", 1, None);
-        match node.endpoint.listen(&self.listen()) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string()),
+        for listen in self.listens() {
+            let listening = node.endpoint.listen(&listen);
+            listening.map_err(|error| error.to_string())?;
         }
+        Ok(())
     }
 
     /// The column of the matrix that it is in.
     pub fn name(self) -> String {
+        let name = self.kinds_name();
         match self.faulty {
-            true => format!("{}+faults", self.kind),
-            false => self.kind.to_string(),
+            true => format!("{name}+faults"),
+            false => name.into(),
         }
     }
 
-    /// Where a fresh listener of this backend goes.
+    fn kinds_name(self) -> &'static str {
+        match self.any {
+            true => "any",
+            false => self.kind.name(),
+        }
+    }
+
+    /// Where a fresh listener of this backend goes: one place, or several if it is `any`.
+    pub fn listens(self) -> Vec<Listen> {
+        let between = [TransportKind::Tcp, TransportKind::Unix, TransportKind::Shm];
+        match self.any {
+            true => between.map(|kind| Self { kind, ..self }.listen()).into(),
+            false => vec![self.listen()],
+        }
+    }
+
+    /// Listens with a server, and says where.
+    pub fn listen_with(self, server: &mut Node) -> Vec<Address> {
+        let listens = self.listens();
+        server.endpoint.listen_any(&listens).expect("listen");
+        server.endpoint.addresses().to_vec()
+    }
+
+    /// Where a fresh listener goes that is of one kind only.
     pub fn listen(self) -> Listen {
         match self.kind {
             TransportKind::Mem => Listen::Mem(format!("conformance-{:x}", fastrand::u64(..))),
@@ -393,6 +424,7 @@ impl Backend {
                 delay_polls_max: 20,
                 partial: 4_000,
                 die_after_frames: 0,
+                segment_refused: self.any,
             });
         }
         config
@@ -406,18 +438,25 @@ impl Backend {
     /// A connected pair with settings for client and server.
     pub fn pair_with(self, client: TransportConfig, server: TransportConfig) -> Pair {
         let mut server = Node::new(server, "server", 3, Some(keyring()));
-        let address = server.endpoint.listen(&self.listen()).expect("listen");
+        let addresses = self.listen_with(&mut server);
         let client = Node::new(client, "", 0, None);
-        Pair::connect(client, server, &address)
+        let pair = Pair::connect(client, server, &addresses);
+        let kind = pair
+            .client
+            .endpoint
+            .info(pair.to_server)
+            .map(|info| info.kind);
+        assert_eq!(kind, Some(self.kind));
+        pair
     }
 }
 
 impl Pair {
-    /// Connects `client` to `server` at `address`.
-    pub fn connect(mut client: Node, mut server: Node, address: &Address) -> Self {
+    /// Connects `client` to `server` at one of `addresses`.
+    pub fn connect(mut client: Node, mut server: Node, addresses: &[Address]) -> Self {
         let to_server = client
             .endpoint
-            .connect(address, dial(Role::Client))
+            .connect_any(addresses, Kinds::all(), dial(Role::Client))
             .expect("connect");
         let until = Instant::now() + PATIENCE;
         let mut to_client = None;

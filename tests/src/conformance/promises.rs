@@ -7,7 +7,7 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::Instant;
 
 use praas_transport::{
-    Address, Buf, CloseReason, Posted, PostedBuf, PostedList, RefuseReason, Role, SendError,
+    Address, Buf, CloseReason, Kinds, Posted, PostedBuf, PostedList, RefuseReason, Role, SendError,
     SendFailure, WaitMode,
 };
 
@@ -177,14 +177,17 @@ pub fn what_was_taken_arrives_by_itself(backend: Backend) {
 pub fn channels_open_before_their_messages(backend: Backend) {
     const ROUNDS: usize = 200;
     let mut server = Node::new(backend.config(2), "server", 3, Some(super::keyring()));
-    let address = server.endpoint.listen(&backend.listen()).expect("listen");
+    let addresses = backend.listen_with(&mut server);
     let done = praas_transport::sync::atomic::AtomicUsize::new(0);
     let until = Instant::now() + PATIENCE;
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut client = Node::new(backend.config(1), "", 0, None);
             for round in 0..ROUNDS {
-                let connected = client.endpoint.connect(&address, dial(Role::Client));
+                let connected =
+                    client
+                        .endpoint
+                        .connect_any(&addresses, Kinds::all(), dial(Role::Client));
                 let channel = connected.expect("connect");
                 while client
                     .take(|id, seen| matches!(seen, Seen::Open(_)).then_some(id))
@@ -344,7 +347,7 @@ pub fn large_messages_can_be_parked_and_refused(backend: Backend) {
 /// Promise 3: a reader that does not read makes its sender `Busy`, and stalls nobody else.
 pub fn a_slow_reader_stalls_only_its_own_channel(backend: Backend) {
     let mut pair = backend.pair();
-    let address = pair.server.endpoint.addresses()[0].clone();
+    let addresses = pair.server.endpoint.addresses().to_vec();
     let mut other = Node::new(backend.config(3), "", 0, None);
     // The client fills its channel while the server makes no progress at all.
     let channel = pair.to_server;
@@ -368,7 +371,7 @@ pub fn a_slow_reader_stalls_only_its_own_channel(backend: Backend) {
     // Another client gets through as soon as the server looks.
     let theirs = other
         .endpoint
-        .connect(&address, dial(Role::Client))
+        .connect_any(&addresses, Kinds::all(), dial(Role::Client))
         .unwrap();
     let until = Instant::now() + PATIENCE;
     let mut sent = false;
@@ -587,7 +590,7 @@ pub fn a_vanished_peer_fails_what_is_in_flight(backend: Backend) {
 /// Promise 5: a thousand connects and closes leave no descriptor behind.
 pub fn connects_and_closes_leak_nothing(backend: Backend) {
     let mut server = Node::new(backend.config(2), "server", 3, Some(super::keyring()));
-    let address = server.endpoint.listen(&backend.listen()).unwrap();
+    let addresses = backend.listen_with(&mut server);
     let mut client = Node::new(backend.config(1), "", 0, None);
     let descriptors = || std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count());
     let until = Instant::now() + PATIENCE;
@@ -598,7 +601,7 @@ pub fn connects_and_closes_leak_nothing(backend: Backend) {
         }
         let channel = client
             .endpoint
-            .connect(&address, dial(Role::Client))
+            .connect_any(&addresses, Kinds::all(), dial(Role::Client))
             .unwrap();
         let mut closed = false;
         while !closed {
@@ -633,7 +636,7 @@ pub fn connects_and_closes_leak_nothing(backend: Backend) {
 pub fn handshakes_are_refused_with_a_reason(backend: Backend) {
     use praas_transport::{Credential, Incarnation, Secret, Ticket};
     let mut pair = backend.pair();
-    let address = pair.server.endpoint.addresses()[0].clone();
+    let addresses = pair.server.endpoint.addresses().to_vec();
     let good = Ticket {
         application: "conformance".into(),
         role: Role::Client,
@@ -682,7 +685,11 @@ pub fn handshakes_are_refused_with_a_reason(backend: Backend) {
             expect: Incarnation(expect),
             deadline: None,
         };
-        let channel = pair.client.endpoint.connect(&address, dial).unwrap();
+        let channel = pair
+            .client
+            .endpoint
+            .connect_any(&addresses, Kinds::all(), dial)
+            .unwrap();
         let reason = pair.until(|pair| {
             pair.client.take(|id, seen| match seen {
                 Seen::Close(reason) if id == channel => Some(reason.clone()),
@@ -702,7 +709,7 @@ pub fn handshakes_are_refused_with_a_reason(backend: Backend) {
 /// does not get in any more.
 pub fn newer_incarnations_supersede(backend: Backend) {
     let mut pair = backend.pair();
-    let address = pair.server.endpoint.addresses()[0].clone();
+    let addresses = pair.server.endpoint.addresses().to_vec();
     let mut lives: Vec<Node> = [5, 6, 4]
         .map(|life| Node::new(backend.config(life), "worker", life, None))
         .into();
@@ -710,7 +717,7 @@ pub fn newer_incarnations_supersede(backend: Backend) {
     for life in &mut lives {
         channels.push(
             life.endpoint
-                .connect(&address, dial(Role::Process))
+                .connect_any(&addresses, Kinds::all(), dial(Role::Process))
                 .unwrap(),
         );
         let until = Instant::now() + PATIENCE;
@@ -746,11 +753,11 @@ pub fn channels_above_the_limit_are_refused(backend: Backend) {
     let mut config = backend.config(2);
     config.channels_max = 1;
     let mut pair = backend.pair_with(backend.config(1), config);
-    let address = pair.server.endpoint.addresses()[0].clone();
+    let addresses = pair.server.endpoint.addresses().to_vec();
     let mut second = Node::new(backend.config(3), "", 0, None);
     second
         .endpoint
-        .connect(&address, dial(Role::Client))
+        .connect_any(&addresses, Kinds::all(), dial(Role::Client))
         .unwrap();
     let closed = |_, seen: &Seen| match seen {
         Seen::Close(reason) => Some(reason.clone()),
@@ -767,7 +774,7 @@ pub fn channels_above_the_limit_are_refused(backend: Backend) {
     message_passes(&mut pair);
     pair.client.endpoint.close(pair.to_server);
     pair.until(|pair| pair.server.take(closed));
-    connects(&mut pair, &mut second, &address);
+    connects(&mut pair, &mut second, &addresses);
 }
 
 /// Promise 6: peers that connect and then say nothing, nonsense, or not the last word take no
@@ -777,16 +784,19 @@ pub fn floods_of_strangers_keep_nobody_out(backend: Backend) {
     config.channels_max = 2;
     config.handshakes_max = 8;
     let mut pair = backend.pair_with(backend.config(1), config);
-    let address = pair.server.endpoint.addresses()[0].clone();
+    let addresses = pair.server.endpoint.addresses().to_vec();
     // They show a good ticket and stop there, which is as far as one comes without its key.
     let mut strangers = Node::new(backend.config(3), "", 0, None);
     let mut raw = Vec::new();
     for at in 0..100 {
         if at % 2 == 0 {
-            let dialled = strangers.endpoint.connect(&address, dial(Role::Client));
+            let dialled =
+                strangers
+                    .endpoint
+                    .connect_any(&addresses, Kinds::all(), dial(Role::Client));
             dialled.expect("connect");
         }
-        raw.extend(RawPeer::connect(&address).map(|mut peer| {
+        raw.extend(RawPeer::connect(&addresses[0]).map(|mut peer| {
             if at % 3 == 0 {
                 peer.send(&pattern(at, 1500));
             }
@@ -796,14 +806,17 @@ pub fn floods_of_strangers_keep_nobody_out(backend: Backend) {
     }
     message_passes(&mut pair);
     let mut good = Node::new(backend.config(4), "", 0, None);
-    connects(&mut pair, &mut good, &address);
+    connects(&mut pair, &mut good, &addresses);
     message_passes(&mut pair);
     drop((raw, strangers));
 }
 
 /// Connects one more node to a pair's server.
-fn connects(pair: &mut Pair, node: &mut Node, address: &Address) {
-    let channel = node.endpoint.connect(address, dial(Role::Client)).unwrap();
+fn connects(pair: &mut Pair, node: &mut Node, addresses: &[Address]) {
+    let channel = node
+        .endpoint
+        .connect_any(addresses, Kinds::all(), dial(Role::Client))
+        .unwrap();
     pair.until(|_| {
         node.progress();
         node.endpoint.info(channel).map(|_| ())

@@ -27,7 +27,7 @@ use praas_runtime::host::{FromHost, HostReader, HostStart, ToHost, host_send};
 use praas_runtime::process::{ProcessSettings, ProcessStats};
 use praas_runtime::swap::SwapConfig;
 use praas_transport::{
-    Address, Credential, Incarnation, Role, Secret, Ticket, TransportKind, WaitMode,
+    Address, Credential, Incarnation, Kinds, Role, Secret, Ticket, TransportKind, WaitMode,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -178,7 +178,7 @@ impl Lab {
             key_id: KEY_ID,
             secret: self.secret.clone(),
             directory: self.directory.addresses().to_vec(),
-            force: None,
+            transports: Kinds::all(),
             swap_dir: self.swap_dir().display().to_string(),
             swap: SwapConfig::default(),
             restore: false,
@@ -234,7 +234,7 @@ impl Lab {
         let known = lock(&self.known).clone();
         let credential = Credential::issue(&self.secret, &self.ticket());
         let mut config = ClientConfig::new(Directory::Fixed(known), credential);
-        config.force = Some(force);
+        config.transports = force.into();
         config.wait = WaitMode::Warm;
         config
     }

@@ -42,6 +42,8 @@ pub(super) struct Gate<'a> {
     pub(super) auth: Option<&'a dyn Authenticator>,
     /// Asked about who has proven its ticket, before Accept.
     pub(super) admit: &'a dyn Fn(&Agreed) -> Result<(), HandshakeError>,
+    /// Segments are not to be had, for tests.
+    pub(super) segment_refused: bool,
 }
 
 /// Where a handshake stands.
@@ -143,8 +145,13 @@ impl Boot {
                     {
                         return self.fail(error);
                     }
+                    if let Err(error) = self.segment_offer(gate) {
+                        return self.fail(HandshakeError::Refused {
+                            reason: RefuseReason::NoSegment,
+                            text: error.to_string(),
+                        });
+                    }
                     self.unsent = bytes;
-                    self.segment_offer()?;
                     self.done = Some(agreed);
                 }
             }
@@ -152,8 +159,11 @@ impl Boot {
     }
 
     /// A listener on shared memory hands over segment and life page with Accept.
-    fn segment_offer(&mut self) -> io::Result<()> {
+    fn segment_offer(&mut self, gate: &Gate<'_>) -> io::Result<()> {
         if let (Machine::Listener(_), TransportKind::Shm) = (&self.machine, self.kind) {
+            if gate.segment_refused {
+                return Err(io::Error::other("refused by a fault on purpose"));
+            }
             let (segment, memory) = ShmMemory::create(self.layout)?;
             self.memory = Some(memory);
             self.unsent_descriptors = vec![

@@ -9,6 +9,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Token};
 
 use super::boot::{Boot, Machine};
+use super::fallback::Fallback;
 use super::stream::Stream;
 use super::types::{ChannelId, Dial, Listen, TransportError};
 use super::{ACCEPTS_PER_TURN, Listening, Ops, State, TOKEN_CHANNEL, TOKEN_LISTENER};
@@ -103,6 +104,17 @@ impl Ops {
     /// # Errors
     /// What can be told at once: nobody listens, too many channels.
     pub fn connect(&mut self, to: &Address, dial: Dial) -> Result<ChannelId, TransportError> {
+        let boot = self.boot_dial(to, &dial, self.config.handshake_timeout_ms)?;
+        self.boot_start(boot, None)
+    }
+
+    /// The start of a handshake that we dial.
+    pub(super) fn boot_dial(
+        &mut self,
+        to: &Address,
+        dial: &Dial,
+        timeout_ms: u64,
+    ) -> Result<Boot, TransportError> {
         let error = |source| TransportError::Connect {
             address: to.to_string(),
             source,
@@ -132,7 +144,7 @@ impl Ops {
         let local = self.local()?;
         let (hello, machine) =
             Dialler::start(local, &dial.credential, dial.expect, HostId::local());
-        let latest = Instant::now() + Duration::from_millis(self.config.handshake_timeout_ms);
+        let latest = Instant::now() + Duration::from_millis(timeout_ms);
         let deadline = dial
             .deadline
             .map_or(latest, |deadline| deadline.min(latest));
@@ -149,7 +161,7 @@ impl Ops {
         if to.kind().is_stream() {
             boot.lane_to = Some(to.clone());
         }
-        self.boot_start(boot)
+        Ok(boot)
     }
 
     /// A socket to where a listener takes frames, or a second one for bulk.
@@ -195,27 +207,40 @@ impl Ops {
         }
     }
 
-    fn boot_start(&mut self, boot: Boot) -> Result<ChannelId, TransportError> {
+    /// Begins a handshake, and goes on with what else there is to try if it fails.
+    pub(super) fn boot_start(
+        &mut self,
+        boot: Boot,
+        fallback: Option<Fallback>,
+    ) -> Result<ChannelId, TransportError> {
         let slot = match boot.machine {
-            Machine::Dialler(_) => self.slot_take(State::Boot(Box::new(boot)))?,
-            Machine::Listener(_) => self.slot_take_handshake(State::Boot(Box::new(boot))),
+            Machine::Dialler(_) => self.slot_take(State::Free)?,
+            Machine::Listener(_) => self.slot_take_handshake(State::Free),
         };
         self.timed.push(slot);
+        if let Some(fallback) = fallback {
+            self.fallbacks.insert(slot, fallback);
+        }
         let id = ChannelId {
             slot,
             generation: self.slots[slot as usize].generation,
         };
-        let token = Token((slot as usize) << 2 | TOKEN_CHANNEL);
-        if let State::Boot(boot) = &mut self.slots[slot as usize].state {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let registry = self.poll.registry();
-            if let Err(error) = registry.register(&mut boot.stream, token, interest) {
-                self.slot_free(slot);
-                return Err(TransportError::Setup(error));
-            }
+        if let Err(error) = self.boot_place(slot, boot) {
+            self.slot_free(slot);
+            return Err(TransportError::Setup(error));
         }
-        self.boot_step(slot);
         Ok(id)
+    }
+
+    /// Begins a handshake in a slot that is taken.
+    pub(super) fn boot_place(&mut self, slot: u32, mut boot: Boot) -> io::Result<()> {
+        let token = Token((slot as usize) << 2 | TOKEN_CHANNEL);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registry = self.poll.registry();
+        registry.register(&mut boot.stream, token, interest)?;
+        self.slots[slot as usize].state = State::Boot(Box::new(boot));
+        self.boot_step(slot);
+        Ok(())
     }
 
     pub(super) fn mem_ready(&mut self) {
@@ -309,7 +334,7 @@ impl Ops {
         if let Some((reason, text)) = refused {
             boot.refuse(reason, text);
         }
-        self.boot_start(boot).map(|_| ())
+        self.boot_start(boot, None).map(|_| ())
     }
 }
 

@@ -14,6 +14,7 @@
 //! | file | what |
 //! |---|---|
 //! | `listen.rs`, `boot.rs`, `stream.rs` | listening, connecting, the handshake over any stream |
+//! | `fallback.rs` | one of several addresses, and the next if it fails |
 //! | `open.rs`, `close.rs` | how a channel begins and ends |
 //! | `link.rs` | from a handshake to an RDMA channel |
 //! | `progress.rs` | rounds, waiting |
@@ -23,6 +24,7 @@
 mod boot;
 mod channel;
 mod close;
+mod fallback;
 mod fuzz;
 mod link;
 mod listen;
@@ -45,6 +47,7 @@ use mio::{Events, Poll, Token};
 
 use self::boot::Boot;
 use self::channel::{Channel, OutDone};
+use self::fallback::Fallback;
 pub use self::fuzz::fuzz_channel;
 use self::link::Linking;
 use self::stream::Stream;
@@ -157,6 +160,8 @@ pub struct Ops {
     listeners: Vec<Listening>,
     addresses: Vec<Address>,
     sessions: HashMap<[u8; 16], ChannelId>,
+    /// What else to try for channels that are not open yet, by their slots.
+    fallbacks: HashMap<u32, Fallback>,
     pending: VecDeque<Event>,
     rx: RxPool,
     pool: BufPool,
@@ -231,6 +236,7 @@ impl Endpoint {
             listeners: Vec::new(),
             addresses: Vec::new(),
             sessions: HashMap::new(),
+            fallbacks: HashMap::new(),
             pending: VecDeque::new(),
             rx: RxPool::default(),
             pool,

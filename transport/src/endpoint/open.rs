@@ -42,6 +42,11 @@ impl Ops {
         let booted = boot.step(&Gate {
             auth: self.auth.as_deref(),
             admit: &admit,
+            segment_refused: self
+                .config
+                .fault
+                .as_ref()
+                .is_some_and(|plan| plan.segment_refused),
         });
         let dialled = matches!(boot.machine, Machine::Dialler(_));
         let agreed = boot.is_agreed() || matches!(booted, Booted::Open(_));
@@ -84,6 +89,13 @@ impl Ops {
 
     /// Only whoever asked to connect hears that it failed; a stranger's failure is logged.
     pub(super) fn boot_failed(&mut self, slot: u32, dialled: bool, reason: CloseReason) {
+        let reason = match self.fallbacks.remove(&slot) {
+            None => reason,
+            Some(fallback) => match self.fall_back(slot, fallback, reason) {
+                None => return,
+                Some(reason) => reason,
+            },
+        };
         let id = ChannelId {
             slot,
             generation: self.slots[slot as usize].generation,
@@ -198,6 +210,7 @@ impl Ops {
         };
         let channel = Channel::new(wire, info, agreed.session, lane_to, limits);
         self.slots[slot as usize].state = State::Open(Box::new(channel));
+        self.fallbacks.remove(&slot);
         if kind.is_stream() && !dialled {
             self.sessions.insert(agreed.session, id);
         }

@@ -92,6 +92,7 @@ impl Ops {
 
     pub(super) fn slot_free(&mut self, slot: u32) -> State {
         self.active.retain(|active| *active != slot);
+        self.fallbacks.remove(&slot);
         let place = &mut self.slots[slot as usize];
         place.generation = place.generation.wrapping_add(1);
         match self.handshakes.iter().position(|other| *other == slot) {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Ops;
 use crate::address::TransportKind;
 use crate::buf::{Buf, BufMut};
+use crate::choice::ChooseError;
 use crate::config::ConfigError;
 use crate::one_sided::OneSidedError;
 use crate::sync::atomic::{AtomicBool, Ordering, fence};
@@ -202,6 +203,9 @@ pub enum CloseReason {
     /// The handshake took too long.
     #[error("no answer within the deadline")]
     Timeout,
+    /// None of several addresses led to the peer; each is named with the reason.
+    #[error("no address leads there: {0}")]
+    Unreachable(String),
     /// The peer sent what no correct peer sends.
     #[error("protocol violation: {0}")]
     Protocol(WireError),
@@ -274,6 +278,9 @@ pub enum TransportError {
         /// Why.
         source: io::Error,
     },
+    /// No address of the peer is one that may be used from here.
+    #[error(transparent)]
+    Choose(#[from] ChooseError),
     /// As many channels as the settings allow are in use.
     #[error("the limit of {0} channels is reached (setting channels_max)")]
     TooManyChannels(usize),
