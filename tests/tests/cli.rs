@@ -286,3 +286,36 @@ fn commands_without_a_cluster_say_what_to_do() {
     );
     std::fs::write(lab.run_dir().join("praas.toml"), "").expect("a file");
 }
+
+/// The command starts where there is no RDMA library: it looks for it when it runs.
+#[test]
+fn the_command_needs_no_library_but_the_systems() {
+    let listed = std::process::Command::new("readelf")
+        .args(["-d", env!("CARGO_BIN_EXE_praas")])
+        .output();
+    let listed = match listed {
+        Ok(listed) => listed,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("SKIP: no readelf here, which comes with a C compiler");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    assert!(listed.status.success());
+    let listed = String::from_utf8(listed.stdout).expect("text");
+    let needed = |line: &&str| line.contains("(NEEDED)");
+    let needed: Vec<&str> = listed.lines().filter(needed).collect();
+    assert!(!needed.is_empty(), "{listed}");
+    for line in needed {
+        let ours = [
+            "libc.",
+            "libm.",
+            "libgcc_s.",
+            "ld-linux",
+            "libdl.",
+            "libpthread.",
+            "librt.",
+        ];
+        assert!(ours.iter().any(|name| line.contains(name)), "{line}");
+    }
+}
