@@ -274,6 +274,26 @@ fn commands_without_a_cluster_say_what_to_do() {
     let transports = info["transports"].as_array().expect("a list");
     let named: Vec<_> = transports.iter().map(|row| &row["transport"]).collect();
     assert_eq!(named, ["shm", "unix", "verbs", "tcp"]);
+    // Where no segment can be had, that is said, and nothing dies of it.
+    let limited = std::process::Command::new("sh")
+        .args([
+            "-c",
+            "ulimit -f 8; exec \"$0\" info --json",
+            env!("CARGO_BIN_EXE_praas"),
+        ])
+        .env("PRAAS_RUN_DIR", lab.run_dir())
+        .output()
+        .expect("sh runs");
+    let info: Value = serde_json::from_slice(&limited.stdout).expect("an answer");
+    let row = |at: usize| {
+        let row = &info["transports"][at];
+        (row["available"].as_bool(), row["detail"].to_string())
+    };
+    assert!(
+        !row(0).0.unwrap() && row(0).1.contains("RLIMIT_FSIZE"),
+        "{info}"
+    );
+    assert_eq!(row(1).0, Some(true));
     let set = lab.one(&["config", "client.wait_ms", "--set", "client.wait_ms=7"]);
     assert_eq!(set["value"], 7);
     std::fs::create_dir(lab.run_dir()).expect("a directory");

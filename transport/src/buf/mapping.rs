@@ -356,6 +356,12 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// A memory file of zeros, which may be sealed.
 pub(crate) fn memfd_create_sized(name: &str, bytes: usize) -> io::Result<OwnedFd> {
+    // Beyond this limit the kernel would not refuse but end the process by a signal.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+    if let Some(limit) = limit.filter(|limit| bytes as u64 > *limit) {
+        let text = format!("{bytes} bytes are above the limit on files (RLIMIT_FSIZE, {limit})");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Kernels before 6.3 do not know the flag.
     let fd = memfd(name, flags | MemfdFlags::NOEXEC_SEAL).or_else(|_| memfd(name, flags))?;
