@@ -61,6 +61,27 @@ fn processes_are_called_swapped_and_come_back() {
         let call = ["invoke", "a", "p", "echo", "--data", "größe"];
         assert_eq!(lab.one(&[&call, way].concat())["text"], "größe");
     }
+    let verdicts = |args: &[&str]| -> Vec<String> {
+        let info = lab.one(&[&["info", "--peer", "a/p"], args].concat());
+        let rows = info["candidates"].as_array().expect("a list").clone();
+        let shown = |row: &Value| {
+            let address = row["address"].as_str().expect("an address");
+            let kind = address.split(':').next().expect("a transport");
+            format!("{kind} {}", row["verdict"].as_str().expect("a verdict"))
+        };
+        rows.iter().map(shown).collect()
+    };
+    let all = ["shm chosen", "unix spare", "tcp spare"];
+    assert_eq!(verdicts(&[]), all);
+    let no_shm = ["--set", "client.transports_exclude=shm"];
+    let without = ["unix chosen", "tcp spare", "shm rejected"];
+    assert_eq!(verdicts(&no_shm), without);
+    let nobody = lab.one(&["info", "--peer", "tcp:127.0.0.1:1,mem:x"]);
+    let detail = nobody["candidates"].to_string();
+    assert!(
+        detail.contains("refused") && !detail.contains("chosen"),
+        "{detail}"
+    );
     let large = vec![7; 3 << 20];
     assert!(lab.piped(&["invoke", "a", "p", "echo"], &large) == large);
     assert_eq!(count(&lab, 5, &[]), 5);

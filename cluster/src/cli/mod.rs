@@ -20,6 +20,7 @@ mod error;
 mod logs;
 mod node;
 mod output;
+mod peer;
 mod probe;
 mod process;
 mod service;
@@ -111,7 +112,12 @@ enum Command {
     /// Show what the control plane, the agent or a process wrote
     Logs(logs::LogsArgs),
     /// Show what there is on this node: transports, processors, versions
-    Info,
+    Info {
+        /// Which of a peer's addresses would be used, and why not the others: ADDRESS,... or
+        /// APP/PROCESS
+        #[arg(long, value_name = "PEER")]
+        peer: Option<String>,
+    },
     /// Show every setting, its value and where it is from
     Config(node::ConfigArgs),
     /// Measure what messages and invocations cost here
@@ -199,7 +205,8 @@ fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Swap(args) => process::swap(&context, &args),
         Command::Ps(args) => process::ps(&context, &args),
         Command::Logs(args) => logs::logs(&context, &args),
-        Command::Info => node::info(&context),
+        Command::Info { peer: None } => node::info(&context),
+        Command::Info { peer: Some(peer) } => peer::peer(&context, &peer),
         Command::Config(args) => node::config(&context, &args),
         Command::Bench(command) => bench_run(&context, command),
         Command::Node(command) => node::node(&context, command),

@@ -18,9 +18,9 @@ const APPLICATION: &str = "_probe";
 
 /// What became of the channel.
 #[derive(Default)]
-struct Seen {
-    open: Option<ChannelInfo>,
-    closed: Option<String>,
+pub(super) struct Seen {
+    pub(super) open: Option<ChannelInfo>,
+    pub(super) closed: Option<CloseReason>,
 }
 
 impl Handler for Seen {
@@ -53,7 +53,7 @@ impl Handler for Seen {
     }
 
     fn on_close(&mut self, _: &mut Ops, _: ChannelId, reason: CloseReason) -> Flow {
-        self.closed = Some(reason.to_string());
+        self.closed = Some(reason);
         Flow::Continue
     }
 }
@@ -112,7 +112,7 @@ pub fn probe(transport: TransportKind) -> Result<String, String> {
             endpoint.progress_wait(seen, Some(Instant::now() + TURN), WaitMode::Warm);
         }
         if let Some(why) = ours.closed {
-            return Err(why);
+            return Err(why.to_string());
         }
         if let Some(info) = ours.open {
             let ports = match transport {
