@@ -46,6 +46,7 @@ enum { BLOCK_NS = 4000000, BATCH = 16, BATCHES_MAX = 1 << 16 };
 enum { WINDOW = 64, WINDOW_BYTES = 64 << 20 };
 enum { RING_ENTRIES = 8192, RING_BATCH = 64 };
 enum { BESIDE_BYTES = 56 };
+enum { STREAM_BYTES = 64 << 10 };
 
 enum step { PING, STREAM, END };
 
@@ -243,22 +244,25 @@ static void socket_ping(void *self, int side, size_t bytes, long count)
     }
 }
 
-/* A call per message at the sender; the receiver takes what there is, up to a megabyte, and that
- * into the same memory again, as the subjects' buffers are used again, too. */
+/* The bare stream of as many bytes: as much per call as goes, 64 KiB or a message, and always from
+ * and into the same memory, as the subjects' buffers are used again, too. */
 static void socket_stream(void *self, int side, size_t bytes, long count, long window)
 {
     struct pair *pair = self;
+    size_t left = bytes * count, most = bytes > STREAM_BYTES ? bytes : STREAM_BYTES;
     (void)window;
-    if (side == 0) {
-        for (long i = 0; i < count; i++)
-            socket_send(pair->socket, pair->private, bytes);
-        socket_receive(pair->socket, pair->private, 1);
-        return;
+    while (left > 0) {
+        size_t part = left < most ? left : most;
+        if (side == 0)
+            socket_send(pair->socket, pair->private, part);
+        else
+            part = socket_receive_some(pair->socket, pair->private, part);
+        left -= part;
     }
-    size_t left = bytes * count, most = bytes > 1 << 20 ? bytes : 1 << 20;
-    while (left > 0)
-        left -= socket_receive_some(pair->socket, pair->private, left < most ? left : most);
-    socket_send(pair->socket, pair->private, 1);
+    if (side == 0)
+        socket_receive(pair->socket, pair->private, 1);
+    else
+        socket_send(pair->socket, pair->private, 1);
 }
 
 static socklen_t unix_name(const char *file, struct sockaddr_un *name)

@@ -134,11 +134,16 @@ pub fn figure(output: &str) -> Result<f64, String> {
     }
 }
 
-/// What `praas bench --json` says of its channel and of the floor that it measured by turns.
+/// What `praas bench --json` says of its channel and of the floor that it measured by turns; and
+/// the commit that it was built from.
 ///
 /// # Errors
 /// The record is missing or wrong.
-pub fn praas(output: &str, transport: Transport, measure: Measure) -> Result<Pair, String> {
+pub fn praas(
+    output: &str,
+    transport: Transport,
+    measure: Measure,
+) -> Result<(Pair, String), String> {
     for line in output.lines() {
         let record: Value =
             serde_json::from_str(line).map_err(|error| format!("'{line}' is no JSON: {error}"))?;
@@ -151,11 +156,12 @@ pub fn praas(output: &str, transport: Transport, measure: Measure) -> Result<Pai
                 _ => Err(format!("{key} is {} in '{line}'", record[key])),
             };
             let (subject_ns, ratio) = (figure("p50_ns")?, figure("floor_ratio")?);
-            let floor_ns = subject_ns / ratio;
-            return Ok(Pair {
-                floor_ns,
+            let pair = Pair {
+                floor_ns: subject_ns / ratio,
                 subject_ns,
-            });
+            };
+            let commit = record["commit"].as_str().unwrap_or("unknown");
+            return Ok((pair, commit.to_owned()));
         }
     }
     Err(format!("no record of the channel: {}", excerpt(output)))
@@ -242,8 +248,9 @@ mod tests {
     #[test]
     fn records_of_praas() {
         let output = r#"{"what":"floor","transport":"shm","bytes":8,"p50_ns":60.0,"floor_ratio":null}
-{"what":"channel","transport":"shm","bytes":8,"p50_ns":90.0,"floor_ratio":1.5}"#;
-        let pair = praas(output, Transport::Shm, Measure::Latency).unwrap();
+{"what":"channel","transport":"shm","bytes":8,"p50_ns":90.0,"floor_ratio":1.5,"commit":"abc"}"#;
+        let (pair, commit) = praas(output, Transport::Shm, Measure::Latency).unwrap();
+        assert_eq!(commit, "abc");
         assert_eq!((pair.floor_ns, pair.subject_ns), (60.0, 90.0));
         assert!(praas(output, Transport::Tcp, Measure::Latency).is_err());
         assert!(praas(output, Transport::Shm, LARGE).is_err());

@@ -3,6 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// Messages under way in a stream, as OSU's programs have it, but no more than so many bytes.
+const WINDOW: usize = 64;
+const WINDOW_BYTES: usize = 64 << 20;
+
 /// How two processes of one machine reach each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Transport {
@@ -70,6 +74,11 @@ impl Measure {
             Self::Bandwidth(_) => "bandwidth",
             Self::Rate => "rate",
         }
+    }
+
+    /// Messages under way in a stream: those of pair.c.
+    pub fn window(self) -> usize {
+        (WINDOW_BYTES / self.bytes()).min(WINDOW)
     }
 
     /// Bytes of a message.

@@ -135,14 +135,20 @@ impl Bench {
             }
             return;
         }
-        match self.version(subject) {
-            Ok(version) => results.version(subject, &version),
-            Err(why) => return fail(&measures, &why),
+        // Ours says it with its figures.
+        if subject != Subject::Praas {
+            match self.version(subject) {
+                Ok(version) => results.version(subject, &version),
+                Err(why) => return fail(&measures, &why),
+            }
         }
         for measure in measures {
             let key = (transport, measure, subject);
             let told = match subject {
-                Subject::Praas => self.praas(transport, measure).map(|pairs| (pairs, 0)),
+                Subject::Praas => self.praas(transport, measure).map(|(commit, pairs)| {
+                    results.version(subject, &commit);
+                    (pairs, 0)
+                }),
                 _ => self.bracketed(subject, transport, measure, floor),
             };
             match told {
@@ -210,7 +216,6 @@ impl Bench {
             line.rsplit(' ').next().unwrap_or(line).to_owned()
         };
         match subject {
-            Subject::Praas => Ok(self.commit.clone()),
             Subject::Libfabric => Job::new("fi_info")
                 .word("--version")
                 .run(self.deadline)
@@ -232,35 +237,27 @@ impl Bench {
     }
 
     /// Ours has its own floor inside.
-    fn praas(&self, transport: Transport, measure: Measure) -> Result<Vec<Pair>, String> {
+    fn praas(&self, transport: Transport, measure: Measure) -> Result<(String, Vec<Pair>), String> {
         let [one, two] = self.cpus;
-        let mut pairs = Vec::new();
+        let (mut pairs, mut built) = (Vec::new(), String::new());
         for _ in 0..self.starts {
             // Blocks of three milliseconds, as many of each as the others have pairs.
-            let output = Job::new(&self.praas)
-                .words([
-                    "--json",
-                    "bench",
-                    measure.name(),
-                    "--transport",
-                    transport.name(),
-                ])
-                .words([
-                    "--bytes",
-                    &measure.bytes().to_string(),
-                    "--what",
-                    "floor,channel",
-                ])
-                .words([
-                    "--runs",
-                    &self.pairs.to_string(),
-                    "--pin",
-                    &format!("{one},{two}"),
-                ])
-                .run(self.deadline)?;
-            pairs.push(parse::praas(&output, transport, measure)?);
+            let (bytes, runs) = (measure.bytes().to_string(), self.pairs.to_string());
+            let job = Job::new(&self.praas)
+                .words(["--json", "bench", measure.name(), "--bytes", &bytes])
+                .words(["--transport", transport.name(), "--runs", &runs])
+                .words(["--pin", &format!("{one},{two}")]);
+            let job = match measure {
+                // No invocations.
+                Measure::Latency => job.words(["--what", "floor,channel"]),
+                _ => job.words(["--window", &measure.window().to_string()]),
+            };
+            let output = job.run(self.deadline)?;
+            let (pair, commit) = parse::praas(&output, transport, measure)?;
+            pairs.push(pair);
+            built = commit;
         }
-        Ok(pairs)
+        Ok((built, pairs))
     }
 
     /// A program of UCX: which one, and where it is.
