@@ -129,6 +129,38 @@ fn a_closed_region_is_refused_by_the_device_and_the_channel_goes_on() {
     });
 }
 
+#[test]
+fn immediate_values_come_after_their_bytes() {
+    held("immediate_values_come_after_their_bytes", |pair| {
+        let region = region(pair, 64);
+        device_wait(pair, &region);
+        let (channel, key) = (pair.to_server, region.key());
+        // The first half go with the bytes, the others are too large for that.
+        let values = (0..200_u64).map(|at| at | (at / 100) << 40);
+        for (context, value) in values.enumerate() {
+            let context = context as u64 + 1;
+            pair.until(|pair| {
+                let client = &mut pair.client.endpoint;
+                let bytes = value.to_le_bytes();
+                let posted = client.put_immediate(channel, key, 8, &bytes, value, context);
+                (posted.unwrap() == Posted::Done).then_some(())
+            });
+            pair.until(|pair| {
+                pair.server.take(|_, seen| match seen {
+                    Seen::Immediate { value: told, len } => {
+                        assert_eq!((*told, *len), (value, 8));
+                        assert_eq!(region.load(8), Ok(value));
+                        Some(())
+                    }
+                    _ => None,
+                })
+            });
+            assert_eq!(outcome(pair, context), Ok(0));
+        }
+        message_pass(pair, &Buf::from_vec(vec![1; 8]));
+    });
+}
+
 /// What both sides did between two looks.
 fn between(pair: &Pair, before: &VerbsCounters) -> VerbsCounters {
     let now = counters(pair);

@@ -31,7 +31,7 @@ use super::objects::{
 use super::remote::{Remote, Served};
 use super::sys;
 use super::window::Window;
-use super::words::KIND_LANE_ANSWER;
+use super::words::KIND_IMMEDIATE;
 use crate::backend::{Posted, WireFault};
 use crate::config::TransportConfig;
 use crate::counters::VerbsCounters;
@@ -76,6 +76,8 @@ pub(super) struct ReadRequest {
 pub(super) struct Arrival {
     pub(super) slot: u32,
     pub(super) len: u32,
+    /// It is no frame, but tells of a put of so many bytes, with this value.
+    pub(super) immediate: Option<u32>,
 }
 
 /// One connection's side of the hub.
@@ -114,6 +116,16 @@ impl Peer {
     /// The endpoint's name for it.
     pub(super) fn place(&self) -> u32 {
         self.place
+    }
+
+    /// A credit goes with what is no frame.
+    pub(super) fn credit_spend(&mut self) {
+        self.credits -= 1;
+    }
+
+    /// What a credit was spent for has not arrived.
+    pub(super) fn credit_regain(&mut self) {
+        self.credits += 1;
     }
 
     pub(super) fn device_fault_note(&mut self, fault: RdmaError) {
@@ -454,6 +466,7 @@ impl Hub {
     pub(super) fn peer_remove(&mut self, key: usize) {
         let peer = self.peers.remove(key);
         self.by_number.remove(&peer.queue.number());
+        self.serving_forget(&peer.remote);
         self.heard = (0, 0);
         let Peer {
             queue,
@@ -477,6 +490,19 @@ impl Hub {
         self.promised -= window.target();
         for arrival in inbox.into_iter().chain(bulk) {
             self.slot_return(arrival.slot);
+        }
+    }
+
+    /// A queue pair of the peer's operations, by which it may tell of puts.
+    pub(super) fn serving_add(&mut self, key: usize, number: u32) {
+        self.by_number.insert(number, key);
+    }
+
+    /// The queue pair of a peer's operations ends.
+    pub(super) fn serving_forget(&mut self, remote: &Remote) {
+        if let Some(number) = remote.serving_number() {
+            self.by_number.remove(&number);
+            self.heard = (0, 0);
         }
     }
 
@@ -535,20 +561,33 @@ impl Hub {
         self.heard = (done.qp_num, key);
         let peer = &mut self.peers[key];
         let place = peer.place;
+        let by_lane = peer.queue.number() != done.qp_num;
         if done.status != sys::WC_SUCCESS {
-            peer.device_fault_note(RdmaError::of_completion(done.status, done.vendor_err));
-            self.wake(place);
+            // A lane that ends does not end the connection.
+            if !by_lane {
+                peer.device_fault_note(RdmaError::of_completion(done.status, done.vendor_err));
+                self.wake(place);
+            }
             return self.slot_return(slot);
         }
         let immediate = u32::from_be(done.imm_data);
-        let credits = peer.credits.saturating_add(immediate & GRANT_MAX);
         let kind = (immediate >> 24) as u8;
-        let tagged = done.opcode == sys::WC_RECV && done.wc_flags & sys::WC_WITH_IMM != 0;
+        let credits = match by_lane {
+            true => peer.credits,
+            false => peer.credits.saturating_add(immediate & GRANT_MAX),
+        };
+        let opcode = match by_lane {
+            true => sys::WC_RECV_RDMA_WITH_IMM,
+            false => sys::WC_RECV,
+        };
+        let tagged = done.opcode == opcode
+            && done.wc_flags & sys::WC_WITH_IMM != 0
+            && by_lane == (kind == KIND_IMMEDIATE);
         let wrong = match (tagged, peer.window.arrived(), kind) {
             (false, ..) => Some("a peer sends what carries no credit"),
             (_, false, _) => Some("a peer sends more frames than it has credit for"),
             _ if credits > CREDITS_MAX => Some("a peer gives more credit than anybody has room"),
-            (.., KIND_FRAME..=KIND_LANE_ANSWER) => None,
+            (.., KIND_FRAME..=KIND_IMMEDIATE) => None,
             _ => Some("a peer sends what is of no known kind"),
         };
         if let Some(what) = wrong {
@@ -560,8 +599,21 @@ impl Hub {
         peer.credits = credits;
         let len = done.byte_len;
         match kind {
-            KIND_FRAME => peer.inbox.push_back(Arrival { slot, len }),
-            KIND_BULK => peer.bulk.push_back(Arrival { slot, len }),
+            KIND_FRAME => peer.inbox.push_back(Arrival {
+                slot,
+                len,
+                immediate: None,
+            }),
+            KIND_IMMEDIATE => peer.inbox.push_back(Arrival {
+                slot,
+                len,
+                immediate: Some(immediate & GRANT_MAX),
+            }),
+            KIND_BULK => peer.bulk.push_back(Arrival {
+                slot,
+                len,
+                immediate: None,
+            }),
             KIND_CREDIT => {
                 peer.window.read();
                 self.slot_return(slot);
@@ -569,7 +621,7 @@ impl Hub {
             _ => self.word_received(key, kind, slot, len as usize),
         }
         self.wake(place);
-        if self.peers[key].credit_due || !matches!(kind, KIND_FRAME | KIND_BULK) {
+        if self.peers[key].credit_due || !matches!(kind, KIND_FRAME | KIND_BULK | KIND_IMMEDIATE) {
             self.credit_return(key);
         }
         if self.peers[key].remote.has_words() {
@@ -709,7 +761,9 @@ impl Hub {
         match event {
             DeviceEvent::QueuePair { number, .. } => {
                 // A lane's end is told by its completions, if anybody needs to know.
-                if let Some(key) = self.by_number.get(&number).copied() {
+                if let Some(key) = self.by_number.get(&number).copied()
+                    && self.peers[key].queue.number() == number
+                {
                     self.peers[key].device_fault_note(RdmaError::Flushed);
                     self.wake(self.peers[key].place);
                 }

@@ -372,6 +372,14 @@ impl PeerHandle {
             let Some(arrival) = peer.inbox.pop_front() else {
                 return peer.fault().map_or(Ok(None), Err);
             };
+            if let Some(value) = arrival.immediate {
+                hub.arrival_done(self.key, arrival.slot);
+                let header = FrameHeader::new(FrameKind::Immediate)
+                    .with_id(value.into())
+                    .with_aux(arrival.len.into());
+                let (buf, at) = (pool.take(), 0);
+                return Ok(Some(Received { header, buf, at }));
+            }
             let mut header = [0; FRAME_HEADER_BYTES];
             let body = (arrival.len as usize).checked_sub(header.len());
             let body = body.ok_or(WireError::Truncated {

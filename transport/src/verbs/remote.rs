@@ -33,8 +33,8 @@ use super::hub::{Hub, INLINE_MAX, KIND_FRAME};
 use super::objects::{Path, ProtectionDomain, QueuePair, QueuePairLimits, Region};
 use super::sys;
 use super::words::{
-    ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, KIND_ASK, KIND_LANE_ANSWER, KIND_LANE_OFFER,
-    KIND_TELL, KIND_VOID, LaneWord, Tell, malformed, word_read,
+    ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, IMMEDIATE_END, KIND_ASK, KIND_IMMEDIATE,
+    KIND_LANE_ANSWER, KIND_LANE_OFFER, KIND_TELL, KIND_VOID, LaneWord, Tell, malformed, word_read,
 };
 use crate::backend::{Posted, WireFault};
 use crate::buf::{Buf, BufMut};
@@ -92,6 +92,8 @@ struct Op {
     at: RemoteSlice,
     local: Local,
     immediate: Option<u64>,
+    /// The immediate value goes with the bytes, for which a credit was spent.
+    tells: bool,
 }
 
 /// A word to the peer, besides frames.
@@ -125,6 +127,11 @@ pub(super) struct Remote {
 impl Remote {
     pub(super) fn connected(&mut self, path: &Path) {
         self.path = Some(*path);
+    }
+
+    /// The number of the queue pair that the peer's operations come by.
+    pub(super) fn serving_number(&self) -> Option<u32> {
+        self.serving.as_ref().map(QueuePair::number)
     }
 
     /// Sends of the lane that may yet have a completion.
@@ -385,9 +392,13 @@ impl Hub {
 
     /// A target's: a queue pair for the peer's operations, in place of the one before.
     fn lane_serve(&mut self, key: usize, offer: &LaneWord) -> Result<(), WireError> {
-        let peer = self.peer_mut(key);
-        peer.remote.serving = None;
-        let Some(path) = peer.remote.path else {
+        let ended = Remote {
+            serving: self.peer_mut(key).remote.serving.take(),
+            ..Remote::default()
+        };
+        self.serving_forget(&ended);
+        drop(ended);
+        let Some(path) = self.peer(key).remote.path else {
             return Ok(());
         };
         let sequence = fastrand::u32(..1 << 24);
@@ -410,8 +421,11 @@ impl Hub {
                     number: U32::new(queue.number()),
                     sequence: U32::new(sequence),
                 };
+                let number = queue.number();
                 remote.serving = Some(queue);
-                remote.word_push(KIND_LANE_ANSWER, answer.as_bytes())
+                remote.word_push(KIND_LANE_ANSWER, answer.as_bytes())?;
+                self.serving_add(key, number);
+                Ok(())
             }
             // The peer goes on asking by frames.
             Err(error) => {
@@ -529,6 +543,7 @@ impl Hub {
             at,
             local,
             immediate,
+            tells: false,
         });
         remote.waiting.push_back(op);
         self.ops_post(key);
@@ -643,17 +658,34 @@ impl Hub {
             }
             let remote_at = base.wrapping_add(at.offset);
             let piece = self.op_piece(local);
-            let opcode = match verb {
-                Verb::Get => sys::WR_RDMA_READ,
-                Verb::Put | Verb::Atomic => sys::WR_RDMA_WRITE,
+            let told = self.immediate_take(key, op);
+            let opcode = match (verb, told) {
+                (Verb::Get, _) => sys::WR_RDMA_READ,
+                (_, Some(_)) => sys::WR_RDMA_WRITE_WITH_IMM,
+                (_, None) => sys::WR_RDMA_WRITE,
             };
-            if let Err(error) = self.lane_post(key, op, (opcode, piece), (remote_at, device_key)) {
+            let what = (opcode, piece, told.unwrap_or(0));
+            if let Err(error) = self.lane_post(key, op, what, (remote_at, device_key)) {
                 tracing::warn!(%error, "a one-sided operation cannot be posted");
                 self.peer_mut(key).device_fault_note(RdmaError::Flushed);
                 return;
             }
             self.peer_mut(key).remote.waiting.pop_front();
         }
+    }
+
+    /// The immediate value to send with an operation's bytes, if it fits there and there is credit
+    /// for what it takes at the target: a receive.
+    fn immediate_take(&mut self, key: usize, op: usize) -> Option<u32> {
+        let has_credit = self.has_room(key, KIND_FRAME);
+        let peer = self.peer_mut(key);
+        let op = peer.remote.ops.get_mut(op)?;
+        let value = op
+            .immediate
+            .filter(|value| *value < IMMEDIATE_END && has_credit)?;
+        op.tells = true;
+        peer.credit_spend();
+        Some(u32::from(KIND_IMMEDIATE) << 24 | value as u32)
     }
 
     fn op_piece(&self, local: &Local) -> sys::Sge {
@@ -681,12 +713,22 @@ impl Hub {
             return;
         }
         lane.under_way -= 1;
-        let (place, remote) = (peer.place(), &mut peer.remote);
+        let place = peer.place();
+        let told = match peer.remote.ops.get_mut(op) {
+            Some(op) => std::mem::take(&mut op.tells),
+            None => false,
+        };
+        if told && done.status != sys::WC_SUCCESS {
+            // It took no receive.
+            peer.credit_regain();
+        }
+        let remote = &mut peer.remote;
         let mut failed = None;
         match done.status {
             sys::WC_SUCCESS => {
                 remote.ended = 0;
-                match remote.ops.get(op).is_some_and(|op| op.immediate.is_some()) {
+                let follows = |op: &Op| op.immediate.is_some() && !told;
+                match remote.ops.get(op).is_some_and(follows) {
                     true => remote.notices.push_back(op),
                     false => failed = Some((op, Ok(0))),
                 }
@@ -783,7 +825,7 @@ impl Hub {
         &mut self,
         key: usize,
         op: usize,
-        (opcode, mut piece): (std::ffi::c_uint, sys::Sge),
+        (opcode, mut piece, immediate): (std::ffi::c_uint, sys::Sge, u32),
         (remote_addr, rkey): (u64, u32),
     ) -> io::Result<()> {
         let mut request = Hub::request_new(Hub::lane_id(key, op), opcode, &mut piece);
@@ -792,8 +834,9 @@ impl Hub {
         };
         let lane = self.peer_mut(key).remote.lane.as_mut();
         let lane = lane.ok_or(io::ErrorKind::NotConnected)?;
+        request.imm_data = immediate.to_be();
         let is_inline =
-            opcode == sys::WR_RDMA_WRITE && piece.length <= lane.queue.limits.inline_bytes;
+            opcode != sys::WR_RDMA_READ && piece.length <= lane.queue.limits.inline_bytes;
         if is_inline {
             request.send_flags |= sys::SEND_INLINE;
         }

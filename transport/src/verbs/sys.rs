@@ -388,6 +388,7 @@ pub(crate) const WC_RNR_RETRY_EXC_ERR: c_uint = 13;
 
 /// Set in the opcode of what was received.
 pub(crate) const WC_RECV: c_uint = 1 << 7;
+pub(crate) const WC_RECV_RDMA_WITH_IMM: c_uint = WC_RECV | 1;
 pub(crate) const WC_WITH_IMM: c_uint = 1 << 1;
 
 pub(crate) const ACCESS_LOCAL_WRITE: c_uint = 1;
@@ -417,6 +418,7 @@ pub(crate) const QP_MAX_DEST_RD_ATOMIC: c_int = 1 << 17;
 pub(crate) const QP_DEST_QPN: c_int = 1 << 20;
 
 pub(crate) const WR_RDMA_WRITE: c_uint = 0;
+pub(crate) const WR_RDMA_WRITE_WITH_IMM: c_uint = 1;
 pub(crate) const WR_SEND_WITH_IMM: c_uint = 3;
 pub(crate) const WR_RDMA_READ: c_uint = 4;
 

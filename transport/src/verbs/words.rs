@@ -16,6 +16,11 @@ pub(super) const ACCESS_READ: u8 = 1;
 pub(super) const ACCESS_WRITE: u8 = 2;
 pub(super) const ACCESS_ATOMIC: u8 = 4;
 
+/// Of a write with an immediate value, which is the other three bytes.
+pub(super) const KIND_IMMEDIATE: u8 = 8;
+/// Immediate values from here on do not fit there, and follow as a frame.
+pub(super) const IMMEDIATE_END: u64 = 1 << 24;
+
 /// What a target tells of a region.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
