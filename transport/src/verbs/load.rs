@@ -3,6 +3,7 @@
 //! What posts and polls goes through the context's table, as in the header's inline functions; the
 //! rest are symbols of the library, each in the version that the header's callers link to.
 
+use std::error::Error;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
@@ -87,8 +88,13 @@ impl Lib {
             // SAFETY: loading runs the library's initialisers, which are made for that; it is the
             // library that every RDMA program on this node is linked to.
             let library = unsafe { Library::open(Some(LIBRARY), RTLD_NOW | RTLD_LOCAL) };
-            let library =
-                library.map_err(|error| format!("{LIBRARY} cannot be loaded: {error}"))?;
+            let library = library.map_err(|error| {
+                // The loader's own words, which name what it looked for, come with the cause.
+                let why = error
+                    .source()
+                    .map_or(error.to_string(), ToString::to_string);
+                format!("libibverbs cannot be loaded: {why}")
+            })?;
             let library = NonNull::new(library.into_raw());
             let library = library.ok_or_else(|| format!("{LIBRARY} has no handle"))?;
             Self::resolve(library).map(Arc::new)

@@ -86,7 +86,10 @@ impl Ports {
     /// Why there is no port that can be used.
     pub(super) fn find(config: &TransportConfig) -> Result<Self, String> {
         let lib = Lib::load()?;
-        let names = Device::names(&lib).map_err(|error| format!("no RDMA device: {error}"))?;
+        let names = Device::names(&lib).map_err(|error| match error.kind() {
+            io::ErrorKind::Unsupported => "no RDMA device: the kernel has no RDMA loaded".into(),
+            _ => format!("no RDMA device: {error}"),
+        })?;
         let mut ports = Self {
             usable: Vec::new(),
             rejected: Vec::new(),
