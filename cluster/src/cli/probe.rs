@@ -67,6 +67,13 @@ pub fn probe(transport: TransportKind) -> Result<String, String> {
         let source = error.source().map(|source| format!(": {source}"));
         format!("{error}{}", source.unwrap_or_default())
     };
+    let ports = match transport {
+        TransportKind::Verbs => {
+            let ports = praas_transport::rdma_describe(&TransportConfig::default())?;
+            format!("{ports}; ")
+        }
+        _ => String::new(),
+    };
     let secret = Secret::generate().map_err(|error| error.to_string())?;
     let ticket = Ticket {
         application: APPLICATION.into(),
@@ -115,11 +122,6 @@ pub fn probe(transport: TransportKind) -> Result<String, String> {
             return Err(why.to_string());
         }
         if let Some(info) = ours.open {
-            let ports = match transport {
-                TransportKind::Verbs => praas_transport::rdma_describe(&TransportConfig::default())
-                    .map(|ports| format!("{ports}; "))?,
-                _ => String::new(),
-            };
             let large = match transport {
                 TransportKind::Shm => {
                     let large = praas_transport::shm_describe(&TransportConfig::default());
