@@ -70,7 +70,11 @@ fn large_messages_are_whole(listen: &Listen, mut config: TransportConfig) {
 
 #[test]
 fn large_messages_over_shm_are_read_by_the_kernel() {
-    large_messages_are_whole(&Listen::Shm { name: None }, TransportConfig::default());
+    let config = TransportConfig {
+        shm_attach_max_bytes: usize::MAX,
+        ..TransportConfig::default()
+    };
+    large_messages_are_whole(&Listen::Shm { name: None }, config);
 }
 
 #[test]

@@ -38,6 +38,9 @@ pub struct TransportConfig {
     pub shm_attach: bool,
     /// The smallest buffer in bytes that is read so.
     pub shm_attach_min_bytes: usize,
+    /// The largest message in bytes that is read so if its sender is awake: then the two sides
+    /// copy through the bulk ring at the same time, which is faster.
+    pub shm_attach_max_bytes: usize,
     /// Large messages that may be in flight on a channel, each way.
     pub transfers_inflight_max: usize,
     /// One-sided operations of ours that may be in flight on a channel.
@@ -118,6 +121,7 @@ impl Default for TransportConfig {
             shm_maps_max_bytes: 64 << 30,
             shm_attach: true,
             shm_attach_min_bytes: 64 << 10,
+            shm_attach_max_bytes: 512 << 10,
             transfers_inflight_max: 64,
             ops_inflight_max: 1024,
             regions_max: 4096,

@@ -226,6 +226,7 @@ impl Ops {
             trusted: peer.application == self.identity.application,
             pool: self.pool.number(),
             attach_min_bytes: self.config.shm_attach.then_some(attach_min_bytes),
+            attach_max_bytes: self.config.shm_attach_max_bytes,
             budget: Arc::clone(&self.maps),
             regions: Arc::clone(&self.regions),
         }

@@ -93,6 +93,11 @@ impl Regions {
         !self.longs.is_empty() || !self.completed.is_empty()
     }
 
+    /// Whether long operations are under way.
+    pub(super) fn has_longs(&self) -> bool {
+        !self.longs.is_empty()
+    }
+
     /// Whether answers are awaited.
     pub(super) fn asks(&self) -> bool {
         !self.asked.is_empty()

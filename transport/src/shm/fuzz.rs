@@ -72,6 +72,7 @@ pub fn fuzz_shm(bytes: &[u8]) {
         trusted: true,
         pool: 0,
         attach_min_bytes: None,
+        attach_max_bytes: 0,
         budget: Arc::new(MapBudget::new(8, 1 << 20)),
         regions: Arc::new(RegionTable::new(8)),
     };

@@ -68,7 +68,7 @@ use crate::buf::mapping::Mapping;
 use crate::buf::{Buf, BufMut};
 use crate::config::TransportConfig;
 use crate::one_sided::{Completed, OneSidedOp, RegionTable, Taken};
-use crate::sync::atomic::AtomicU32;
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::wire::{FrameHeader, FrameKind, WireError};
 
 /// Bodies above this go to the large ring.
@@ -109,6 +109,8 @@ pub(crate) struct ShmSharing {
     pub(crate) pool: u64,
     /// From which size on private memory is read by the kernel; never if there is none.
     pub(crate) attach_min_bytes: Option<usize>,
+    /// Up to which size, unless the sender sleeps.
+    pub(crate) attach_max_bytes: usize,
     pub(crate) budget: Arc<MapBudget>,
     pub(crate) regions: Arc<RegionTable>,
 }
@@ -117,6 +119,7 @@ pub(crate) struct ShmSharing {
 struct Sharing {
     trusted: bool,
     pool: u64,
+    attach_max_bytes: usize,
     exposed: Exposed,
     pulls: Pulls,
     regions: Regions,
@@ -135,6 +138,7 @@ impl Sharing {
         Self {
             trusted: sharing.trusted,
             pool: sharing.pool,
+            attach_max_bytes: sharing.attach_max_bytes,
             exposed: Exposed::new(attach_min_bytes),
             pulls: Pulls::new(Maps::new(sharing.budget), attach),
             regions: Regions::default(),
@@ -351,7 +355,16 @@ impl ShmWire {
     }
 
     /// Goes on with long one-sided operations: bytes moved.
+    #[inline]
     fn regions_poll(&mut self, budget: usize) -> Result<usize, WireFault> {
+        match self.sharing.regions.has_longs() {
+            true => self.regions_work(budget),
+            false => Ok(0),
+        }
+    }
+
+    #[inline(never)]
+    fn regions_work(&mut self, budget: usize) -> Result<usize, WireFault> {
         let mut regions = std::mem::take(&mut self.sharing.regions);
         let moved = regions.poll(budget, |value, len| self.immediate_send(value, len));
         self.sharing.regions = regions;
@@ -587,13 +600,16 @@ impl Wire for ShmWire {
         segments: &[PullSegment],
         into: BufMut,
     ) -> Result<Result<(), BufMut>, WireFault> {
-        match self.sharing.trusted {
-            true => self
-                .sharing
-                .pulls
-                .start(id, segments, into, &mut self.socket),
-            false => Ok(Err(into)),
+        // Two processors copy twice in less time than the kernel copies once with one of them; but
+        // a sender that sleeps had better not be woken for every piece.
+        let flag = self.sleep_flag(self.direction, Word::ReaderSleeps);
+        let streams =
+            into.len() > self.sharing.attach_max_bytes && flag.load(Ordering::Relaxed) == 0;
+        if !self.sharing.trusted || (streams && pull::any_private(segments)) {
+            return Ok(Err(into));
         }
+        let pulls = &mut self.sharing.pulls;
+        pulls.start(id, segments, into, &mut self.socket)
     }
 
     fn pull_poll(&mut self, budget: usize) -> Result<(usize, Option<Pulled>), WireFault> {

@@ -61,6 +61,12 @@ impl Place {
     }
 }
 
+/// Whether some of a message is in private memory.
+pub(super) fn any_private(segments: &[PullSegment]) -> bool {
+    let private = |segment: &PullSegment| segment.source[0] == PRIVATE;
+    segments.iter().any(private)
+}
+
 /// What we let the peer fetch.
 pub(super) struct Exposed {
     /// Files that parts of messages under way are in, and how many parts.

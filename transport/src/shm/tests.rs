@@ -8,7 +8,7 @@ use mio::net::UnixStream;
 
 use super::life::life_page;
 use super::{Layout, MapBudget, ShmMemory, ShmSharing, ShmWire};
-use crate::backend::{Posted, PullSegment, Pulled, RxPool, Wire, WireFault};
+use crate::backend::{Posted, PullSegment, Pulled, RxPool, Want, Wire, WireFault};
 use crate::buf::file::FileRules;
 use crate::buf::mapping::Mapping;
 use crate::buf::{Buf, BufPool};
@@ -52,6 +52,7 @@ fn pair(trusted: bool) -> Pair {
             trusted,
             pool: pool.number(),
             attach_min_bytes: Some(64 << 10),
+            attach_max_bytes: 1 << 20,
             budget: Arc::new(MapBudget::new(16, 1 << 30)),
             regions: Arc::clone(&regions),
         };
@@ -138,7 +139,7 @@ fn pooled_buffers_are_copied_straight_from_the_senders_memory() {
 #[test]
 fn private_buffers_are_read_by_the_kernel() {
     let mut pair = pair(true);
-    let bytes = pattern(2_000_000);
+    let bytes = pattern(1 << 20);
     let pulled = pull(&mut pair, &[Buf::from_vec(bytes.clone())]).unwrap();
     if let Some(why) = super::attach::attach_refused() {
         assert!(!pulled.whole);
@@ -147,6 +148,16 @@ fn private_buffers_are_read_by_the_kernel() {
     }
     assert!(pulled.whole && *pulled.into == *bytes);
     assert!(pull(&mut pair, &[Buf::from_vec(pattern(1000))]).is_none());
+    // Who is awake streams what is long; who sleeps is left alone.
+    let long = [Buf::from_vec(pattern(2 << 20))];
+    assert!(pull(&mut pair, &long).is_none());
+    let want = Want {
+        room: false,
+        bulk_in: false,
+        bulk_room: false,
+    };
+    assert!(pair.a.wire.arm(want).unwrap());
+    assert!(pull(&mut pair, &long).unwrap().whole);
 }
 
 #[test]
