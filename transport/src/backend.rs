@@ -236,6 +236,10 @@ pub(crate) trait Wire {
 }
 
 /// Any wire: the one place where backends are mixed at run time.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a channel is boxed as a whole, and shared memory's is to be reached without a detour"
+)]
 pub(crate) enum AnyWire {
     Mem(MemWire),
     Shm(ShmWire),
