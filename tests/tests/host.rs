@@ -26,7 +26,10 @@ fn a_host_without_modules_keeps_state() {
     };
     let _: u64 = client.invoke_value("p", STATE_PUT, &put).unwrap();
     assert_eq!(client.invoke("p", STATE_GET, b"k").unwrap(), b"value");
-    assert_eq!(host.stats().state_bytes, 6);
+    let stats = host.stats();
+    assert_eq!(stats.state_bytes, 6);
+    // It waits warm, and has run to get here.
+    assert!(stats.asleep_ns > 0 && stats.work_ns > 0, "{stats:?}");
     let unknown = client.invoke("p", "echo", b"");
     assert_eq!(unknown, Err(InvokeError::UnknownFunction("echo".into())));
     host.say(&ToHost::Stop);

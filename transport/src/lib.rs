@@ -33,9 +33,9 @@ pub use counters::VerbsCounters;
 #[doc(hidden)]
 pub use endpoint::fuzz_channel;
 pub use endpoint::{
-    ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Endpoint, Flow, Handler, Incoming,
-    IncomingId, LargeMessage, Listen, Message, OneSidedDone, Ops, PostedBuf, PostedGet, PostedList,
-    SendError, SendFailure, TransportError, WaitMode, Waker,
+    ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Endpoint, EndpointTimes, Flow, Handler,
+    Incoming, IncomingId, LargeMessage, Listen, Message, OneSidedDone, Ops, PostedBuf, PostedGet,
+    PostedList, SendError, SendFailure, TimesReader, TransportError, WaitMode, Waker,
 };
 pub use one_sided::{Access, MemoryRegion, OneSidedError, RegionError, RemoteKey};
 pub use shm::{bare, shm_describe};

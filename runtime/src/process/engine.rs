@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_queue::SegQueue;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::sync::{Owned, OwnerToken};
-use praas_transport::{BufPool, Endpoint, Identity, Incarnation, WaitMode, Waker};
+use praas_transport::{BufPool, Endpoint, Identity, Incarnation, TimesReader, WaitMode, Waker};
 
 use super::builtin::Builtin;
 use super::crew::{Crew, Delivery, Worker};
@@ -37,6 +37,8 @@ pub(super) struct Shared {
     pub crew: Crew,
     pub pool: BufPool,
     pub waker: Waker,
+    /// Where the endpoint's time goes.
+    pub times: TimesReader,
     pub mailbox: Mutex<Mailbox>,
     pub outbox: SegQueue<Post>,
     /// The incarnation whose image this process began with.

@@ -126,6 +126,12 @@ pub struct ProcessStats {
     pub state_bytes: u64,
     /// Messages in the mailbox.
     pub messages: u64,
+    /// Nanoseconds of busy-polling with nothing to be found; an estimate.
+    pub spin_ns: u64,
+    /// Nanoseconds that the endpoint's owner was blocked for.
+    pub asleep_ns: u64,
+    /// Nanoseconds of processor time that the OS process had, but for `spin_ns`.
+    pub work_ns: u64,
 }
 
 /// A running cloud process.
@@ -247,7 +253,11 @@ impl Process {
     /// What it counts.
     pub fn stats(&self) -> ProcessStats {
         let shared = &self.engine.shared;
+        let times = shared.times.read();
         ProcessStats {
+            spin_ns: times.spin_ns,
+            asleep_ns: times.asleep_ns,
+            work_ns: cpu_ns().saturating_sub(times.spin_ns),
             invocations: shared.invocations.load(Ordering::Relaxed),
             running: shared.crew.running() as u64,
             blocked: shared.crew.blocked() as u64,
@@ -434,6 +444,12 @@ fn endpoint_make(config: &ProcessConfig) -> Result<Endpoint, StartError> {
 
 type Restored = (Shared, Vec<crate::invocation::SessionImage>);
 
+/// Processor time of this OS process, which the kernel counts anyway.
+fn cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 fn shared_make(
     identity: Identity,
     settings: ProcessSettings,
@@ -465,6 +481,7 @@ fn shared_make(
     let shared = Shared {
         crew: Crew::new(workers, settings.workers_blocked_max, settings.queue_max),
         waker: endpoint.waker(),
+        times: endpoint.times(),
         identity,
         settings,
         registry,

@@ -20,6 +20,7 @@
 //! | `progress.rs` | rounds, waiting |
 //! | `channel.rs`, `send.rs`, `transfer.rs`, `remote.rs` | messages, large payloads, one-sided operations |
 //! | `slots.rs` | where channels live |
+//! | `times.rs` | spinning, asleep, at work |
 
 mod boot;
 mod channel;
@@ -34,6 +35,7 @@ mod remote;
 mod send;
 mod slots;
 mod stream;
+mod times;
 mod transfer;
 mod types;
 
@@ -51,6 +53,8 @@ use self::fallback::Fallback;
 pub use self::fuzz::fuzz_channel;
 use self::link::Linking;
 use self::stream::Stream;
+use self::times::Times;
+pub use self::times::{EndpointTimes, TimesReader};
 use self::types::WakerShared;
 pub use self::types::{
     ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Flow, Handler, Incoming, IncomingId,
@@ -134,6 +138,7 @@ pub struct Endpoint {
     /// Somebody woke the endpoint, and no wait has ended for it yet.
     roused: bool,
     spinner: Spinner,
+    times: Times,
     turn: usize,
     /// The frame that is handled, in a place of its own so that it need not be moved.
     received: Received,
@@ -251,6 +256,7 @@ impl Endpoint {
             rounds: 0,
             roused: false,
             spinner: Spinner::new(SpinnerPage::shared()),
+            times: Times::new(),
             turn: 0,
             received: Received::default(),
         })

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::channel::OutDone;
+use super::times::TimesReader;
 use super::transfer::{InDone, segments_decode};
 use super::types::{
     ChannelId, Disposition, Flow, Handler, Incoming, IncomingId, Message, SendError, SendFailure,
@@ -88,10 +89,12 @@ impl Endpoint {
     ) -> usize {
         let mut spins = mode != WaitMode::Warm && self.spinner.begin();
         let mut adaptive_until = None;
+        let mut looked_at = None;
         let mut rounds = 0_u32;
         loop {
             let happened = self.progress(handler);
             if happened > 0 || std::mem::take(&mut self.roused) {
+                self.times.rounds_add(rounds % ROUNDS_PER_CLOCK);
                 return happened;
             }
             if !spins {
@@ -100,6 +103,10 @@ impl Endpoint {
             rounds = rounds.wrapping_add(1);
             if rounds.is_multiple_of(ROUNDS_PER_CLOCK) {
                 let now = Instant::now();
+                match looked_at.replace(now) {
+                    Some(last) => self.times.window_add(ROUNDS_PER_CLOCK, now - last),
+                    None => self.times.rounds_add(ROUNDS_PER_CLOCK),
+                }
                 if deadline.is_some_and(|deadline| now >= deadline) {
                     return 0;
                 }
@@ -155,7 +162,14 @@ impl Endpoint {
             (a, b) => a.or(b),
         };
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let asleep = Instant::now();
         self.poll_descriptors(timeout);
+        self.times.asleep_add(asleep.elapsed());
+    }
+
+    /// Where the endpoint's time goes, to be read from any thread.
+    pub fn times(&self) -> TimesReader {
+        self.times.reader()
     }
 
     fn poll_descriptors(&mut self, timeout: Option<Duration>) {
