@@ -26,6 +26,7 @@ macro_rules! conformance {
             closing_completes_everything
             a_good_end_is_told_to_who_sends
             what_was_hot_is_woken_when_it_sleeps
+            both_sides_on_one_processor_get_on
             the_next_address_is_tried_if_one_fails
             a_vanished_peer_fails_what_is_in_flight
             connects_and_closes_leak_nothing

@@ -10,6 +10,7 @@ mod endings;
 mod one_sided;
 mod promises;
 pub mod record;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,6 +30,7 @@ pub use self::endings::*;
 pub use self::one_sided::*;
 pub use self::promises::*;
 use self::record::Outcome;
+pub use self::waiting::*;
 
 /// How long anything in this suite may take before it counts as hung.
 pub const PATIENCE: Duration = Duration::from_secs(300);

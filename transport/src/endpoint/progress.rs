@@ -29,6 +29,8 @@ const ROUNDS_PER_CLOCK: u32 = 64;
 const ROUNDS_UNHINTED: u32 = 1024;
 /// Empty rounds of a spinning wait between two questions whether it still may.
 const ROUNDS_PER_RENEWAL: u32 = 4096;
+/// How long a wait spins in vain before it lets others have the CPU, each time.
+const YIELD_EVERY: Duration = Duration::from_micros(50);
 /// A round over a socket costs a system call, so it counts for as many.
 const STREAM_ROUND_WEIGHT: u32 = 16;
 
@@ -90,6 +92,7 @@ impl Endpoint {
         let mut spins = mode != WaitMode::Warm && self.spinner.begin();
         let mut adaptive_until = None;
         let mut looked_at = None;
+        let mut alone = None;
         let mut rounds = 0_u32;
         loop {
             let happened = self.progress(handler);
@@ -117,6 +120,15 @@ impl Endpoint {
                 if rounds.is_multiple_of(ROUNDS_PER_RENEWAL) {
                     spins &= self.spinner.renew();
                 }
+                // Whom we wait for may be on this CPU without our knowing it.
+                let alone_since = *alone.get_or_insert(now);
+                if now - alone_since >= YIELD_EVERY {
+                    rustix::thread::sched_yield();
+                    alone = Some(now);
+                }
+            }
+            if self.spinner.crowded() {
+                rustix::thread::sched_yield();
             }
             if rounds > ROUNDS_UNHINTED {
                 crate::sync::spin_hint();

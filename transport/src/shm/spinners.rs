@@ -13,6 +13,10 @@
 //! something else stops renewing it. So nothing needs cleaning up after a kill -9, and a slot
 //! whose lease is over is anybody's.
 //!
+//! The upper 16 bits of a lease say on which CPU its owner spins. Two on the same one, because they
+//! are bound there, would each spin out its time slice before the other gets to answer: so who
+//! sees another there gives the CPU up after each look.
+//!
 //! Who wants to begin may if fewer others spin than there are CPUs. Who spins already may go on if
 //! fewer spin in the slots before its own: so when there are too many, all agree on who stops.
 //!
@@ -35,11 +39,13 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 
 const PAGE_BYTES: usize = 4096;
 const SLOTS: usize = PAGE_BYTES / 16 - 1;
-const MAGIC: u64 = u64::from_le_bytes(*b"PRAASPN\x01");
+const MAGIC: u64 = u64::from_le_bytes(*b"PRAASPN\x02");
 /// Milliseconds that a lease lasts: some ticks of the coarse clock.
 const LEASE_MS: u64 = 20;
 /// Waits between two renewals of a lease.
 const WAITS_PER_RENEWAL: u32 = 64;
+/// Where in a lease the CPU is.
+const CPU_SHIFT: u32 = 48;
 
 enum Words {
     Mapped(Mapping),
@@ -133,11 +139,17 @@ impl SpinnerPage {
         self.word(1)
     }
 
+    /// Until when a slot counts as spinning, and on which CPU.
+    fn lease_read(&self, slot: usize) -> (u64, u64) {
+        let lease = self.lease(slot).load(Ordering::Relaxed);
+        (lease & ((1 << CPU_SHIFT) - 1), lease >> CPU_SHIFT)
+    }
+
     /// Takes the first slot that nobody's lease holds.
     fn take(&self, tag: u64, now_ms: u64) -> Option<usize> {
         let slot = (0..SLOTS).find(|&slot| {
             let owner = self.owner(slot).load(Ordering::Relaxed);
-            self.lease(slot).load(Ordering::Relaxed) <= now_ms
+            self.lease_read(slot).0 <= now_ms
                 && self
                     .owner(slot)
                     .compare_exchange(owner, tag, Ordering::AcqRel, Ordering::Relaxed)
@@ -160,6 +172,8 @@ pub(crate) struct Spinner {
     tag: u64,
     slot: Option<usize>,
     spinning: bool,
+    /// Another spins on the same CPU.
+    crowded: bool,
     waits: u32,
 }
 
@@ -170,6 +184,7 @@ impl Spinner {
             tag: u64::from(std::process::id()) << 32 | u64::from(fastrand::u32(1..)),
             slot: None,
             spinning: false,
+            crowded: false,
             waits: 0,
         }
     }
@@ -186,26 +201,39 @@ impl Spinner {
 
     /// Renews the lease; whether to spin (on).
     pub(crate) fn renew(&mut self) -> bool {
-        self.renew_at(now_ms())
+        let cpu = rustix::thread::sched_getcpu() as u64;
+        self.renew_at(now_ms(), cpu & 0xffff)
     }
 
-    fn renew_at(&mut self, now_ms: u64) -> bool {
+    /// Whether to let others have the CPU after each look, as of the last renewal.
+    #[inline]
+    pub(crate) fn crowded(&self) -> bool {
+        self.crowded
+    }
+
+    fn renew_at(&mut self, now_ms: u64, cpu: u64) -> bool {
         let owned = |slot: &usize| self.page.owner(*slot).load(Ordering::Relaxed) == self.tag;
         self.slot = self.slot.filter(owned);
         self.slot = self.slot.or_else(|| self.page.take(self.tag, now_ms));
+        self.crowded = false;
         self.spinning = self.slot.is_some_and(|slot| {
-            self.page
-                .lease(slot)
-                .store(now_ms + LEASE_MS, Ordering::Relaxed);
-            let others = match self.spinning {
+            let lease = (now_ms + LEASE_MS) | cpu << CPU_SHIFT;
+            self.page.lease(slot).store(lease, Ordering::Relaxed);
+            // Another process may have written anything.
+            let used = self.page.used().load(Ordering::Relaxed).min(SLOTS as u64) as usize;
+            let before = match self.spinning {
                 true => slot,
-                // Another process may have written anything.
-                false => self.page.used().load(Ordering::Relaxed).min(SLOTS as u64) as usize,
+                false => used,
             };
-            let live = |other: &usize| {
-                *other != slot && self.page.lease(*other).load(Ordering::Relaxed) > now_ms
-            };
-            (0..others).filter(live).count() < self.page.cpus
+            let mut count = 0;
+            for other in (0..used).filter(|other| *other != slot) {
+                let (until, on) = self.page.lease_read(other);
+                if until > now_ms {
+                    count += usize::from(other < before);
+                    self.crowded |= on == cpu;
+                }
+            }
+            count < self.page.cpus
         });
         if !self.spinning {
             self.lease_end();
@@ -244,17 +272,17 @@ mod tests {
     }
 
     fn they_share_two_cpus([mut a, mut b, mut c]: [Spinner; 3]) {
-        assert!(a.renew_at(100));
-        assert!(b.renew_at(100));
-        assert!(!c.renew_at(100), "a third spinner on two CPUs");
+        assert!(a.renew_at(100, 0));
+        assert!(b.renew_at(100, 1));
+        assert!(!c.renew_at(100, 2), "a third spinner on two CPUs");
         a.rest();
-        assert!(c.renew_at(101), "one has blocked");
-        assert!(b.renew_at(102));
-        assert!(!a.renew_at(103), "two others spin");
+        assert!(c.renew_at(101, 2), "one has blocked");
+        assert!(b.renew_at(102, 1));
+        assert!(!a.renew_at(103, 0), "two others spin");
         // One forgets to renew: dead, or busy with something else.
-        assert!(b.renew_at(104 + LEASE_MS));
-        assert!(a.renew_at(104 + LEASE_MS), "a lease is over");
-        let spinning = [a.spinning, b.spinning, c.renew_at(105 + LEASE_MS)];
+        assert!(b.renew_at(104 + LEASE_MS, 1));
+        assert!(a.renew_at(104 + LEASE_MS, 0), "a lease is over");
+        let spinning = [a.spinning, b.spinning, c.renew_at(105 + LEASE_MS, 2)];
         assert_eq!(spinning.iter().filter(|spins| **spins).count(), 2);
     }
 
@@ -285,8 +313,22 @@ mod tests {
         let page = Arc::new(SpinnerPage::private(1));
         for round in 0..3 * SLOTS as u64 {
             let mut spinner = Spinner::new(Arc::clone(&page));
-            assert!(spinner.renew_at(1000 + round));
+            assert!(spinner.renew_at(1000 + round, 0));
             assert_eq!(spinner.slot, Some(0));
         }
+    }
+
+    #[test]
+    fn who_shares_a_cpu_knows_it() {
+        let page = Arc::new(SpinnerPage::private(2));
+        let [mut a, mut b, _] = spinners([&page; 3]);
+        assert!(a.renew_at(100, 1) && !a.crowded());
+        assert!(b.renew_at(100, 1) && b.crowded());
+        assert!(a.renew_at(101, 1) && a.crowded());
+        // One was moved, or is gone.
+        assert!(a.renew_at(102, 0) && !a.crowded());
+        assert!(b.renew_at(102, 1) && !b.crowded());
+        a.rest();
+        assert!(b.renew_at(103, 0) && !b.crowded());
     }
 }
