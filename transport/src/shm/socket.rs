@@ -31,6 +31,9 @@ use crate::wire::WireError;
 const MESSAGE_BYTES_MAX: usize = 64;
 /// Bytes that are read at once.
 const READ_BYTES: usize = 512;
+/// Descriptors that may wait for their messages: a message that was cut off by the end of what is
+/// read at once has its own already, and what is read next ends with the next one's.
+const DESCRIPTORS_MAX: usize = 2;
 /// Messages of ours that wait for a peer which does not read.
 const WAITING_MAX: usize = 256;
 
@@ -336,13 +339,15 @@ impl Socket {
                 return Ok(Heard::Message(message, descriptor));
             }
             if self.at == self.end && !self.descriptors.is_empty() {
-                return Err(WireError::Malformed {
-                    what: "a descriptor that belongs to no message",
-                });
+                return Err(DESCRIPTOR_SURPLUS);
             }
             self.read.copy_within(self.at..self.end, 0);
             (self.at, self.end) = (0, self.end - self.at);
-            match self.fill() {
+            let filled = self.fill();
+            if self.descriptors.len() > DESCRIPTORS_MAX {
+                return Err(DESCRIPTOR_SURPLUS);
+            }
+            match filled {
                 Ok(0) => return Ok(Heard::End),
                 Ok(count) => self.end += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -368,6 +373,10 @@ impl Socket {
         Ok(message.bytes)
     }
 }
+
+const DESCRIPTOR_SURPLUS: WireError = WireError::Malformed {
+    what: "a descriptor that belongs to no message",
+};
 
 const DESCRIPTOR_MISSING: WireError = WireError::Malformed {
     what: "a descriptor is missing on the socket of shared memory",
@@ -455,6 +464,40 @@ mod tests {
         let (mut a, mut b) = pair();
         a.stream.write_all(&[99]).unwrap();
         assert!(b.receive().is_err());
+    }
+
+    /// Sends bytes with a descriptor, however they are cut.
+    fn send_cut(to: &Socket, bytes: &[u8], fd: BorrowedFd<'_>) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [fd];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let parts = [IoSlice::new(bytes)];
+        sendmsg(to.stream.as_fd(), &parts, &mut control, SendFlags::DONTWAIT).unwrap();
+    }
+
+    #[test]
+    fn descriptors_that_belong_to_no_message_do_not_pile_up() {
+        let (a, mut b) = pair();
+        let file = memfd_create_sized("test", 4096).unwrap();
+        let message = SocketMessage::FileGone { file: 7 }.encode();
+        let stream = message.repeat(32);
+        // What is sent at once always ends within a message, so that the reader never has read all.
+        let (first, rest) = stream.split_at(message.len() - 1);
+        send_cut(&a, first, file.as_fd());
+        for cut in rest.chunks(message.len()) {
+            send_cut(&a, cut, file.as_fd());
+        }
+        let mut heard = 0;
+        let error = loop {
+            match b.receive() {
+                Ok(Heard::Message(..)) => heard += 1,
+                Ok(_) => panic!("{} descriptors are kept", b.descriptors.len()),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error, DESCRIPTOR_SURPLUS);
+        assert!(heard < 4);
     }
 
     #[test]
