@@ -98,6 +98,12 @@ impl Regions {
         !self.longs.is_empty()
     }
 
+    /// Whether an operation is complete and not told of.
+    #[cfg(all(test, not(praas_loom)))]
+    pub(super) fn has_completed(&self) -> bool {
+        !self.completed.is_empty()
+    }
+
     /// Whether answers are awaited.
     pub(super) fn asks(&self) -> bool {
         !self.asked.is_empty()
@@ -234,10 +240,12 @@ impl Regions {
             immediate: Some(immediate),
             ..
         } = long.bytes
-            && !tell(immediate, long.len as u64)?
         {
-            self.longs.push_back(long);
-            return Ok(count);
+            let told = tell(immediate, long.len as u64);
+            if !matches!(told, Ok(true)) {
+                self.longs.push_back(long);
+                return told.map(|_| count);
+            }
         }
         let (outcome, returned) = match long.bytes {
             LongBytes::Put { buf, .. } => (
@@ -268,6 +276,23 @@ impl Regions {
 
     pub(super) fn completed(&mut self) -> Option<Completed> {
         self.completed.pop_front()
+    }
+
+    /// The channel ends: what is not complete, or not told of, with its buffers.
+    pub(super) fn end(&mut self) -> Vec<Completed> {
+        let cut = |long: Long| {
+            let (data, buf) = match long.bytes {
+                LongBytes::Put { buf, .. } => (None, Some(buf)),
+                LongBytes::Get { into } => (Some(into), None),
+            };
+            Completed {
+                id: long.id,
+                outcome: Err(OneSidedError::Closed),
+                returned: Returned { data, buf },
+            }
+        };
+        let longs = self.longs.drain(..).map(cut);
+        self.completed.drain(..).chain(longs).collect()
     }
 
     /// The owner's words are here.

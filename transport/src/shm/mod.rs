@@ -665,6 +665,10 @@ impl Wire for ShmWire {
         Ok(self.sharing.regions.completed())
     }
 
+    fn one_sided_end(&mut self) -> Vec<Completed> {
+        self.sharing.regions.end()
+    }
+
     #[inline]
     fn works(&self) -> bool {
         let sharing = &*self.sharing;

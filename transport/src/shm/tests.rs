@@ -395,6 +395,47 @@ fn closed_regions_are_void_at_once() {
     assert_eq!(outcome(get(&mut pair, again.key(), 0, 8)), Ok(0));
 }
 
+#[test]
+fn buffers_of_long_operations_come_back_when_the_channel_ends() {
+    const LEN: usize = 1 << 20;
+    let mut pair = pair(true);
+    let region = pair.a.regions.create(LEN, Access::ALL).unwrap();
+    resolve(&mut pair, region.key());
+    let into = pair.b.pool.alloc(LEN).unwrap();
+    let buf = pair.b.pool.copy_from(&pattern(LEN)).unwrap();
+    let get = OneSidedOp::Get {
+        key: region.key(),
+        offset: 0,
+        into,
+    };
+    let put = OneSidedOp::Put {
+        key: region.key(),
+        offset: 0,
+        bytes: PutBytes::Held(buf),
+        immediate: Some(1),
+    };
+    // One that is complete and was not told of, and one that is under way.
+    for (id, op) in [(1, get), (2, put)] {
+        assert!(matches!(
+            pair.b.wire.one_sided(id, op).unwrap(),
+            Taken::Pending
+        ));
+    }
+    while !pair.b.wire.sharing.regions.has_completed() {
+        let _ = pair.b.wire.pull_poll(100_000).unwrap();
+    }
+    let ended = pair.b.wire.one_sided_end();
+    assert_eq!(ended.len(), 2);
+    for completed in ended {
+        let Returned { data, buf } = completed.returned;
+        match completed.id {
+            1 => assert_eq!(data.unwrap().len(), LEN),
+            _ => assert_eq!(buf.unwrap().len(), LEN),
+        }
+    }
+    assert!(pair.b.wire.one_sided_end().is_empty());
+}
+
 /// A thread that writes random bytes to all memory of a channel until it is told to stop.
 mod scribbling {
     use super::*;
