@@ -67,6 +67,7 @@ fn golden_places_in_the_segment() {
             Word::BulkHead,
             Word::ReaderSleeps,
             Word::WriterSleeps,
+            Word::WriterGone,
         ] {
             let at = LAYOUT.word_at(direction, word);
             text.push_str(&format!("{at} {word:?} {direction}\n"));

@@ -154,6 +154,20 @@ fn owner_died(word: &AtomicU32) -> bool {
     word.load(Ordering::Relaxed) & OWNER_DIED != 0
 }
 
+/// Says that what the peer fetches from our memory may be something else from now on.
+pub(super) fn gone_tell(word: &AtomicU32) {
+    word.store(1, Ordering::Release);
+    // What becomes of the memory comes after it.
+    fence(Ordering::SeqCst);
+}
+
+/// After bytes were fetched: whether they may be something else than what was announced.
+#[inline]
+pub(super) fn gone_seen(word: &AtomicU32) -> bool {
+    fence(Ordering::Acquire);
+    word.load(Ordering::Relaxed) != 0
+}
+
 /// After a peer was found dead, and before the last look at what it has published.
 pub(super) fn death_fence() {
     fence(Ordering::SeqCst);
@@ -166,6 +180,26 @@ mod loom_tests {
     use super::super::ring::tests::{WordLines, frame, receive};
     use super::super::ring::{RingReader, RingWriter};
     use super::*;
+
+    /// A writer that goes uses its memory again; who fetches from it meanwhile has the old bytes, or
+    /// sees that it is gone.
+    #[test]
+    fn loom_memory_of_who_is_gone_is_not_taken_for_a_message() {
+        loom::model(|| {
+            let word = Arc::new(AtomicU32::new(0));
+            let bytes = Arc::new([AtomicU32::new(1), AtomicU32::new(1)]);
+            let (gone, memory) = (Arc::clone(&word), Arc::clone(&bytes));
+            let thread = loom::thread::spawn(move || {
+                gone_tell(&gone);
+                for byte in &*memory {
+                    byte.store(2, Ordering::Relaxed);
+                }
+            });
+            let got = [0, 1].map(|at: usize| bytes[at].load(Ordering::Relaxed));
+            assert!(gone_seen(&word) || got == [1, 1]);
+            thread.join().unwrap();
+        });
+    }
 
     /// Whoever looks once more after the word says that the peer is dead has its last frames.
     #[test]

@@ -48,7 +48,7 @@ use self::attach::{Attach, attach_check};
 use self::bulk::{BulkReader, BulkWriter, SegmentBulk};
 use self::direct::{Direct, Owner, Regions};
 pub use self::fuzz::fuzz_shm;
-use self::life::{LifeWatch, death_fence};
+use self::life::{LifeWatch, death_fence, gone_seen, gone_tell};
 pub(crate) use self::maps::MapBudget;
 use self::maps::Maps;
 use self::pull::{Exposed, Pulls};
@@ -281,7 +281,7 @@ impl ShmWire {
     /// Rings the peer's doorbell if it sleeps for `word`, which is what we just satisfied.
     #[inline]
     fn wake(&mut self, direction: usize, word: Word) -> Result<(), WireFault> {
-        let flag = self.sleep_flag(direction, word);
+        let flag = self.flag(direction, word);
         match sleeper_take(flag, self.barrier) {
             true => self.ring_doorbell(),
             false => Ok(()),
@@ -481,13 +481,25 @@ impl ShmWire {
     }
 
     #[inline]
-    fn sleep_flag(&self, direction: usize, word: Word) -> &AtomicU32 {
+    fn flag(&self, direction: usize, word: Word) -> &AtomicU32 {
         self.segment.word32(self.word(direction, word))
     }
 
+    /// Whether the peer has ended the channel, and so may use the memory again that we fetch from.
+    fn peer_gone(&self) -> bool {
+        gone_seen(self.flag(1 - self.direction, Word::WriterGone))
+    }
+
     fn flags_lower(&self) {
-        flag_lower(self.sleep_flag(1 - self.direction, Word::ReaderSleeps));
-        flag_lower(self.sleep_flag(self.direction, Word::WriterSleeps));
+        flag_lower(self.flag(1 - self.direction, Word::ReaderSleeps));
+        flag_lower(self.flag(self.direction, Word::WriterSleeps));
+    }
+}
+
+impl Drop for ShmWire {
+    fn drop(&mut self) {
+        // Before whoever sent buffers has them back.
+        gone_tell(self.flag(self.direction, Word::WriterGone));
     }
 }
 
@@ -549,9 +561,9 @@ impl Wire for ShmWire {
         }
         self.rx.ring.publish();
         self.wake(1 - self.direction, Word::WriterSleeps)?;
-        flag_raise(self.sleep_flag(1 - self.direction, Word::ReaderSleeps));
+        flag_raise(self.flag(1 - self.direction, Word::ReaderSleeps));
         if want.room || want.bulk_room {
-            flag_raise(self.sleep_flag(self.direction, Word::WriterSleeps));
+            flag_raise(self.flag(self.direction, Word::WriterSleeps));
         }
         sleep_fence(self.barrier);
         // A frame needs room for the largest body, so that what was refused surely fits.
@@ -602,7 +614,7 @@ impl Wire for ShmWire {
     ) -> Result<Result<(), BufMut>, WireFault> {
         // Two processors copy twice in less time than the kernel copies once with one of them; but
         // a sender that sleeps had better not be woken for every piece.
-        let flag = self.sleep_flag(self.direction, Word::ReaderSleeps);
+        let flag = self.flag(self.direction, Word::ReaderSleeps);
         let streams =
             into.len() > self.sharing.attach_max_bytes && flag.load(Ordering::Relaxed) == 0;
         if !self.sharing.trusted || (streams && pull::any_private(segments)) {
@@ -630,6 +642,12 @@ impl Wire for ShmWire {
         let (pulls, life) = (&mut self.sharing.pulls, &self.life);
         match pulls.poll(budget, life, &mut self.socket)? {
             (0, None) => Ok((self.regions_poll(budget)?, None)),
+            // Its buffers may have been used again while we copied. What it said before is read,
+            // and then the channel ends.
+            (bytes, Some(pulled)) if pulled.whole && self.peer_gone() => {
+                self.hung_up = true;
+                Ok((bytes, None))
+            }
             pulled => Ok(pulled),
         }
     }

@@ -78,9 +78,11 @@ pub(crate) enum Word {
     ReaderSleeps = 4,
     /// The writer sleeps for room: ring its doorbell.
     WriterSleeps = 5,
+    /// The writer is gone: what it let the reader fetch may be something else by now.
+    WriterGone = 6,
 }
 
-const _: () = assert!((Word::WriterSleeps as usize + 1) * LINE_BYTES <= DIRECTION_BYTES);
+const _: () = assert!((Word::WriterGone as usize + 1) * LINE_BYTES <= DIRECTION_BYTES);
 const _: () = assert!(2 * DIRECTION_BYTES <= PAGE_BYTES);
 
 /// Makes a segment: its descriptor, for the peer, and our mapping.

@@ -161,6 +161,34 @@ fn private_buffers_are_read_by_the_kernel() {
 }
 
 #[test]
+fn buffers_of_a_sender_that_is_gone_are_not_taken_for_its_message() {
+    let mut pair = pair(true);
+    let buf = pair.a.pool.copy_from(&pattern(100_000)).unwrap();
+    let source = pair.a.wire.expose(&buf).unwrap();
+    let into = pair.b.pool.alloc(buf.len()).unwrap();
+    let segments = [segment_of(source, &buf)];
+    pair.b.wire.pull_start(5, &segments, into).unwrap().unwrap();
+    while pair.b.wire.pull_poll(1000).unwrap().0 == 0 {
+        pair.a.wire.ready(false).unwrap();
+    }
+    // The sender ends the channel, has its buffer back and uses it again.
+    let Pair { a, mut b, .. } = pair;
+    drop(a.wire);
+    buf.try_into_mut().unwrap().fill(9);
+    let fault = loop {
+        match b.wire.pull_poll(30_000) {
+            Ok((_, pulled)) => assert!(pulled.is_none(), "a message of other bytes"),
+            Err(fault) => break fault,
+        }
+        match b.wire.recv_frame(&mut b.rx) {
+            Ok(received) => assert!(received.is_none()),
+            Err(fault) => break fault,
+        }
+    };
+    assert!(matches!(fault, WireFault::Dead));
+}
+
+#[test]
 fn other_applications_see_nothing() {
     let mut pair = pair(false);
     let buf = pair.a.pool.copy_from(&pattern(1 << 20)).unwrap();
