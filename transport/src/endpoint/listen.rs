@@ -267,7 +267,7 @@ impl Ops {
                 },
                 Listening::Shm(listener) | Listening::Unix(UnixBound { listener, .. }) => {
                     listener.accept().and_then(|(stream, _)| {
-                        let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid;
+                        let peer = shm::peer_process(&stream)?.user;
                         refused = peer_user_check(peer, rustix::process::geteuid())
                             .err()
                             .map(|text| (RefuseReason::WrongUser, text));

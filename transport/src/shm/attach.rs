@@ -6,9 +6,10 @@
 //! died; its life word, which is set before its id is free, tells so after each read.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Mutex, PoisonError};
 
-use mio::net::UnixStream;
+use rustix::process::Uid;
 
 use super::life::LifeWatch;
 
@@ -44,6 +45,51 @@ pub(super) fn attach_check() -> Result<(), String> {
     }
 }
 
+/// Whose process a socket was connected by, or listened at, on the other side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PeerProcess {
+    /// None if it is in a namespace of processes that we do not see, as in another container.
+    pub(super) pid: Option<libc::pid_t>,
+    pub(crate) user: Uid,
+}
+
+/// Asks the kernel who is on the other side of a Unix socket.
+///
+/// # Errors
+/// It does not tell.
+pub(crate) fn peer_process(socket: &impl AsFd) -> io::Result<PeerProcess> {
+    let mut told = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to a structure of that size, which has integers
+    // only.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            std::ptr::from_mut(&mut told).cast(),
+            &mut len,
+        )
+    };
+    match done {
+        0 => Ok(PeerProcess::new(told)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl PeerProcess {
+    fn new(told: libc::ucred) -> Self {
+        Self {
+            pid: (told.pid > 0).then_some(told.pid),
+            user: Uid::from_raw(told.uid),
+        }
+    }
+}
+
 /// The way into a peer's private memory.
 pub(super) struct Attach {
     /// The peer's process; none if it cannot be read.
@@ -52,10 +98,10 @@ pub(super) struct Attach {
 
 impl Attach {
     /// Attaches to whoever is on the other side of a socket.
-    pub(super) fn new(stream: &UnixStream) -> Self {
-        let peer = rustix::net::sockopt::socket_peercred(stream);
+    pub(super) fn new(socket: &impl AsFd) -> Self {
+        let peer = peer_process(socket);
         Self {
-            pid: peer.ok().map(|peer| peer.pid.as_raw_nonzero().get()),
+            pid: peer.ok().and_then(|peer| peer.pid),
         }
     }
 
@@ -118,10 +164,25 @@ const BAD_ADDRESS: io::ErrorKind = io::ErrorKind::UnexpectedEof;
 
 #[cfg(all(test, not(praas_loom)))]
 mod tests {
-    use std::os::fd::AsFd;
+    use mio::net::UnixStream;
 
     use super::super::life::life_page;
     use super::*;
+
+    #[test]
+    fn a_peer_that_has_no_process_here_is_not_read() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        let user = rustix::process::geteuid();
+        let pid = Some(own);
+        assert_eq!(peer_process(&ours).unwrap(), PeerProcess { pid, user });
+        // What the kernel says of processes in a namespace that we do not see.
+        let (uid, gid) = (7, 7);
+        let peer = PeerProcess::new(libc::ucred { pid: 0, uid, gid });
+        assert_eq!((peer.pid, peer.user), (None, Uid::from_raw(7)));
+        let (pipe, _) = rustix::pipe::pipe().unwrap();
+        assert!(peer_process(&pipe).is_err() && !Attach::new(&pipe).is_open());
+    }
 
     #[test]
     fn only_the_peers_own_memory_is_read() {
