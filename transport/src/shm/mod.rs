@@ -131,13 +131,17 @@ struct Sharing {
 
 impl Sharing {
     fn new(sharing: ShmSharing, socket: &Socket) -> Self {
-        let attach_min_bytes = sharing.attach_min_bytes.filter(|_| sharing.trusted);
+        // Root lets others connect, and they it, but what either has in memory is its own.
+        let own = rustix::process::geteuid();
+        let one_user = peer_process(socket.stream()).is_ok_and(|peer| peer.user == own);
+        let trusted = sharing.trusted && one_user;
+        let attach_min_bytes = sharing.attach_min_bytes.filter(|_| trusted);
         let attach = match attach_min_bytes {
             Some(_) => Attach::new(socket.stream()),
             None => Attach::none(),
         };
         Self {
-            trusted: sharing.trusted,
+            trusted,
             pool: sharing.pool,
             attach_max_bytes: sharing.attach_max_bytes,
             exposed: Exposed::new(attach_min_bytes),
