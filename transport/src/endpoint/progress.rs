@@ -422,27 +422,15 @@ impl Endpoint {
         self.channel_work(slot, handler)
     }
 
-    #[inline(never)]
-    fn channel_work<H: Handler>(&mut self, slot: u32, handler: &mut H) -> (usize, Flow) {
-        let id = ChannelId {
-            slot,
-            generation: self.ops.slots[slot as usize].generation,
-        };
-        let mut done = SmallVec::new();
-        let State::Open(channel) = &mut self.ops.slots[slot as usize].state else {
-            return (0, Flow::Continue);
-        };
-        channel.idle = 0;
-        let pulled = channel.pull(&mut self.ops.rx, &mut done);
-        let pushed = channel.push(&mut self.ops.rx);
-        let moved = match (pulled, pushed) {
-            (Ok(pulled), Ok(pushed)) => usize::from(pulled + pushed > 0),
-            (Err(fault), _) | (_, Err(fault)) => {
-                self.ops.channel_fault(slot, fault);
-                return (1, Flow::Continue);
-            }
-        };
-        let mut count = moved + done.len();
+    /// Tells of what became complete, also if the channel has failed since.
+    fn done_tell<H: Handler>(
+        &mut self,
+        id: ChannelId,
+        mut done: SmallVec<[InDone; 4]>,
+        handler: &mut H,
+    ) -> Flow {
+        // Operations first: a handler may end the channel, and their buffers would be nowhere.
+        done.sort_by_key(|done| !matches!(done, InDone::Op(_)));
         let mut flow = Flow::Continue;
         for done in done {
             let ops = &mut self.ops;
@@ -457,6 +445,34 @@ impl Endpoint {
             if told == Flow::Stop {
                 flow = Flow::Stop;
             }
+        }
+        flow
+    }
+
+    #[inline(never)]
+    fn channel_work<H: Handler>(&mut self, slot: u32, handler: &mut H) -> (usize, Flow) {
+        let id = ChannelId {
+            slot,
+            generation: self.ops.slots[slot as usize].generation,
+        };
+        let mut done = SmallVec::new();
+        let State::Open(channel) = &mut self.ops.slots[slot as usize].state else {
+            return (0, Flow::Continue);
+        };
+        channel.idle = 0;
+        let pulled = channel.pull(&mut self.ops.rx, &mut done);
+        let pushed = channel.push(&mut self.ops.rx);
+        let (moved, fault) = match (pulled, pushed) {
+            (Ok(pulled), Ok(pushed)) => (usize::from(pulled + pushed > 0), None),
+            (Err(fault), _) | (_, Err(fault)) => (1, Some(fault)),
+        };
+        let mut count = moved + done.len();
+        let mut flow = self.done_tell(id, done, handler);
+        if let Some(fault) = fault {
+            if self.ops.channel(id).is_some() {
+                self.ops.channel_fault(slot, fault);
+            }
+            return (count, flow);
         }
         let Some(channel) = self.ops.channel(id) else {
             return (count, flow);
