@@ -27,35 +27,7 @@ const LIMITS: ChannelLimits = ChannelLimits {
 /// Plays the hostile peer that `bytes` describe.
 #[doc(hidden)]
 pub fn fuzz_channel(bytes: &[u8]) {
-    let (ours, theirs) = MemLink::pair();
-    let info = ChannelInfo {
-        peer: PeerIdentity {
-            application: "a".into(),
-            name: "".into(),
-            incarnation: Incarnation(0),
-            role: None,
-            client_id: 1,
-        },
-        kind: TransportKind::Mem,
-        dialled: true,
-        eager_max: 64,
-    };
-    let wire = AnyWire::Mem(MemWire::new(ours, 64));
-    let regions = RegionTable::new(1);
-    let region = regions.create(256, Access::ALL).expect("a region");
-    let mut game = Game {
-        channel: Channel::new(wire, info, [0; 16], None, LIMITS),
-        peer: MemWire::new(theirs, 64),
-        pool: BufPool::new(64 << 10),
-        rx: RxPool::default(),
-        regions,
-        key: region.key(),
-        posted: 0,
-        back: 0,
-        ops_posted: 0,
-        ops_back: 0,
-        announced: Vec::new(),
-    };
+    let mut game = Game::new();
     let mut rest = bytes;
     while let Some((step, more)) = rest.split_first() {
         rest = more;
@@ -88,6 +60,38 @@ struct Game {
 }
 
 impl Game {
+    fn new() -> Self {
+        let (ours, theirs) = MemLink::pair();
+        let info = ChannelInfo {
+            peer: PeerIdentity {
+                application: "a".into(),
+                name: "".into(),
+                incarnation: Incarnation(0),
+                role: None,
+                client_id: 1,
+            },
+            kind: TransportKind::Mem,
+            dialled: true,
+            eager_max: 64,
+        };
+        let wire = AnyWire::Mem(MemWire::new(ours, 64));
+        let regions = RegionTable::new(1);
+        let region = regions.create(256, Access::ALL).expect("a region");
+        Self {
+            channel: Channel::new(wire, info, [0; 16], None, LIMITS),
+            peer: MemWire::new(theirs, 64),
+            pool: BufPool::new(64 << 10),
+            rx: RxPool::default(),
+            regions,
+            key: region.key(),
+            posted: 0,
+            back: 0,
+            ops_posted: 0,
+            ops_back: 0,
+            announced: Vec::new(),
+        }
+    }
+
     /// A step of either side; false if the channel has ended.
     fn step(&mut self, step: u8, rest: &mut &[u8]) -> bool {
         match step % 8 {
@@ -305,6 +309,47 @@ mod tests {
             Just(vec![6]),
             Just(vec![2, 6]),
         ]
+    }
+
+    fn announce(game: &mut Game, number: u64) -> bool {
+        let header = FrameHeader::new(FrameKind::Rts)
+            .with_len(100)
+            .with_aux(number);
+        let announced = game.channel.announced(&header, &[], smallvec![], LIMIT);
+        announced.is_ok()
+    }
+
+    #[test]
+    fn refusals_that_a_peer_does_not_read_do_not_pile_up() {
+        let mut game = Game::new();
+        let refused = (1..1_000_000)
+            .take_while(|number| {
+                announce(&mut game, *number) && game.channel.refuse(*number, 1).is_ok()
+            })
+            .count();
+        assert!((4096..100_000).contains(&refused));
+    }
+
+    #[test]
+    fn what_a_peer_has_under_way_does_not_keep_us_from_ours() {
+        let mut game = Game::new();
+        for number in 1..=LIMITS.transfers_max as u64 {
+            assert!(announce(&mut game, number), "it is parked");
+            let header = FrameHeader::new(FrameKind::Get)
+                .with_message(1, 8)
+                .with_id(number)
+                .with_len(100);
+            let words = game.key.0.to_le_bytes();
+            let (regions, kind) = (&game.regions, FrameKind::Get);
+            let asked = game.channel.asked(regions, kind, &header, &words, &[]);
+            assert!(asked.is_ok());
+        }
+        for _ in 0..LIMITS.transfers_max {
+            assert!(!game.channel.out_is_full() && !game.channel.gets_are_full());
+            assert!(game.message_post(8) && game.op_post(8 | 0xf0));
+        }
+        assert_eq!(game.posted, LIMITS.transfers_max);
+        assert!(game.channel.out_is_full() && game.channel.gets_are_full());
     }
 
     proptest! {

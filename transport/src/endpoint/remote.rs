@@ -602,9 +602,7 @@ impl Channel {
             .with_len(buf.len() as u64);
         let words = [key.0, transfer, immediate.unwrap_or(0)];
         let count = 2 + usize::from(immediate.is_some());
-        if self.out.len() >= self.limits.transfers_max
-            || self.words_send(frame, &words[..count], &[])? == Posted::Busy
-        {
+        if self.out_is_full() || self.words_send(frame, &words[..count], &[])? == Posted::Busy {
             let bytes = PutBytes::Held(buf);
             return Ok(Some(OneSidedOp::Put {
                 key,
@@ -640,9 +638,7 @@ impl Channel {
             .with_id(op)
             .with_aux(offset)
             .with_len(len);
-        if self.incoming.len() >= self.limits.transfers_max
-            || self.words_send(frame, &[key.0], &[])? == Posted::Busy
-        {
+        if self.gets_are_full() || self.words_send(frame, &[key.0], &[])? == Posted::Busy {
             return Ok(Some(OneSidedOp::Get { key, offset, into }));
         }
         self.incoming.push(InTransfer {

@@ -40,6 +40,11 @@ pub(super) const GET_BIT: u64 = 1 << 63;
 /// Transfers that a peer may have announced, whatever its settings are.
 const ANNOUNCED_MAX: usize = 4096;
 
+/// Control frames that may wait while a peer announces more: for each transfer under way that one is
+/// accepted and that it is over, and answers to pings. A peer that does not read would have us keep
+/// without end what we refuse.
+const CONTROL_MAX: usize = 4 * ANNOUNCED_MAX;
+
 /// Where a transfer's bytes come from.
 pub(super) enum Source {
     /// A message's buffers, one after the other.
@@ -160,7 +165,7 @@ impl Channel {
         parts: SmallVec<[Buf; 1]>,
         kind: OutKind,
     ) -> Result<Result<(), SmallVec<[Buf; 1]>>, WireFault> {
-        if self.out.len() >= self.limits.transfers_max {
+        if self.out_is_full() {
             self.want_writable = true;
             return Ok(Err(parts));
         }
@@ -238,11 +243,28 @@ impl Channel {
 
     /// Whether a peer may give this number to a transfer, and have one more.
     pub(super) fn transfer_is_new(&self, id: u64) -> bool {
-        // A correct peer has at most as many under way as both sides' settings allow; whoever has
-        // a smaller setting parks more than that only within the hard limit.
-        self.incoming.len() < self.limits.transfers_max.max(ANNOUNCED_MAX)
+        // A correct peer has at most as many under way as its settings allow, which is within the
+        // hard limit; what we get is among them, too.
+        self.incoming.len() < self.limits.transfers_max + ANNOUNCED_MAX
+            && self.control.len() < CONTROL_MAX
             && id & GET_BIT == 0
             && !self.incoming.iter().any(|transfer| transfer.id == id)
+    }
+
+    /// Whether as many transfers of ours are under way as may be. What peers get is not ours: they
+    /// could keep us from sending for ever.
+    pub(super) fn out_is_full(&self) -> bool {
+        let max = self.limits.transfers_max;
+        let ours = |(_, out): &(usize, &OutTransfer)| out.kind != OutKind::Get;
+        self.out.len() >= max && self.out.iter().filter(ours).take(max).count() >= max
+    }
+
+    /// Whether as many large gets of ours are under way as may be. What peers announce, and we
+    /// park, is not ours.
+    pub(super) fn gets_are_full(&self) -> bool {
+        let max = self.limits.transfers_max;
+        let ours = |transfer: &&InTransfer| matches!(transfer.target, Target::Get { .. });
+        self.incoming.len() >= max && self.incoming.iter().filter(ours).take(max).count() >= max
     }
 
     /// Whether a peer may ask for one more transfer from us.
