@@ -43,7 +43,7 @@ pub struct TransportConfig {
     pub shm_attach_max_bytes: usize,
     /// Large messages that may be in flight on a channel, each way.
     pub transfers_inflight_max: usize,
-    /// One-sided operations of ours that may be in flight on a channel.
+    /// One-sided operations of ours that may be in flight on a channel, or complete and not told of.
     pub ops_inflight_max: usize,
     /// Memory regions that an endpoint has open at most.
     pub regions_max: usize,

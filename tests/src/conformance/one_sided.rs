@@ -301,6 +301,7 @@ pub fn one_sided_operations_push_back(backend: Backend) {
     let (key, channel) = (region.key(), pair.to_server);
     let (mut posted, mut done) = (0, 0);
     pair.until(|pair| {
+        let before = posted;
         while posted < 200 {
             let client = &mut pair.client.endpoint;
             match client.fetch_add(channel, key, 0, 1, posted).unwrap() {
@@ -308,6 +309,7 @@ pub fn one_sided_operations_push_back(backend: Backend) {
                 Posted::Busy => break,
             }
         }
+        assert!(posted - before <= 3, "nothing completes without progress");
         while let Some(one) = take_done(pair) {
             assert!(one.outcome.is_ok());
             done += 1;

@@ -38,6 +38,8 @@ pub(super) struct Channel {
     pub(super) chunk_in: ChunkIn,
     /// One-sided operations of ours that are not complete.
     pub(super) ops: Slab<OpState>,
+    /// Completions that wait in the endpoint's events.
+    pub(super) ops_untold: usize,
     pub(super) order: Order,
     /// What the peer is to be told of its operations; bounded by what it may have in flight.
     pub(super) answers: VecDeque<AnswerDue>,
@@ -90,6 +92,7 @@ impl Channel {
             chunk_out: None,
             chunk_in: ChunkIn::default(),
             ops: Slab::new(),
+            ops_untold: 0,
             order: Order::default(),
             answers: VecDeque::new(),
             want_writable: false,

@@ -236,7 +236,12 @@ impl Endpoint {
                         }
                     }
                 }
-                Event::OneSided(channel, done) => handler.on_one_sided(ops, channel, done),
+                Event::OneSided(channel, done) => {
+                    if let Some(open) = ops.channel(channel) {
+                        open.ops_untold -= 1;
+                    }
+                    handler.on_one_sided(ops, channel, done)
+                }
                 Event::Closed(channel, reason) => handler.on_close(ops, channel, reason),
             };
             if flow == Flow::Stop {

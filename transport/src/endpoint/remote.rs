@@ -328,7 +328,10 @@ impl Ops {
         }
         let order = &mut channel.order;
         order.fenced &= !channel.ops.is_empty();
-        if order.fenced || channel.ops.len() >= channel.limits.ops_max {
+        // What is complete and not told of counts, too: else whoever posts until it is `Busy` would
+        // never come to its end where operations are complete at once.
+        let untold = channel.ops.len() + channel.ops_untold;
+        if order.fenced || untold >= channel.limits.ops_max {
             channel.want_writable = true;
             return Ok(Some(op));
         }
@@ -368,7 +371,7 @@ impl Ops {
 
     fn one_sided_done(
         &mut self,
-        channel: ChannelId,
+        id: ChannelId,
         context: u64,
         outcome: Result<u64, OneSidedError>,
         returned: Returned,
@@ -379,7 +382,10 @@ impl Ops {
             data: returned.data,
             buf: returned.buf,
         };
-        self.pending.push_back(Event::OneSided(channel, done));
+        if let Some(channel) = self.channel(id) {
+            channel.ops_untold += 1;
+        }
+        self.pending.push_back(Event::OneSided(id, done));
     }
 
     /// A frame of a one-sided operation came: what the user is to be told of a put.
