@@ -539,6 +539,19 @@ impl RegionTable {
     }
 }
 
+impl Drop for RegionTable {
+    /// Peers that still look are told that all is void, before the memory is used for anything else.
+    fn drop(&mut self) {
+        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let words = self.words.get().and_then(Option::as_ref);
+        for region in open.regions.values() {
+            if let (Some(words), Some((slot, _))) = (words, region.open) {
+                words.set(slot, 0);
+            }
+        }
+    }
+}
+
 /// Zeroed memory that peers on this host can map, and cannot shrink under us; nor write, if they
 /// may not.
 fn shared_memory(len: usize, access: Access) -> io::Result<Memory> {
