@@ -13,13 +13,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{Advice, ProtFlags};
 
 use super::mapping::{Mapping, memfd_create_sized};
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Bytes of a file that many small blocks share.
 pub(super) const SLAB_BYTES: usize = 8 << 20;
@@ -54,6 +54,17 @@ static FILES: Mutex<Files> = Mutex::new(Files {
 
 fn files() -> std::sync::MutexGuard<'static, Files> {
     FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Files of this process that were freed so far: whoever has given some away sees by it that there
+/// may be something to tell.
+pub(crate) fn files_freed() -> u64 {
+    freed().load(Ordering::Relaxed)
+}
+
+fn freed() -> &'static AtomicU64 {
+    static FREED: OnceLock<AtomicU64> = OnceLock::new();
+    FREED.get_or_init(|| AtomicU64::new(0))
 }
 
 /// A number that no file or pool of this process had before.
@@ -163,6 +174,7 @@ impl Drop for Count {
 impl Drop for BlockFile {
     fn drop(&mut self) {
         drop(Count);
+        freed().fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -98,6 +98,12 @@ impl Regions {
         !self.longs.is_empty()
     }
 
+    /// How many regions of the peer's are mapped.
+    #[cfg(all(test, not(praas_loom)))]
+    pub(super) fn known_count(&self) -> usize {
+        self.known.len()
+    }
+
     /// Whether an operation is complete and not told of.
     #[cfg(all(test, not(praas_loom)))]
     pub(super) fn has_completed(&self) -> bool {
@@ -117,6 +123,14 @@ impl Regions {
             self.known.swap(at, 0);
         }
         Some(())
+    }
+
+    /// Lets go of regions that the owner has closed, so that our mappings do not keep the memory.
+    pub(super) fn void_forget(&mut self) {
+        let words = self.words.as_deref();
+        self.known.retain(|known| {
+            open_word(words, &known.told).is_some_and(|word| open_is(word, known.told.open))
+        });
     }
 
     /// Asks the owner for a region.
@@ -326,6 +340,7 @@ impl Regions {
         maps: &mut Maps,
     ) -> Result<(), WireError> {
         self.answered(told.key)?;
+        self.void_forget();
         let map = match (told.file, told.access.write || told.access.atomic) {
             (0, true) => maps.map(fd, told.bytes, ProtFlags::READ | ProtFlags::WRITE),
             (0, false) => maps.map(fd, told.bytes, ProtFlags::READ),

@@ -564,6 +564,11 @@ impl Wire for ShmWire {
         if self.hung_up {
             return Ok(false);
         }
+        let sharing = &mut *self.sharing;
+        if sharing.exposed.owes() {
+            sharing.exposed.freed_tell(&mut self.socket)?;
+        }
+        sharing.regions.void_forget();
         self.rx.ring.publish();
         self.wake(1 - self.direction, Word::WriterSleeps)?;
         flag_raise(self.flag(1 - self.direction, Word::ReaderSleeps));
@@ -634,7 +639,9 @@ impl Wire for ShmWire {
         sharing.rounds = sharing.rounds.wrapping_add(1);
         let rounds = sharing.rounds;
         if rounds.is_multiple_of(SOCKET_ROUNDS) {
-            sharing.exposed.freed_tell(&mut self.socket)?;
+            if sharing.exposed.owes() {
+                sharing.exposed.freed_tell(&mut self.socket)?;
+            }
             self.ready(false)?;
         }
         // By turns, so that neither pulls nor operations wait for the others' end.
@@ -699,6 +706,7 @@ impl Wire for ShmWire {
             || self.socket.waits()
             || !sharing.pulls.is_empty()
             || !sharing.exposed.is_empty()
+            || sharing.exposed.owes()
             || sharing.regions.ready()
             || sharing.regions.asks()
     }

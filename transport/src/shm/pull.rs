@@ -17,7 +17,7 @@ use super::life::LifeWatch;
 use super::maps::{Maps, PeerMap};
 use super::socket::{Socket, SocketMessage};
 use crate::backend::{PULL_SOURCE_BYTES, PullSegment, PullSource, Pulled, WireFault};
-use crate::buf::file::BlockFile;
+use crate::buf::file::{BlockFile, files_freed};
 use crate::buf::{Buf, BufMut};
 use crate::wire::WireError;
 
@@ -73,8 +73,8 @@ pub(super) struct Exposed {
     files: Vec<(Arc<BlockFile>, usize)>,
     /// Files whose descriptors the peer has had.
     given: Vec<(u64, Weak<BlockFile>)>,
-    /// Where the search for files that were freed goes on.
-    turn: usize,
+    /// Files of this process that were freed when the peer was told last.
+    freed: u64,
     /// Whether private memory is worth telling of.
     attach: bool,
     attach_min_bytes: usize,
@@ -85,7 +85,7 @@ impl Exposed {
         Self {
             files: Vec::new(),
             given: Vec::new(),
-            turn: 0,
+            freed: 0,
             attach: attach_min_bytes.is_some(),
             attach_min_bytes: attach_min_bytes.unwrap_or(0),
         }
@@ -152,20 +152,31 @@ impl Exposed {
         }
     }
 
-    /// Looks at one of the files that the peer has had, and tells the peer if we have freed it, so
-    /// that its mapping does not keep the memory.
+    /// Whether some of the files that the peer has had may be freed, and it does not know.
+    #[inline]
+    pub(super) fn owes(&self) -> bool {
+        !self.given.is_empty() && self.freed != files_freed()
+    }
+
+    /// Tells the peer which of the files that it has had are freed, so that its mappings do not
+    /// keep the memory; those for which there is no room now are told of later.
     pub(super) fn freed_tell(&mut self, socket: &mut Socket) -> std::io::Result<()> {
-        if self.given.is_empty() {
-            return Ok(());
+        let freed = files_freed();
+        let mut at = 0;
+        while let Some((file, weak)) = self.given.get(at) {
+            let file = *file;
+            if weak.strong_count() > 0 {
+                at += 1;
+                continue;
+            }
+            if socket.waits() {
+                return Ok(());
+            }
+            self.given.swap_remove(at);
+            socket.send(SocketMessage::FileGone { file }, None)?;
         }
-        self.turn = (self.turn + 1) % self.given.len();
-        let (file, weak) = &self.given[self.turn];
-        let file = *file;
-        if weak.strong_count() > 0 {
-            return Ok(());
-        }
-        self.given.swap_remove(self.turn);
-        socket.send(SocketMessage::FileGone { file }, None)
+        self.freed = freed;
+        Ok(())
     }
 }
 

@@ -131,7 +131,7 @@ fn pooled_buffers_are_copied_straight_from_the_senders_memory() {
         assert!(pulled.whole);
         assert!(pulled.into[..len / 2 - 1] == bytes[1..len / 2]);
         assert!(pulled.into[len / 2 - 1..] == bytes[len / 3..]);
-        assert!(!pair.a.wire.works(), "nothing is exposed any more");
+        assert!(pair.a.wire.sharing.exposed.is_empty());
     }
     assert_eq!(pair.b.wire.bulk_read(&mut [0; 8]).unwrap(), 0);
 }
@@ -234,10 +234,56 @@ fn freed_files_are_let_go_of() {
     drop(buf);
     // The pool is what keeps it.
     pair.a.pool = BufPool::new(0);
+    assert!(pair.a.wire.works());
     while pair.b.wire.sharing.pulls.maps.has(file) {
         let _ = pair.a.wire.pull_poll(1).unwrap();
         pair.b.wire.ready(false).unwrap();
     }
+}
+
+/// Nothing more is sent: what was freed is told of before the sender sleeps.
+#[test]
+fn who_sleeps_keeps_no_memory_of_others() {
+    let mut pair = pair(true);
+    let buf = pair.a.pool.copy_from(&pattern(4 << 20)).unwrap();
+    assert!(pull(&mut pair, std::slice::from_ref(&buf)).unwrap().whole);
+    let file = buf.file().unwrap().0.number;
+    let region = pair.a.regions.create(4096, Access::ALL).unwrap().key();
+    resolve(&mut pair, region);
+    let mapped = |pair: &Pair| pair.b.wire.sharing.regions.known_count();
+    assert_eq!(mapped(&pair), 1);
+    drop(buf);
+    pair.a.pool = BufPool::new(0);
+    assert!(pair.a.regions.close(region));
+    let want = Want {
+        room: false,
+        bulk_in: false,
+        bulk_room: false,
+    };
+    assert!(pair.a.wire.arm(want).unwrap());
+    pair.b.wire.ready(false).unwrap();
+    assert!(!pair.b.wire.sharing.pulls.maps.has(file));
+    assert!(pair.b.wire.arm(want).unwrap());
+    assert_eq!(mapped(&pair), 0);
+}
+
+#[test]
+fn regions_of_an_endpoint_that_is_gone_are_void() {
+    let mut pair = pair(true);
+    let buf = pair.a.pool.copy_from(&pattern(40_000)).unwrap();
+    let key = pair.a.regions.share(buf).unwrap();
+    resolve(&mut pair, key);
+    assert_eq!(outcome(get(&mut pair, key, 0, 8)), Ok(0));
+    let Pair { a, mut b, .. } = pair;
+    drop((a.wire, a.regions));
+    let into = b.pool.alloc(8).unwrap();
+    let get = OneSidedOp::Get {
+        key,
+        offset: 0,
+        into,
+    };
+    let got = b.wire.one_sided(2, get).unwrap();
+    assert_eq!(outcome(got), Err(OneSidedError::Key));
 }
 
 #[test]
