@@ -413,7 +413,8 @@ impl Hub {
             sends: self.settings.sends_max.min(most),
             inline_bytes: INLINE_MAX as u32,
         };
-        let queue = QueuePair::new(&self.completions, &self.receives, limits)?;
+        let receives = Some(&self.receives);
+        let queue = QueuePair::new(&self.domain, &self.completions, receives, limits)?;
         queue.init(port, sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_READ)?;
         let number = queue.number();
         let key = self.peers.insert(Peer {

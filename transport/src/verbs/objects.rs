@@ -548,7 +548,7 @@ pub(crate) struct Path {
 pub(crate) struct QueuePair {
     domain: Arc<ProtectionDomain>,
     _completions: Arc<CompletionQueue>,
-    _receives: Arc<SharedReceives>,
+    _receives: Option<Arc<SharedReceives>>,
     raw: NonNull<sys::Qp>,
     pub(crate) limits: QueuePairLimits,
 }
@@ -559,26 +559,29 @@ unsafe impl Send for QueuePair {}
 unsafe impl Sync for QueuePair {}
 
 impl QueuePair {
-    /// A queue pair that is not connected yet. Devices that cannot have so many inline bytes get
-    /// asked for fewer.
+    /// A queue pair that is not connected yet; without shared receives it has none at all, so that
+    /// a peer can send nothing by it. Devices that cannot have so many inline bytes get asked for
+    /// fewer.
     pub(crate) fn new(
+        domain: &Arc<ProtectionDomain>,
         completions: &Arc<CompletionQueue>,
-        receives: &Arc<SharedReceives>,
+        receives: Option<&Arc<SharedReceives>>,
         wanted: QueuePairLimits,
     ) -> io::Result<Self> {
-        let domain = &receives.domain;
         let mut inline_bytes = wanted.inline_bytes;
         loop {
             let mut init = sys::QpInitAttr {
                 qp_context: null_mut(),
                 send_cq: completions.raw.as_ptr(),
                 recv_cq: completions.raw.as_ptr(),
-                srq: receives.raw.as_ptr(),
+                srq: receives.map_or(null_mut(), |receives| receives.raw.as_ptr()),
                 cap: sys::QpCap {
                     max_send_wr: wanted.sends,
                     max_send_sge: 1,
+                    // Some devices make no queue without; nothing is posted to it.
+                    max_recv_wr: u32::from(receives.is_none()),
+                    max_recv_sge: u32::from(receives.is_none()),
                     max_inline_data: inline_bytes,
-                    ..sys::QpCap::default()
                 },
                 qp_type: sys::QPT_RC,
                 sq_sig_all: 0,
@@ -590,7 +593,7 @@ impl QueuePair {
                     return Ok(Self {
                         domain: Arc::clone(domain),
                         _completions: Arc::clone(completions),
-                        _receives: Arc::clone(receives),
+                        _receives: receives.map(Arc::clone),
                         raw,
                         limits: QueuePairLimits {
                             sends: init.cap.max_send_wr.min(wanted.sends),

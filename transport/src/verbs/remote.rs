@@ -30,7 +30,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use super::cache::Registered;
 use super::fault::RdmaError;
 use super::hub::{Hub, INLINE_MAX, KIND_FRAME};
-use super::objects::{Path, ProtectionDomain, QueuePair, QueuePairLimits, Region};
+use super::objects::{Path, ProtectionDomain, QueuePair, QueuePairLimits, Region, SharedReceives};
 use super::sys;
 use super::words::{
     ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, IMMEDIATE_END, KIND_ASK, KIND_IMMEDIATE,
@@ -380,12 +380,17 @@ impl Hub {
         }
     }
 
-    fn lane_queue(&mut self, port: u8, access: std::ffi::c_uint) -> io::Result<QueuePair> {
+    fn lane_queue(
+        &mut self,
+        port: u8,
+        access: std::ffi::c_uint,
+        receives: Option<&Arc<SharedReceives>>,
+    ) -> io::Result<QueuePair> {
         let limits = QueuePairLimits {
             sends: self.settings().sends_max(),
             inline_bytes: INLINE_MAX as u32,
         };
-        let queue = QueuePair::new(&self.completions, self.receives(), limits)?;
+        let queue = QueuePair::new(&self.domain, &self.completions, receives, limits)?;
         queue.init(port, access)?;
         Ok(queue)
     }
@@ -409,10 +414,13 @@ impl Hub {
             ..path
         };
         let access = sys::ACCESS_REMOTE_READ | sys::ACCESS_REMOTE_WRITE | sys::ACCESS_LOCAL_WRITE;
-        let queue = self.lane_queue(path.port, access).and_then(|queue| {
-            queue.connect(&path)?;
-            Ok(queue)
-        });
+        let receives = Arc::clone(self.receives());
+        let queue = self
+            .lane_queue(path.port, access, Some(&receives))
+            .and_then(|queue| {
+                queue.connect(&path)?;
+                Ok(queue)
+            });
         let remote = &mut self.peer_mut(key).remote;
         match queue {
             Ok(queue) => {
@@ -443,7 +451,8 @@ impl Hub {
         };
         remote.offers += 1;
         let offer = remote.offers;
-        let queue = self.lane_queue(path.port, sys::ACCESS_LOCAL_WRITE)?;
+        // A target that sent by it would take receives that nobody promised to it.
+        let queue = self.lane_queue(path.port, sys::ACCESS_LOCAL_WRITE, None)?;
         let sequence = fastrand::u32(..1 << 24);
         let word = LaneWord {
             offer: U32::new(offer),
