@@ -81,7 +81,7 @@ pub struct TransportConfig {
     /// Work requests of an RDMA channel that may be under way.
     pub verbs_sends_max: u32,
     /// Buffers that all RDMA channels of an endpoint send from, for each device, port and
-    /// application.
+    /// application; four more are each channel's own.
     pub verbs_send_buffers: u32,
     /// Bytes of payload memory that are registered for RDMA at most, for each device, port and
     /// application of an endpoint; what does not fit is copied.

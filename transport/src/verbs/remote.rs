@@ -115,6 +115,8 @@ pub(super) struct Remote {
     /// Lanes that ended since the last operation that was done.
     ended: u32,
     ops: Slab<Op>,
+    /// Slots that they hold.
+    slots: usize,
     /// Operations that are to be posted (again).
     waiting: VecDeque<usize>,
     /// Puts that are there, and whose target is yet to be told.
@@ -137,6 +139,10 @@ impl Remote {
     /// Sends of the lane that may yet have a completion.
     pub(super) fn under_way(&self) -> u32 {
         self.lane.as_ref().map_or(0, |lane| lane.under_way)
+    }
+
+    pub(super) fn slots_held(&self) -> usize {
+        self.slots
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -172,7 +178,10 @@ impl Remote {
     fn op_end(&mut self, op: usize, outcome: Result<u64, OneSidedError>) -> Option<u32> {
         let Op { id, local, .. } = self.ops.try_remove(op)?;
         let (slot, returned) = match local {
-            Local::Slot(slot, _) => (Some(slot), Returned::default()),
+            Local::Slot(slot, _) => {
+                self.slots -= 1;
+                (Some(slot), Returned::default())
+            }
             Local::Put(_, buf) => (
                 None,
                 Returned {
@@ -542,11 +551,12 @@ impl Hub {
             OneSidedOp::Put { immediate, .. } => *immediate,
             _ => None,
         };
-        let local = match self.op_local(op)? {
+        let local = match self.op_local(key, op)? {
             Ok(local) => local,
             Err(taken) => return Ok(taken),
         };
         let remote = &mut self.peer_mut(key).remote;
+        remote.slots += usize::from(matches!(local, Local::Slot(..)));
         let op = remote.ops.insert(Op {
             id,
             at,
@@ -563,14 +573,18 @@ impl Hub {
     }
 
     /// Makes an operation's bytes reachable for the device.
-    fn op_local<'a>(&mut self, op: OneSidedOp<'a>) -> Result<Result<Local, Taken<'a>>, WireFault> {
+    fn op_local<'a>(
+        &mut self,
+        peer: usize,
+        op: OneSidedOp<'a>,
+    ) -> Result<Result<Local, Taken<'a>>, WireFault> {
         Ok(match op {
             OneSidedOp::Put {
                 bytes: PutBytes::Copied(bytes),
                 key,
                 offset,
                 immediate,
-            } => match self.send_slot_take()? {
+            } => match self.send_slot_take(peer)? {
                 Some(slot) => {
                     self.slot_write(slot, bytes);
                     Ok(Local::Slot(slot, bytes.len()))

@@ -16,6 +16,9 @@ const SIGNAL_EVERY: u32 = 16;
 const SIGNAL_EVERY_HELD: u32 = 4;
 /// Work requests that are kept for frames, whatever reads there are to post.
 const SENDS_FOR_FRAMES: u32 = 8;
+/// Slots that a connection may have, however many the others hold: so many that the last of them
+/// is signalled, and they come back.
+const SLOTS_OWN: usize = SIGNAL_EVERY_HELD as usize;
 
 impl Hub {
     /// Whether a frame of this kind would be taken just now.
@@ -31,7 +34,22 @@ impl Hub {
         peer.credits >= needed
             && peer.under_way() < peer.queue.limits.sends
             && self.under_way + self.receive_slots.count() < self.depth
-            && (!self.send_free.is_empty() || self.send_slots.count() < self.settings.send_buffers)
+            // Credit goes within the work request.
+            && (kind == KIND_CREDIT || self.has_slot(key))
+    }
+
+    fn slots_in_use(&self) -> u32 {
+        self.send_slots.count() - self.send_free.len() as u32
+    }
+
+    /// Whether a connection may have one slot more. A few are always its own: the slots of peers
+    /// whose devices do not answer come back only when these count as dead, and nobody else shall
+    /// wait for that.
+    #[inline]
+    fn has_slot(&self, key: usize) -> bool {
+        let peer = &self.peers[key];
+        let held = peer.held.len() + peer.remote.slots_held();
+        held < SLOTS_OWN || self.slots_in_use() < self.settings.send_buffers
     }
 
     /// Sends `head` and `payload` as one frame, if there is room; `last` has itself reported done.
@@ -117,7 +135,7 @@ impl Hub {
             };
             return Ok(Some((piece, None)));
         }
-        let Some(slot) = self.send_slot_take()? else {
+        let Some(slot) = self.send_slot_take(key)? else {
             return Ok(None);
         };
         for part in parts() {
@@ -131,8 +149,7 @@ impl Hub {
     /// known to be; and all while slots or completions are few.
     #[inline]
     fn signal_due(&mut self, key: usize, holds_slot: bool, last: bool) -> bool {
-        let few = self.send_free.len() < self.settings.send_buffers as usize / 4
-            && self.send_slots.count() >= self.settings.send_buffers
+        let few = self.slots_in_use() > self.settings.send_buffers / 4 * 3
             || self.completions_spare() < self.depth / 4;
         let peer = &mut self.peers[key];
         peer.silent += 1;
@@ -273,8 +290,15 @@ impl Hub {
         self.send_free.extend(slots);
     }
 
-    pub(in crate::verbs) fn send_slot_take(&mut self) -> Result<Option<u32>, WireFault> {
-        if self.send_free.is_empty() && self.send_slots.count() < self.settings.send_buffers {
+    /// A slot for a connection to send from, if it may have one.
+    pub(in crate::verbs) fn send_slot_take(
+        &mut self,
+        key: usize,
+    ) -> Result<Option<u32>, WireFault> {
+        if !self.has_slot(key) {
+            return Ok(None);
+        }
+        if self.send_free.is_empty() {
             self.send_free.extend(self.send_slots.grow()?);
         }
         Ok(self.send_free.pop())
