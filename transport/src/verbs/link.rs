@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
@@ -14,7 +14,7 @@ use zerocopy::byteorder::little_endian::{U16, U32};
 
 use super::objects::Path;
 use super::params::{CARD_BYTES, Card, FLAG_ETHERNET, QueueCard, candidates_decode};
-use super::ports::{self, unavailable};
+use super::ports::{self, Port, Ports};
 use super::{Choice, Hubs, PeerHandle, VerbsWire};
 use crate::backend::{Posted, RxPool, WireFault};
 use crate::config::TransportConfig;
@@ -55,6 +55,8 @@ pub(crate) struct Link {
     /// Taken by the wire in the end.
     stream: Option<TcpStream>,
     side: Side,
+    /// As they were when the choices were made, which name their places.
+    ports: Arc<Ports>,
     application: String,
     place: u32,
     received: Vec<u8>,
@@ -96,15 +98,16 @@ impl Link {
         context: &mut LinkContext<'_>,
     ) -> Result<Self, WireFault> {
         let local = stream.local_addr()?.ip();
+        let ports = context.hubs.ports(context.config).map_err(other)?;
+        let choices = ports.candidates(local);
         let side = match dialled {
-            true => dialler_side(params, local, context)?,
-            false => Side::Listener {
-                choices: choices(local, context)?,
-            },
+            true => dialler_side(params, &choices, &ports)?,
+            false => Side::Listener { choices },
         };
         Ok(Self {
             stream: Some(stream),
             side,
+            ports,
             application: application.into(),
             place,
             received: early,
@@ -381,18 +384,14 @@ impl Link {
     /// Gives up what is tried, for a reason that is told if nothing else works either.
     fn attempt_fail(&mut self, why: &str, context: &mut LinkContext<'_>) {
         if let Some(attempt) = self.attempt.take() {
-            let port = self.port_name(&attempt.choice, context);
+            let port = self.port(&attempt.choice);
             self.rejected.push(format!("{port}: {why}"));
         }
         context.hubs.ports_forget();
     }
 
-    fn port_name(&self, choice: &Choice, context: &mut LinkContext<'_>) -> String {
-        let ports = context.hubs.ports(context.config).ok();
-        let port = ports
-            .as_ref()
-            .and_then(|ports| ports.usable.get(choice.port));
-        port.map_or_else(|| "a port that has gone".into(), ToString::to_string)
+    fn port(&self, choice: &Choice) -> &Port {
+        &self.ports.usable[choice.port]
     }
 
     fn attempt_new(
@@ -402,9 +401,7 @@ impl Link {
         number: u8,
         context: &mut LinkContext<'_>,
     ) -> Result<Attempt, String> {
-        let ports = context.hubs.ports(context.config)?;
-        let port = ports.usable.get(choice.port);
-        let port = port.ok_or("a port has gone away")?;
+        let port = self.port(&choice);
         let why = |error: io::Error| format!("{port}: {error}");
         let hub = context.hubs.hub(
             port,
@@ -447,9 +444,7 @@ impl Link {
         context: &mut LinkContext<'_>,
     ) -> Result<Attempt, io::Error> {
         let (own, choice) = (&attempt.card, &attempt.choice);
-        let ports = context.hubs.ports(context.config).map_err(unavailable)?;
-        let port = ports.usable.get(choice.port);
-        let port = port.ok_or_else(|| unavailable("a port has gone away".into()))?;
+        let port = self.port(choice);
         let starts = u8::try_from(port.device.attr.max_qp_init_rd_atom).unwrap_or(READS_MAX);
         attempt.peer.connect(
             &Path {
@@ -484,23 +479,14 @@ fn frame_prove(peer: &PeerHandle, frame: &FrameHeader) -> Result<(), WireFault> 
     }
 }
 
-fn choices(local: IpAddr, context: &mut LinkContext<'_>) -> Result<Vec<Choice>, WireFault> {
-    let ports = context.hubs.ports(context.config);
-    Ok(ports.map_err(other)?.candidates(local))
-}
-
-fn dialler_side(
-    params: &[u8],
-    local: IpAddr,
-    context: &mut LinkContext<'_>,
-) -> Result<Side, WireFault> {
+fn dialler_side(params: &[u8], own: &[Choice], ports: &Ports) -> Result<Side, WireFault> {
     let theirs = candidates_decode(params)?;
-    let own = choices(local, context)?;
-    let pairs: VecDeque<_> = ports::pairs(&own, &theirs).into();
+    let pairs: VecDeque<_> = ports::pairs(own, &theirs).into();
     if pairs.is_empty() {
+        let own: Vec<_> = ports.usable.iter().map(ToString::to_string).collect();
         return Err(other(format!(
             "no RDMA port of ours ({}) can reach one of the peer's {}",
-            ports::describe(context.config).unwrap_or_else(|why| why),
+            own.join(", "),
             theirs.len()
         )));
     }
