@@ -3,9 +3,12 @@
 //! With `--nocapture` the last test prints posts, doorbells, completions, copies and system calls
 //! of each operation and size.
 
-use praas_tests::conformance::{self, Backend, Pair, Seen, pattern};
+use praas_tests::conformance::{self, Backend, Node, Pair, Seen, dial, keyring, pattern};
 use praas_transport::one_sided::{Access, MemoryRegion, OneSidedError};
-use praas_transport::{Buf, Posted, PostedBuf, PostedGet, TransportKind, VerbsCounters};
+use praas_transport::{
+    Buf, CloseReason, Posted, PostedBuf, PostedGet, Role, TransportConfig, TransportKind,
+    VerbsCounters,
+};
 
 fn held(promise: &str, check: impl FnOnce(&mut Pair)) {
     let backend = Backend {
@@ -292,5 +295,66 @@ fn devices_are_asked_no_more_often_than_need_be() {
                 (COUNT, COUNT, COUNT)
             );
         }
+    });
+}
+
+#[test]
+fn what_was_delivered_before_a_hang_up_is_heard() {
+    /// More than one round takes from a completion queue, all together.
+    const CHANNELS: usize = 4;
+    const MESSAGES: u64 = 60;
+    let backend = Backend {
+        kind: TransportKind::Verbs,
+        faulty: false,
+        any: false,
+    };
+    conformance::hold(backend, "hang-ups after many messages", |backend| {
+        let config = |rounds| TransportConfig {
+            // The server hears of hang-ups before it hears of messages.
+            poll_interval_rounds: rounds,
+            verbs_credits_min: 64,
+            ..TransportConfig::default()
+        };
+        let mut server = Node::new(config(1), "server", 3, Some(keyring()));
+        let address = server.endpoint.listen(&backend.listen()).expect("listen");
+        let client = Node::new(config(16), "", 0, None);
+        let mut pair = Pair::connect(client, server, std::slice::from_ref(&address));
+        let mut channels = vec![pair.to_server];
+        while channels.len() < CHANNELS {
+            let client = &mut pair.client.endpoint;
+            let dialled = client.connect(&address, dial(Role::Client));
+            let channel = dialled.expect("connect");
+            let is_open = |id, seen: &Seen| matches!(seen, Seen::Open(_)) && id == channel;
+            pair.until(|pair| pair.client.take(|id, seen| is_open(id, seen).then_some(())));
+            channels.push(channel);
+        }
+        for channel in channels {
+            for tag in 0..MESSAGES {
+                client_until(&mut pair, |pair| {
+                    let client = &mut pair.client.endpoint;
+                    let posted = client.send(channel, 1, tag, b"", &[b"last words"]);
+                    (posted.expect("open") == Posted::Done).then_some(())
+                });
+            }
+            pair.client.endpoint.close(channel);
+            client_until(&mut pair, |pair| {
+                pair.client.endpoint.info(channel).is_none().then_some(())
+            });
+        }
+        let mut heard = 0;
+        for _ in 0..CHANNELS {
+            let reason = pair.until(|pair| {
+                let is_message = |seen: &Seen| matches!(seen, Seen::Message { .. });
+                while let Some(()) = pair.server.take(|_, seen| is_message(seen).then_some(())) {
+                    heard += 1;
+                }
+                pair.server.take(|_, seen| match seen {
+                    Seen::Close(reason) => Some(reason.clone()),
+                    _ => None,
+                })
+            });
+            assert!(matches!(reason, CloseReason::Closed), "{reason:?}");
+        }
+        assert_eq!(heard, CHANNELS as u64 * MESSAGES);
     });
 }

@@ -241,6 +241,8 @@ pub(super) struct Hub {
     pub(super) woken: Vec<u32>,
     armed: bool,
     lost: bool,
+    /// How often a poll has left nothing in the completion queue.
+    emptied: u64,
     counters: VerbsCounters,
 }
 
@@ -287,6 +289,7 @@ impl Hub {
             woken: Vec::new(),
             armed: false,
             lost: false,
+            emptied: 0,
             counters: VerbsCounters::default(),
         };
         while hub.receive_slots.count() < hub.settings.receive_buffers {
@@ -535,10 +538,16 @@ impl Hub {
             self.counters.completions += count as u64;
             taken += count;
             if count < POLLED {
+                self.emptied += 1;
                 break;
             }
         }
         taken
+    }
+
+    #[inline]
+    pub(super) fn emptied(&self) -> u64 {
+        self.emptied
     }
 
     #[inline]

@@ -417,7 +417,8 @@ pub(crate) struct VerbsWire {
     pulls: Pulls,
     /// The socket of the handshake.
     stream: TcpStream,
-    hung_up: bool,
+    /// Once it has: how often the completion queue had been found empty by then.
+    hung_up: Option<u64>,
     /// Bytes of the longest frame that the peer takes.
     peer_frame_max: usize,
 }
@@ -428,7 +429,7 @@ impl VerbsWire {
             peer,
             pulls: Pulls::default(),
             stream,
-            hung_up: false,
+            hung_up: None,
             peer_frame_max,
         }
     }
@@ -460,15 +461,41 @@ impl VerbsWire {
     /// A fault as this side sees it: a peer that ends takes its queue pair with it, which looks
     /// like other faults.
     fn fault(&self, fault: WireFault) -> WireFault {
-        match (self.hung_up, fault) {
+        match (self.hung_up.is_some(), fault) {
             (true, WireFault::Rdma(_)) => WireFault::Dead,
             (_, fault) => fault,
         }
     }
 
+    fn hang_up(&mut self) {
+        let emptied = self.peer.hub.with(|hub| hub.emptied());
+        self.hung_up.get_or_insert(emptied);
+    }
+
+    /// Whether the peer has hung up and all that it had sent is taken from the device. What was
+    /// delivered before may be further back in the completion queue than one round goes.
+    fn is_over(&self, hub: &Hub) -> bool {
+        self.hung_up.is_some_and(|at| hub.emptied() > at)
+    }
+
+    /// Whether nothing can be sent any more. It is an error only when all is read: who reports it
+    /// sooner loses what the peer said last.
+    fn is_deaf(&self) -> Result<bool, WireFault> {
+        if self.hung_up.is_none() {
+            return Ok(false);
+        }
+        self.peer.hub.with(|hub| {
+            let peer = hub.peer(self.peer.key);
+            match peer.inbox.is_empty() && self.is_over(hub) {
+                true => Err(WireFault::Dead),
+                false => Ok(true),
+            }
+        })
+    }
+
     /// Why there is nothing to receive any more, if so.
     fn end(&self, hub: &Hub) -> Result<(), WireFault> {
-        match (hub.peer(self.peer.key).fault(), self.hung_up) {
+        match (hub.peer(self.peer.key).fault(), self.is_over(hub)) {
             (Some(fault), _) => Err(self.fault(fault)),
             (None, true) => Err(WireFault::Dead),
             (None, false) => Ok(()),
@@ -484,8 +511,8 @@ impl Wire for VerbsWire {
         user_header: &[u8],
         payload: &[&[u8]],
     ) -> Result<Posted, WireFault> {
-        if self.hung_up {
-            return Err(WireFault::Dead);
+        if self.is_deaf()? {
+            return Ok(Posted::Busy);
         }
         self.peer.frame_send(header, user_header, payload)
     }
@@ -493,7 +520,7 @@ impl Wire for VerbsWire {
     #[inline]
     fn recv_frame(&mut self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
         match self.peer.frame_recv(pool) {
-            Ok(None) if self.hung_up => Err(WireFault::Dead),
+            Ok(None) if self.peer.hub.with(|hub| self.is_over(hub)) => Err(WireFault::Dead),
             Ok(received) => Ok(received),
             Err(fault) => Err(self.fault(fault)),
         }
@@ -505,8 +532,8 @@ impl Wire for VerbsWire {
     }
 
     fn bulk_write(&mut self, bytes: &[u8]) -> Result<usize, WireFault> {
-        if self.hung_up {
-            return Err(WireFault::Dead);
+        if self.is_deaf()? {
+            return Ok(0);
         }
         self.peer.hub.with(|hub| {
             let most = hub.settings().frame_max().min(self.peer_frame_max);
@@ -576,6 +603,7 @@ impl Wire for VerbsWire {
                 || (want.bulk_in && !peer.bulk.is_empty())
                 || (want.room && hub.has_room(self.peer.key, KIND_FRAME))
                 || (want.bulk_room && hub.has_room(self.peer.key, KIND_BULK))
+                || self.hung_up.is_some()
                 || self.end(hub).is_err();
             Ok(!there)
         })
@@ -603,8 +631,8 @@ impl Wire for VerbsWire {
     }
 
     fn one_sided<'a>(&mut self, id: u64, op: OneSidedOp<'a>) -> Result<Taken<'a>, WireFault> {
-        if self.hung_up {
-            return Err(WireFault::Dead);
+        if self.is_deaf()? {
+            return Ok(Taken::Busy(op));
         }
         let key = self.peer.key;
         let taken = self.peer.hub.with(|hub| hub.op_start(key, id, op));
@@ -630,7 +658,7 @@ impl Wire for VerbsWire {
     fn ready(&mut self, _bulk: bool) -> Result<(), WireFault> {
         loop {
             match self.stream.read(&mut [0; 64]) {
-                Ok(0) => self.hung_up = true,
+                Ok(0) => self.hang_up(),
                 Ok(_) => {
                     return Err(WireError::Malformed {
                         what: "a peer speaks on a socket that is there for its hang-up",
@@ -640,7 +668,7 @@ impl Wire for VerbsWire {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // A reset, or keepalive's end.
-                Err(_) => self.hung_up = true,
+                Err(_) => self.hang_up(),
             }
             return Ok(());
         }
