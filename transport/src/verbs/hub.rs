@@ -514,6 +514,9 @@ impl Hub {
     #[inline]
     pub(super) fn poll(&mut self) -> usize {
         let mut taken = 0;
+        if self.lost {
+            return 0;
+        }
         for _ in 0..POLLS_MAX {
             self.counters.polls += 1;
             let count = match self.completions.poll(&mut self.polled[..]) {
@@ -747,7 +750,7 @@ impl Hub {
 
     /// Before sleeping: whether there is nothing, and the descriptor tells when there is.
     pub(super) fn arm(&mut self) -> bool {
-        if !self.armed {
+        if !self.armed && !self.lost {
             self.counters.system_calls += 1;
             if let Err(error) = self.completions.notify() {
                 tracing::error!(%error, "an RDMA device has failed");
@@ -757,6 +760,11 @@ impl Hub {
             self.armed = true;
         }
         self.poll() == 0 && self.woken.is_empty()
+    }
+
+    /// Whether nothing of it works any more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
     }
 
     /// The completion queue's descriptor is ready.

@@ -218,6 +218,8 @@ impl Hubs {
             entry.device == port.device.name
                 && entry.port == port.number
                 && entry.application == application
+                // A device that has failed may be well again; what was made of it is not.
+                && !entry.hub.with(|hub| hub.is_lost())
         };
         if let Some(entry) = self.entries.iter().find(same) {
             return Ok(entry.hub.clone());
@@ -290,6 +292,7 @@ impl Hubs {
                 DeviceEvent::Addresses => self.ports_forget(),
                 DeviceEvent::Fatal => {
                     tracing::error!(device = device.name, "an RDMA device has failed");
+                    self.ports_forget();
                 }
                 DeviceEvent::QueuePair { number, kind } => {
                     tracing::debug!(number, kind, "an RDMA queue pair was ended");
@@ -475,7 +478,8 @@ impl VerbsWire {
     /// Whether the peer has hung up and all that it had sent is taken from the device. What was
     /// delivered before may be further back in the completion queue than one round goes.
     fn is_over(&self, hub: &Hub) -> bool {
-        self.hung_up.is_some_and(|at| hub.emptied() > at)
+        self.hung_up
+            .is_some_and(|at| hub.emptied() > at || hub.is_lost())
     }
 
     /// Whether nothing can be sent any more. It is an error only when all is read: who reports it
