@@ -326,13 +326,19 @@ impl Hub {
                 self.receives_depth
             )));
         }
-        let wanted = count + SENDS_SPARE;
+        let wanted = count + SENDS_SPARE.max(self.under_way);
         if self.depth < wanted {
             // By halves of itself, since each time costs calls to the kernel.
             let most = u32::try_from(self.domain.device.attr.max_cqe).unwrap_or(wanted);
             let wider = (self.depth + self.depth / 2).max(wanted).min(most);
             self.completions.resize(wider)?;
             self.depth = self.completions.depth();
+        }
+        if self.depth < count + self.under_way {
+            return Err(io::Error::other(format!(
+                "the device's completion queues hold no more than {} completions",
+                self.depth
+            )));
         }
         let slots = self.receive_slots.grow()?;
         self.unposted.extend(slots);
