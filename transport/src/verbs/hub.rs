@@ -212,6 +212,22 @@ impl HubSettings {
     }
 }
 
+/// A completion queue that can grow from `first` on; of a device whose queues cannot, one that need
+/// not.
+fn completions_new(
+    device: &Arc<Device>,
+    first: u32,
+    whole: u32,
+) -> io::Result<Arc<CompletionQueue>> {
+    let queue = CompletionQueue::new(device, first)?;
+    let wider = first.saturating_add(SLAB_SLOTS as u32).min(whole);
+    if first >= whole || queue.resize(wider).is_ok() {
+        return Ok(queue);
+    }
+    drop(queue);
+    CompletionQueue::new(device, whole)
+}
+
 /// See the module.
 pub(super) struct Hub {
     peers: Slab<Peer>,
@@ -259,8 +275,9 @@ impl Hub {
             .min(most(device.attr.max_srq_wr))
             .min(most(device.attr.max_cqe).saturating_sub(SENDS_SPARE));
         let receives = SharedReceives::new(&domain, receives_depth)?;
-        let first = settings.receive_buffers + SENDS_SPARE;
-        let completions = CompletionQueue::new(device, first.min(most(device.attr.max_cqe)))?;
+        let cut = |depth: u32| depth.min(most(device.attr.max_cqe));
+        let first = cut(settings.receive_buffers + SENDS_SPARE);
+        let completions = completions_new(device, first, cut(receives_depth + SENDS_SPARE))?;
         let frame_max = settings.frame_max();
         let mut hub = Self {
             peers: Slab::new(),
