@@ -491,6 +491,7 @@ impl Hub {
 
     /// Ends a connection: nothing of it is under way when this returns.
     pub(super) fn peer_remove(&mut self, key: usize) {
+        self.peer_stop(key);
         let peer = self.peers.remove(key);
         self.by_number.remove(&peer.queue.number());
         self.serving_forget(&peer.remote);
@@ -530,6 +531,30 @@ impl Hub {
         if let Some(number) = remote.serving_number() {
             self.by_number.remove(&number);
             self.heard = (0, 0);
+        }
+    }
+
+    /// Stops a connection's queue pairs, and takes what they have completed: with a queue pair,
+    /// libraries throw away completions that nobody has taken, and with those of receives we would
+    /// lose count of slots that the device holds no more.
+    fn peer_stop(&mut self, key: usize) {
+        let peer = &mut self.peers[key];
+        peer.device_fault_note(RdmaError::Flushed);
+        for queue in [Some(&peer.queue), peer.remote.serving()]
+            .into_iter()
+            .flatten()
+        {
+            if let Err(error) = queue.stop() {
+                tracing::debug!(%error, "a queue pair that ends cannot be stopped first");
+            }
+        }
+        let before = self.emptied;
+        let polls = self.depth as usize / (POLLED * POLLS_MAX) + 1;
+        for _ in 0..polls {
+            self.poll();
+            if self.emptied > before || self.lost {
+                break;
+            }
         }
     }
 

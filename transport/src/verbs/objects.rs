@@ -680,6 +680,15 @@ impl QueuePair {
         self.modify("ibv_modify_qp to RTS", &mut attr, mask)
     }
 
+    /// Ends all that is under way, with completions.
+    pub(crate) fn stop(&self) -> io::Result<()> {
+        let mut attr = sys::QpAttr {
+            qp_state: sys::QPS_ERR,
+            ..sys::QpAttr::default()
+        };
+        self.modify("ibv_modify_qp to ERR", &mut attr, sys::QP_STATE)
+    }
+
     /// Posts work requests, which are linked to one another, by one call: one doorbell.
     ///
     /// # Safety

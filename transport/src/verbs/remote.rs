@@ -131,9 +131,14 @@ impl Remote {
         self.path = Some(*path);
     }
 
-    /// The number of the queue pair that the peer's operations come by.
+    /// The queue pair that the peer's operations come by.
+    pub(super) fn serving(&self) -> Option<&QueuePair> {
+        self.serving.as_ref()
+    }
+
+    /// Its number.
     pub(super) fn serving_number(&self) -> Option<u32> {
-        self.serving.as_ref().map(QueuePair::number)
+        self.serving().map(QueuePair::number)
     }
 
     /// Sends of the lane that may yet have a completion.

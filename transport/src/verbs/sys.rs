@@ -400,6 +400,7 @@ pub(crate) const QPT_RC: c_uint = 2;
 pub(crate) const QPS_INIT: c_uint = 1;
 pub(crate) const QPS_RTR: c_uint = 2;
 pub(crate) const QPS_RTS: c_uint = 3;
+pub(crate) const QPS_ERR: c_uint = 6;
 
 pub(crate) const QP_STATE: c_int = 1;
 pub(crate) const QP_ACCESS_FLAGS: c_int = 1 << 3;
