@@ -335,6 +335,15 @@ impl Hub {
         usable.saturating_sub(self.promised)
     }
 
+    /// Receives by which windows may still be wider than the smallest. Windows do not get narrower,
+    /// so what is made for newcomers must not go to them, or peers that were busy once would keep
+    /// newcomers out for ever.
+    fn receives_shared(&self) -> u32 {
+        let smallest = self.settings.credits_min * self.peers.len() as u32;
+        let usable = self.settings.receive_buffers - RECEIVES_BATCH as u32;
+        usable.saturating_sub(self.promised.saturating_sub(smallest))
+    }
+
     fn receives_grow(&mut self) -> io::Result<()> {
         let count = self.receive_slots.count() + SLAB_SLOTS as u32;
         if count > self.receives_depth {
@@ -770,7 +779,7 @@ impl Hub {
 
     /// Tells a peer of the credit that it has again, if it is worth a frame.
     fn credit_return(&mut self, key: usize) {
-        let spare = self.receives_spare();
+        let spare = self.receives_spare().min(self.receives_shared());
         let peer = &mut self.peers[key];
         peer.credit_due = false;
         if !peer.window.owes() {
