@@ -139,6 +139,11 @@ impl Peer {
         protocol.or(self.device_fault.map(WireFault::Rdma))
     }
 
+    /// Whether its memory can be read: there are devices that serve no reads.
+    pub(super) fn can_read(&self) -> bool {
+        self.reads_max > 0
+    }
+
     #[inline]
     fn under_way(&self) -> u32 {
         self.posted.wrapping_sub(self.retired)

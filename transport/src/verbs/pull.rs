@@ -209,6 +209,10 @@ impl VerbsWire {
             .copied()
             .filter(|segment| segment.len > 0)
             .collect();
+        let key = self.peer.key;
+        if !self.peer.hub.with(|hub| hub.peer(key).can_read()) {
+            return Err(into);
+        }
         let Some(block) = into.block() else {
             return Err(into);
         };

@@ -521,6 +521,9 @@ impl Hub {
         if verb == Verb::Atomic || !(1..=OP_MAX_BYTES).contains(&at.len) {
             return Ok(Taken::Unsupported(op));
         }
+        if verb == Verb::Get && !self.peer(key).can_read() {
+            return Ok(Taken::Unsupported(op));
+        }
         let remote = &mut self.peer_mut(key).remote;
         let (len, access) = match remote.known.get(&at.key.0) {
             Some(Known::ByDevice { len, access, .. }) => (*len, *access),
