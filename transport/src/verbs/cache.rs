@@ -45,6 +45,8 @@ pub(super) struct Cache {
     /// Ours among those who attach to blocks.
     number: u64,
     kept: VecDeque<Weak<Kept>>,
+    /// Of buffers that are of no pool, while they are in use.
+    alone: Vec<Weak<Registered>>,
     uses: u64,
     bytes_max: u64,
     count_max: usize,
@@ -59,6 +61,7 @@ impl Cache {
             domain: Arc::clone(domain),
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             kept: VecDeque::new(),
+            alone: Vec::new(),
             uses: 0,
             bytes_max,
             count_max: count_max as usize,
@@ -109,8 +112,10 @@ impl Cache {
         self.room_make(buf.len())?;
         let at = NonNull::from(&**buf).cast::<u8>();
         // SAFETY: the memory lives as long as the buffer, which the caller holds; nobody writes to
-        // it, and the device reads only, since no work request of ours names it.
-        unsafe { self.register(at, buf.len()) }
+        // it, and the device reads only, since no work request of ours names it to be written to.
+        let registered = unsafe { self.register(at, buf.len()) }?;
+        self.alone.push(Arc::downgrade(&registered));
+        Ok(registered)
     }
 
     /// # Safety
@@ -129,6 +134,9 @@ impl Cache {
             kept.upgrade()
                 .is_some_and(|kept| kept.registered().is_some())
         });
+        self.alone.retain(|alone| alone.strong_count() > 0);
+        let alone = self.alone.iter().filter_map(Weak::upgrade);
+        let alone: u64 = alone.map(|alone| alone.bytes as u64).sum();
         loop {
             let held = |kept: &Weak<Kept>| {
                 let kept = kept.upgrade()?;
@@ -136,7 +144,8 @@ impl Cache {
                 Some(bytes as u64)
             };
             let total: u64 = self.kept.iter().filter_map(held).sum();
-            if total + bytes as u64 <= self.bytes_max && self.kept.len() < self.count_max {
+            let count = self.kept.len() + self.alone.len();
+            if total + alone + bytes as u64 <= self.bytes_max && count < self.count_max {
                 return Ok(());
             }
             let unused = |kept: &Weak<Kept>| {
