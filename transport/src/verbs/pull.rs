@@ -35,12 +35,13 @@ struct Exposure {
 struct Pull {
     number: u64,
     id: u64,
+    /// Ends before the buffer's memory may.
+    registered: Arc<Registered>,
     /// The device writes to it, so it is not looked at until all is there.
     into: BufMut,
     /// Where its bytes begin, and how many they are.
     at: u64,
     len: u64,
-    registered: Arc<Registered>,
     segments: SmallVec<[PullSegment; 1]>,
     /// Which segment is read next, and from where in it.
     segment: usize,
