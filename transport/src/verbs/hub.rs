@@ -836,6 +836,20 @@ impl Hub {
         self.armed &= taken == 0;
     }
 
+    /// Our port is down: asks every peer for a sign of life, so that channels on which nothing is
+    /// under way end, too, if it stays so. The socket's hang-up may be on another network, and
+    /// there the peer is well.
+    pub(super) fn peers_probe(&mut self) {
+        let keys: Vec<_> = self.peers.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            // The last credit is for giving some.
+            if self.peers[key].credits > 1 {
+                // A fault is told elsewhere, and without room something is under way.
+                let _ = self.frame_send(key, KIND_CREDIT, [&[], &[]], &[], true);
+            }
+        }
+    }
+
     /// The device says something, maybe of another hub's queue pairs.
     pub(super) fn device_event(&mut self, event: DeviceEvent) {
         match event {

@@ -302,8 +302,14 @@ impl Hubs {
             // What a device says is about all hubs of it.
             for entry in &self.entries {
                 entry.hub.with(|hub| {
-                    if Arc::ptr_eq(&hub.domain.device, &device) {
-                        hub.device_event(event);
+                    if !Arc::ptr_eq(&hub.domain.device, &device) {
+                        return;
+                    }
+                    hub.device_event(event);
+                    if let DeviceEvent::Port { port, up: false } = event
+                        && port == entry.port
+                    {
+                        hub.peers_probe();
                     }
                 });
             }
