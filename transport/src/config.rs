@@ -65,6 +65,11 @@ pub struct TransportConfig {
     /// The entry of an RDMA port's GID table to use; left out, the one that fits the address of
     /// the socket over which the connection is set up.
     pub verbs_gid_index: Option<u8>,
+    /// The traffic class of RDMA packets, on Ethernet: of its eight bits the upper six are the DSCP,
+    /// by which switches tell a lossless class.
+    pub verbs_traffic_class: u8,
+    /// The service level of RDMA packets, 0 to 15: on InfiniBand what the subnet's routing wants.
+    pub verbs_service_level: u8,
     /// The largest payload in bytes that RDMA sends eagerly. A receive buffer is as long as this
     /// and its headers, whatever arrives in it.
     pub verbs_eager_max_bytes: usize,
@@ -133,6 +138,8 @@ impl Default for TransportConfig {
             verbs_device: None,
             verbs_port: None,
             verbs_gid_index: None,
+            verbs_traffic_class: 0,
+            verbs_service_level: 0,
             verbs_eager_max_bytes: 8 << 10,
             verbs_receive_buffers: 256,
             verbs_receives_max: 16_384,
@@ -257,6 +264,12 @@ impl TransportConfig {
         &self,
         rule: impl Fn(bool, &'static str, u64, &'static str) -> Result<(), ConfigError>,
     ) -> Result<(), ConfigError> {
+        rule(
+            self.verbs_service_level < 16,
+            "verbs_service_level",
+            self.verbs_service_level.into(),
+            "from 0 to 15",
+        )?;
         rule(
             (64..=120 << 10).contains(&self.verbs_eager_max_bytes),
             "verbs_eager_max_bytes",

@@ -453,6 +453,8 @@ impl Link {
                 peer_gid: theirs.gid,
                 peer_lid: theirs.lid.get(),
                 global: choice.named.flags & FLAG_ETHERNET != 0,
+                traffic_class: context.config.verbs_traffic_class,
+                service_level: context.config.verbs_service_level,
                 mtu: own.mtu.min(theirs.mtu),
                 peer_number: theirs.number.get(),
                 peer_sequence: theirs.sequence.get(),

@@ -531,6 +531,8 @@ pub(crate) struct Path {
     pub(crate) peer_lid: u16,
     /// Whether packets carry GIDs: always on Ethernet.
     pub(crate) global: bool,
+    pub(crate) traffic_class: u8,
+    pub(crate) service_level: u8,
     pub(crate) mtu: u8,
     pub(crate) peer_number: u32,
     pub(crate) peer_sequence: u32,
@@ -645,9 +647,10 @@ impl QueuePair {
                     flow_label: 0,
                     sgid_index: path.gid_index,
                     hop_limit: 64,
-                    traffic_class: 0,
+                    traffic_class: path.traffic_class,
                 },
                 dlid: path.peer_lid,
+                sl: path.service_level,
                 is_global: path.global.into(),
                 port_num: path.port,
                 ..sys::AhAttr::default()
