@@ -96,7 +96,7 @@ pub struct TransportConfig {
     /// Milliseconds after which an RDMA peer that does not answer counts as dead.
     pub verbs_dead_after_ms: u32,
     /// Milliseconds that a pair of RDMA ports has to show that packets pass, before another pair is
-    /// tried.
+    /// tried; less for all but the first if the handshake's time is too short for them.
     pub verbs_probe_ms: u64,
     /// Empty polls after which a channel is no longer polled but waits for its doorbell.
     pub idle_polls: u32,

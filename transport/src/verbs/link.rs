@@ -316,7 +316,7 @@ impl Link {
         };
         let ping = FrameHeader::new(FrameKind::Ping).with_id(u64::from(answer.attempt));
         frame_prove(&attempt.peer, &ping)?;
-        attempt.until = context.now + Duration::from_millis(context.config.verbs_probe_ms);
+        attempt.until = context.now + self.patience(context);
         self.attempt = Some(attempt);
         Ok(())
     }
@@ -390,6 +390,17 @@ impl Link {
         context.hubs.ports_forget();
     }
 
+    /// How long an attempt may take. The likeliest pair of ports has all of its time; the others
+    /// share what is left of the handshake's, so that each gets its turn.
+    fn patience(&self, context: &LinkContext<'_>) -> Duration {
+        let probe = Duration::from_millis(context.config.verbs_probe_ms);
+        let left = self.deadline.saturating_duration_since(context.now);
+        match &self.side {
+            Side::Dialler { pairs, offers } if *offers > 1 => probe.min(shares(left, pairs.len())),
+            _ => probe,
+        }
+    }
+
     fn port(&self, choice: &Choice) -> &Port {
         &self.ports.usable[choice.port]
     }
@@ -431,7 +442,7 @@ impl Link {
             peer,
             choice,
             card,
-            until: context.now + Duration::from_millis(context.config.verbs_probe_ms),
+            until: context.now + self.patience(context),
             connected: None,
         })
     }
@@ -495,6 +506,11 @@ fn dialler_side(params: &[u8], own: &[Choice], ports: &Ports) -> Result<Side, Wi
     Ok(Side::Dialler { pairs, offers: 0 })
 }
 
+/// What an attempt has of the time that is left, if so many are to come after it.
+fn shares(left: Duration, to_come: usize) -> Duration {
+    left / (to_come as u32 + 1)
+}
+
 /// The code of an acknowledgement's timeout (4.096 µs, doubled so many times), so that all retries
 /// together take about so long. Devices take up to four times as long as they are told.
 fn ack_timeout(dead_after_ms: u32) -> u8 {
@@ -509,6 +525,19 @@ fn ack_timeout(dead_after_ms: u32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_pair_of_ports_gets_its_turn() {
+        let mut left = Duration::from_secs(3);
+        for to_come in (0..7).rev() {
+            let share = shares(left, to_come);
+            assert!(
+                share >= Duration::from_millis(400),
+                "{to_come} more: {share:?}"
+            );
+            left -= share;
+        }
+    }
 
     #[test]
     fn all_retries_together_take_no_longer_than_a_peer_may_be_silent() {
