@@ -73,6 +73,7 @@ pub(super) struct ReadRequest {
 }
 
 /// A frame that is here and not yet read.
+#[derive(Clone, Copy)]
 pub(super) struct Arrival {
     pub(super) slot: u32,
     pub(super) len: u32,

@@ -378,10 +378,12 @@ impl PeerHandle {
     fn frame_recv(&self, pool: &mut RxPool) -> Result<Option<Received>, WireFault> {
         self.hub.with(|hub| {
             let peer = hub.peer_mut(self.key);
-            let Some(arrival) = peer.inbox.pop_front() else {
+            // One that is malformed stays, so that its receive comes back with the connection's end.
+            let Some(arrival) = peer.inbox.front().copied() else {
                 return peer.fault().map_or(Ok(None), Err);
             };
             if let Some(value) = arrival.immediate {
+                hub.peer_mut(self.key).inbox.pop_front();
                 hub.arrival_done(self.key, arrival.slot);
                 let header = FrameHeader::new(FrameKind::Immediate)
                     .with_id(value.into())
@@ -407,6 +409,7 @@ impl PeerHandle {
             }
             let mut buf = pool.take();
             hub.arrival_read(arrival.slot, FRAME_HEADER_BYTES, &mut buf[..body]);
+            hub.peer_mut(self.key).inbox.pop_front();
             hub.arrival_done(self.key, arrival.slot);
             Ok(Some(Received { header, buf, at: 0 }))
         })
