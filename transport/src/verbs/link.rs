@@ -13,7 +13,9 @@ use mio::{Registry, Token};
 use zerocopy::byteorder::little_endian::{U16, U32};
 
 use super::objects::Path;
-use super::params::{CARD_BYTES, Card, FLAG_ETHERNET, QueueCard, candidates_decode};
+use super::params::{
+    CANDIDATES_MAX, CARD_BYTES, Card, FLAG_ETHERNET, QueueCard, candidates_decode,
+};
 use super::ports::{self, Port, Ports};
 use super::{Choice, Hubs, PeerHandle, VerbsWire};
 use crate::backend::{Posted, RxPool, WireFault};
@@ -47,6 +49,8 @@ enum Side {
     },
     Listener {
         choices: Vec<Choice>,
+        /// How many the dialler has made.
+        offers: usize,
     },
 }
 
@@ -102,7 +106,7 @@ impl Link {
         let choices = ports.candidates(local);
         let side = match dialled {
             true => dialler_side(params, &choices, &ports)?,
-            false => Side::Listener { choices },
+            false => Side::Listener { choices, offers: 0 },
         };
         Ok(Self {
             stream: Some(stream),
@@ -233,9 +237,16 @@ impl Link {
         context: &mut LinkContext<'_>,
     ) -> Result<(), WireFault> {
         self.attempt = None;
-        let Side::Listener { choices } = &self.side else {
+        let Side::Listener { choices, offers } = &mut self.side else {
             return Ok(());
         };
+        *offers += 1;
+        if *offers > CANDIDATES_MAX {
+            return Err(WireError::Malformed {
+                what: "a peer offers more queue pairs than there are ports to try",
+            }
+            .into());
+        }
         let choice = choices.get(usize::from(offer.candidate)).copied();
         let choice = choice.ok_or(WireError::Malformed {
             what: "a peer offers a queue pair for a port that was not named",
