@@ -21,6 +21,8 @@ use crate::config::TransportConfig;
 const GIDS_MAX: u16 = 256;
 /// Empty entries in a row that are taken for the table's end.
 const EMPTY_MAX: usize = 32;
+/// Bytes of a GID that name an InfiniBand subnet.
+const SUBNET_BYTES: usize = 8;
 const SYSFS: &str = "/sys/class/infiniband";
 
 /// An entry of a port's GID table.
@@ -175,8 +177,11 @@ impl Choice {
         let same = |flag| own.flags & flag == other.flags & flag;
         let v4 = |gid: [u8; 16]| Ipv6Addr::from(gid).to_ipv4_mapped().is_some();
         same(FLAG_ETHERNET)
-            && (own.flags & FLAG_ETHERNET == 0
-                || same(FLAG_ROUTABLE) && v4(own.gid) == v4(other.gid))
+            && match own.flags & FLAG_ETHERNET {
+                // One subnet of InfiniBand: LIDs mean nothing in another.
+                0 => own.gid[..SUBNET_BYTES] == other.gid[..SUBNET_BYTES],
+                _ => same(FLAG_ROUTABLE) && v4(own.gid) == v4(other.gid),
+            }
     }
 }
 
@@ -440,6 +445,25 @@ mod tests {
         let mut infiniband = theirs[0];
         infiniband.flags &= !FLAG_ETHERNET;
         assert!(pairs(&own, &[infiniband]).is_empty());
+    }
+
+    #[test]
+    fn on_infiniband_only_ports_of_one_subnet_are_tried() {
+        let rails = ["fec0::1", "fec0:0:0:1::1"].map(|gid| {
+            let mut choice = choice(0, gid, FLAG_NEAR);
+            choice.named.flags = FLAG_NEAR;
+            choice
+        });
+        let theirs = ["fec0:0:0:1::2", "fec0::2"].map(|gid| {
+            let mut named = choice(0, gid, 0).named;
+            named.flags = 0;
+            named
+        });
+        let tried: Vec<_> = pairs(&rails, &theirs)
+            .iter()
+            .map(|(own, at)| (own.gid.raw, *at))
+            .collect();
+        assert_eq!(tried, [(rails[0].gid.raw, 1), (rails[1].gid.raw, 0)]);
     }
 
     #[test]
