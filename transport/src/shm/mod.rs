@@ -345,8 +345,11 @@ impl ShmWire {
             }
             (SocketMessage::Region(told), Some(fd)) => sharing.regions.region(told, fd, maps)?,
             (SocketMessage::RegionRefused { key }, _) => sharing.regions.refused(key)?,
+            // The process has as many descriptors as it may: it goes on without.
+            (SocketMessage::File { file, .. }, None) => sharing.pulls.file_gone(file),
+            (SocketMessage::Region(told), None) => sharing.regions.refused(told.key)?,
             (SocketMessage::AttachRefused, _) => sharing.exposed.attach_refused(),
-            // The doorbell; the others come with descriptors, as the socket has seen to.
+            // The doorbell; and open words without which regions are not reached directly.
             _ => {}
         }
         Ok(())

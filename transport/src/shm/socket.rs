@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mio::net::UnixStream;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use smallvec::SmallVec;
@@ -210,7 +210,8 @@ pub(super) struct Socket {
     read: [u8; READ_BYTES],
     at: usize,
     end: usize,
-    descriptors: VecDeque<OwnedFd>,
+    /// None for one that the system could not give us.
+    descriptors: VecDeque<Option<OwnedFd>>,
     waiting: VecDeque<(SocketMessage, Option<OwnedFd>)>,
 }
 
@@ -333,7 +334,7 @@ impl Socket {
             if let Some((message, used)) = SocketMessage::decode(bytes)? {
                 self.at += used;
                 let descriptor = match message.has_descriptor() {
-                    true => Some(self.descriptors.pop_front().ok_or(DESCRIPTOR_MISSING)?),
+                    true => self.descriptors.pop_front().ok_or(DESCRIPTOR_MISSING)?,
                     false => None,
                 };
                 return Ok(Heard::Message(message, descriptor));
@@ -365,10 +366,16 @@ impl Socket {
         let parts = &mut [IoSliceMut::new(&mut self.read[self.end..])];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let message = recvmsg(self.stream.as_fd(), parts, &mut control, flags)?;
+        let before = self.descriptors.len();
         for ancillary in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = ancillary {
-                self.descriptors.extend(rights);
+                self.descriptors.extend(rights.map(Some));
             }
+        }
+        let cut = message.flags.contains(ReturnFlags::CTRUNC);
+        if cut && self.descriptors.len() == before {
+            tracing::warn!("there are as many open files as may be: a peer's memory is not mapped");
+            self.descriptors.push_back(None);
         }
         Ok(message.bytes)
     }
@@ -452,6 +459,40 @@ mod tests {
         assert!(matches!(b.receive(), Ok(Heard::Nothing)));
         drop(a);
         assert!(matches!(b.receive(), Ok(Heard::End)));
+    }
+
+    /// In a process of its own, or other tests would find no descriptors either.
+    #[test]
+    fn a_full_table_of_descriptors_costs_the_descriptor_only() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        const ALONE: &str = "PRAAS_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let name = "a_full_table_of_descriptors_costs_the_descriptor_only";
+            let status = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", &format!("shm::socket::tests::{name}")])
+                .env(ALONE, "1")
+                .status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        let (mut a, mut b) = pair();
+        let file = memfd_create_sized("test", 4096).unwrap();
+        let message = SocketMessage::File {
+            file: 7,
+            bytes: 4096,
+        };
+        let limit = getrlimit(Resource::Nofile);
+        let none = Rlimit {
+            current: Some(0),
+            maximum: limit.maximum,
+        };
+        a.send(message, Some(file.as_fd())).unwrap();
+        setrlimit(Resource::Nofile, none).unwrap();
+        let heard = b.receive();
+        setrlimit(Resource::Nofile, limit).unwrap();
+        assert!(matches!(heard, Ok(Heard::Message(heard, None)) if heard == message));
+        a.send(message, Some(file.as_fd())).unwrap();
+        assert!(matches!(b.receive(), Ok(Heard::Message(_, Some(_)))));
     }
 
     #[test]
