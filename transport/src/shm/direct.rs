@@ -66,6 +66,13 @@ struct Long {
     bytes: LongBytes,
 }
 
+impl Long {
+    /// Whether its bytes are there, and only telling the peer is left.
+    fn waits_for_room(&self) -> bool {
+        self.done == self.len
+    }
+}
+
 /// What became of an operation.
 pub(super) enum Direct<'a> {
     Done(Result<u64, OneSidedError>, Returned),
@@ -90,6 +97,17 @@ pub(super) struct Regions {
 impl Regions {
     /// Whether something is to be done without the peer.
     pub(super) fn ready(&self) -> bool {
+        !self.completed.is_empty() || self.longs.iter().any(|long| !long.waits_for_room())
+    }
+
+    /// Whether the peer is to be told of a put, for which there was no room.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.longs.iter().any(Long::waits_for_room)
+    }
+
+    /// Whether operations are under way, or complete and not told of.
+    #[inline]
+    pub(super) fn is_busy(&self) -> bool {
         !self.longs.is_empty() || !self.completed.is_empty()
     }
 

@@ -572,10 +572,11 @@ impl Wire for ShmWire {
             sharing.exposed.freed_tell(&mut self.socket)?;
         }
         sharing.regions.void_forget();
+        let room = want.room || sharing.regions.waits_for_room();
         self.rx.ring.publish();
         self.wake(1 - self.direction, Word::WriterSleeps)?;
         flag_raise(self.flag(1 - self.direction, Word::ReaderSleeps));
-        if want.room || want.bulk_room {
+        if room || want.bulk_room {
             flag_raise(self.flag(self.direction, Word::WriterSleeps));
         }
         sleep_fence(self.barrier);
@@ -590,7 +591,7 @@ impl Wire for ShmWire {
             || self.sharing.pulls.ready()
             || self.sharing.regions.ready()
             || (want.bulk_in && self.bulk_rx.there()? > 0)
-            || (want.room && self.tx.ring.room(largest)?)
+            || (room && self.tx.ring.room(largest)?)
             || (want.bulk_room && self.bulk_tx.room()? > 0);
         if there {
             self.flags_lower();
@@ -710,7 +711,7 @@ impl Wire for ShmWire {
             || !sharing.pulls.is_empty()
             || !sharing.exposed.is_empty()
             || sharing.exposed.owes()
-            || sharing.regions.ready()
+            || sharing.regions.is_busy()
             || sharing.regions.asks()
     }
 }

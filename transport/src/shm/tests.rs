@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mio::net::UnixStream;
 
 use super::life::life_page;
+use super::socket::{RegionTold, SocketMessage};
 use super::{Layout, MapBudget, ShmMemory, ShmSharing, ShmWire};
 use crate::backend::{Posted, PullSegment, Pulled, RxPool, Want, Wire, WireFault};
 use crate::buf::file::FileRules;
@@ -239,6 +240,86 @@ fn freed_files_are_let_go_of() {
         let _ = pair.a.wire.pull_poll(1).unwrap();
         pair.b.wire.ready(false).unwrap();
     }
+}
+
+/// There was no descriptor left to receive one by: messages are streamed, and regions asked for.
+#[test]
+fn without_a_descriptor_memory_is_not_mapped() {
+    let mut pair = pair(true);
+    let buf = pair.a.pool.copy_from(&pattern(100_000)).unwrap();
+    let source = pair.a.wire.expose(&buf).unwrap();
+    let into = pair.b.pool.alloc(buf.len()).unwrap();
+    let segments = [segment_of(source, &buf)];
+    pair.b.wire.pull_start(5, &segments, into).unwrap().unwrap();
+    let file = buf.file().unwrap().0;
+    let (number, bytes) = (file.number, file.len() as u64);
+    let message = SocketMessage::File {
+        file: number,
+        bytes,
+    };
+    pair.b.wire.heard(message, None).unwrap();
+    assert!(!pair.b.wire.pull_poll(1000).unwrap().1.unwrap().whole);
+    let key = pair.a.regions.create(8, Access::ALL).unwrap().key();
+    assert!(matches!(get(&mut pair, key, 0, 8), Taken::Unsupported(_)));
+    let told = RegionTold {
+        key: key.0,
+        len: 8,
+        slot: 0,
+        open: 1,
+        access: Access::ALL,
+        file: 0,
+        bytes: 4096,
+        offset: 0,
+    };
+    let message = SocketMessage::Region(told);
+    pair.b.wire.heard(message, None).unwrap();
+    assert!(matches!(get(&mut pair, key, 0, 8), Taken::Unsupported(_)));
+    assert!(!pair.b.wire.sharing.regions.asks());
+}
+
+/// The ring is full, and the put's bytes are there: nothing is to be done until the peer reads.
+#[test]
+fn a_put_that_cannot_be_told_of_yet_lets_its_initiator_sleep() {
+    const LEN: usize = 1 << 20;
+    let mut pair = pair(true);
+    let region = pair.a.regions.create(LEN, Access::ALL).unwrap();
+    resolve(&mut pair, region.key());
+    let buf = pair.b.pool.copy_from(&pattern(LEN)).unwrap();
+    let put = OneSidedOp::Put {
+        key: region.key(),
+        offset: 0,
+        bytes: PutBytes::Held(buf),
+        immediate: Some(7),
+    };
+    assert!(matches!(
+        pair.b.wire.one_sided(2, put).unwrap(),
+        Taken::Pending
+    ));
+    let header = FrameHeader::new(FrameKind::Eager);
+    while pair.b.wire.send_frame(&header, &[], &[]).unwrap() == Posted::Done {}
+    let want = Want {
+        room: false,
+        bulk_in: false,
+        bulk_room: false,
+    };
+    while !pair.b.wire.arm(want).unwrap() {
+        let _ = pair.b.wire.pull_poll(100_000).unwrap();
+        assert!(pair.b.wire.one_sided_poll().unwrap().is_none());
+    }
+    assert!(pair.b.wire.works());
+    let told = loop {
+        if let Some(received) = pair.a.wire.recv_frame(&mut pair.a.rx).unwrap() {
+            let header = received.header;
+            pair.a.wire.recycle(received.buf, &mut pair.a.rx);
+            if header.kind() == Ok(FrameKind::Immediate) {
+                break header;
+            }
+        }
+        let _ = pair.b.wire.pull_poll(100_000).unwrap();
+    };
+    assert_eq!((told.id(), told.aux()), (7, LEN as u64));
+    let completed = pair.b.wire.one_sided_poll().unwrap();
+    assert_eq!(completed.unwrap().outcome, Ok(0));
 }
 
 /// Nothing more is sent: what was freed is told of before the sender sleeps.
