@@ -93,7 +93,9 @@ pub struct TransportConfig {
     pub verbs_registered_max_bytes: u64,
     /// Buffers that are registered for RDMA at most, likewise.
     pub verbs_registered_max: u32,
-    /// Milliseconds after which an RDMA peer that does not answer counts as dead.
+    /// Milliseconds after which an RDMA peer that does not answer counts as dead. Devices may wait
+    /// four times as long as they are told for an acknowledgement: where only packets are lost, and
+    /// the socket of the handshake is well, it may be twice this.
     pub verbs_dead_after_ms: u32,
     /// Milliseconds that a pair of RDMA ports has to show that packets pass, before another pair is
     /// tried; less for all but the first if the handshake's time is too short for them.
