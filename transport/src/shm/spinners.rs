@@ -13,9 +13,10 @@
 //! something else stops renewing it. So nothing needs cleaning up after a kill -9, and a slot
 //! whose lease is over is anybody's.
 //!
-//! The upper 16 bits of a lease say on which CPU its owner spins. Two on the same one, because they
-//! are bound there, would each spin out its time slice before the other gets to answer: so who
-//! sees another there gives the CPU up after each look.
+//! The upper bits of a lease say where its owner spins: 12 bits of the thread, 12 bits of the CPU.
+//! Two threads on one CPU, because they are bound there, would each spin out its time slice before
+//! the other gets to answer: so who sees another there gives the CPU up after each look. A thread
+//! that looks at two endpoints by turns is one spinner, not two.
 //!
 //! Who wants to begin may if fewer others spin than there are CPUs. Who spins already may go on if
 //! fewer spin in the slots before its own: so when there are too many, all agree on who stops.
@@ -44,8 +45,9 @@ const MAGIC: u64 = u64::from_le_bytes(*b"PRAASPN\x02");
 const LEASE_MS: u64 = 20;
 /// Waits between two renewals of a lease.
 const WAITS_PER_RENEWAL: u32 = 64;
-/// Where in a lease the CPU is.
-const CPU_SHIFT: u32 = 48;
+/// Where in a lease the place of its owner is: milliseconds for 34 years are below.
+const PLACE_SHIFT: u32 = 40;
+const CPU_MASK: u64 = 0xfff;
 
 enum Words {
     Mapped(Mapping),
@@ -139,10 +141,10 @@ impl SpinnerPage {
         self.word(1)
     }
 
-    /// Until when a slot counts as spinning, and on which CPU.
+    /// Until when a slot counts as spinning, and where.
     fn lease_read(&self, slot: usize) -> (u64, u64) {
         let lease = self.lease(slot).load(Ordering::Relaxed);
-        (lease & ((1 << CPU_SHIFT) - 1), lease >> CPU_SHIFT)
+        (lease & ((1 << PLACE_SHIFT) - 1), lease >> PLACE_SHIFT)
     }
 
     /// Takes the first slot that nobody's lease holds.
@@ -165,6 +167,14 @@ fn now_ms() -> u64 {
     (now.tv_sec as u64) * 1000 + (now.tv_nsec as u64) / 1_000_000
 }
 
+/// Tells the threads of this node apart, but for a few in a thousand.
+fn thread_mark() -> u64 {
+    thread_local! {
+        static MARK: u64 = u64::from(fastrand::u16(..)) & CPU_MASK;
+    }
+    MARK.with(|mark| *mark)
+}
+
 /// An endpoint that may want to spin.
 pub(crate) struct Spinner {
     page: Arc<SpinnerPage>,
@@ -172,7 +182,7 @@ pub(crate) struct Spinner {
     tag: u64,
     slot: Option<usize>,
     spinning: bool,
-    /// Another spins on the same CPU.
+    /// Another thread spins on the same CPU.
     crowded: bool,
     waits: u32,
 }
@@ -201,8 +211,8 @@ impl Spinner {
 
     /// Renews the lease; whether to spin (on).
     pub(crate) fn renew(&mut self) -> bool {
-        let cpu = rustix::thread::sched_getcpu() as u64;
-        self.renew_at(now_ms(), cpu & 0xffff)
+        let cpu = rustix::thread::sched_getcpu() as u64 & CPU_MASK;
+        self.renew_at(now_ms(), cpu | thread_mark() << CPU_MASK.count_ones())
     }
 
     /// Whether to let others have the CPU after each look, as of the last renewal.
@@ -211,13 +221,13 @@ impl Spinner {
         self.crowded
     }
 
-    fn renew_at(&mut self, now_ms: u64, cpu: u64) -> bool {
+    fn renew_at(&mut self, now_ms: u64, place: u64) -> bool {
         let owned = |slot: &usize| self.page.owner(*slot).load(Ordering::Relaxed) == self.tag;
         self.slot = self.slot.filter(owned);
         self.slot = self.slot.or_else(|| self.page.take(self.tag, now_ms));
         self.crowded = false;
         self.spinning = self.slot.is_some_and(|slot| {
-            let lease = (now_ms + LEASE_MS) | cpu << CPU_SHIFT;
+            let lease = (now_ms + LEASE_MS) | place << PLACE_SHIFT;
             self.page.lease(slot).store(lease, Ordering::Relaxed);
             // Another process may have written anything.
             let used = self.page.used().load(Ordering::Relaxed).min(SLOTS as u64) as usize;
@@ -228,9 +238,10 @@ impl Spinner {
             let mut count = 0;
             for other in (0..used).filter(|other| *other != slot) {
                 let (until, on) = self.page.lease_read(other);
-                if until > now_ms {
+                // What is at our own place is ours: this thread looks at both by turns.
+                if until > now_ms && on != place {
                     count += usize::from(other < before);
-                    self.crowded |= on == cpu;
+                    self.crowded |= (on ^ place) & CPU_MASK == 0;
                 }
             }
             count < self.page.cpus
@@ -321,13 +332,18 @@ mod tests {
     #[test]
     fn who_shares_a_cpu_knows_it() {
         let page = Arc::new(SpinnerPage::private(2));
-        let [mut a, mut b, _] = spinners([&page; 3]);
-        assert!(a.renew_at(100, 1) && !a.crowded());
-        assert!(b.renew_at(100, 1) && b.crowded());
-        assert!(a.renew_at(101, 1) && a.crowded());
+        let [mut a, mut b, mut c] = spinners([&page; 3]);
+        let at = |thread: u64, cpu: u64| thread << 12 | cpu;
+        assert!(a.renew_at(100, at(7, 1)) && !a.crowded());
+        assert!(b.renew_at(100, at(8, 1)) && b.crowded());
+        assert!(a.renew_at(101, at(7, 1)) && a.crowded());
+        // A thread does not keep itself waiting, and is one spinner however much it looks at.
+        assert!(c.renew_at(101, at(8, 1)));
+        c.rest();
         // One was moved, or is gone.
-        assert!(a.renew_at(102, 0) && !a.crowded());
-        assert!(b.renew_at(102, 1) && !b.crowded());
+        assert!(a.renew_at(102, at(7, 0)) && !a.crowded());
+        assert!(b.renew_at(102, at(8, 1)) && !b.crowded());
+        assert!(c.renew_at(102, at(8, 1)) && !c.crowded());
         a.rest();
         assert!(b.renew_at(103, 0) && !b.crowded());
     }
