@@ -38,7 +38,7 @@ pub use endpoint::{
     PostedList, SendError, SendFailure, TimesReader, TransportError, WaitMode, Waker,
 };
 pub use one_sided::{Access, MemoryRegion, OneSidedError, RegionError, RemoteKey};
-pub use shm::{bare, shm_describe};
+pub use shm::{bare, peer_ids, shm_describe};
 #[doc(hidden)]
 pub use shm::{fuzz_shm, fuzz_socket};
 pub use ticket::{Authenticator, Credential, Keyring, RefuseReason, Role, Secret, Ticket};

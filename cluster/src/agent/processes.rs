@@ -444,11 +444,12 @@ impl Processes {
     }
 
     fn visit(&mut self, now: Instant, stream: UnixStream) -> io::Result<()> {
-        let peer = rustix::net::sockopt::socket_peercred(&stream)?;
-        if peer.uid != rustix::process::geteuid() {
-            let text = format!("it is user {}'s", peer.uid.as_raw());
+        let (pid, user) = praas_transport::peer_ids(&stream)?;
+        if user != rustix::process::geteuid().as_raw() {
+            let text = format!("it is user {user}'s");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
+        let pid = pid.ok_or_else(|| io::Error::other("its process is in another namespace"))?;
         if self.visitors.len() >= VISITORS_MAX {
             return Err(io::Error::other("too many have not said who they are"));
         }
@@ -458,7 +459,7 @@ impl Processes {
             .add(socket.stream(), self.last << 2 | VISITOR, false)?;
         let visitor = Visitor {
             socket,
-            pid: peer.pid.as_raw_pid().unsigned_abs(),
+            pid,
             until: now + VISIT,
         };
         self.visitors.insert(self.last, visitor);

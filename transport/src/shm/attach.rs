@@ -81,6 +81,16 @@ pub(crate) fn peer_process(socket: &impl AsFd) -> io::Result<PeerProcess> {
     }
 }
 
+/// The process on the other side of a Unix socket: its id, unless that means nothing here (it is in
+/// a namespace that we do not see), and the number of its user.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn peer_ids(socket: &impl AsFd) -> io::Result<(Option<u32>, u32)> {
+    let peer = peer_process(socket)?;
+    Ok((peer.pid.map(i32::unsigned_abs), peer.user.as_raw()))
+}
+
 impl PeerProcess {
     fn new(told: libc::ucred) -> Self {
         Self {

@@ -44,6 +44,7 @@ use std::sync::{Arc, OnceLock};
 
 use mio::net::UnixStream;
 
+pub use self::attach::peer_ids;
 pub(crate) use self::attach::peer_process;
 use self::attach::{Attach, attach_check};
 use self::bulk::{BulkReader, BulkWriter, SegmentBulk};
