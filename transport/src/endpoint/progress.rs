@@ -237,9 +237,7 @@ impl Endpoint {
                     }
                 }
                 Event::OneSided(channel, done) => {
-                    if let Some(open) = ops.channel(channel) {
-                        open.ops_untold -= 1;
-                    }
+                    ops.op_told(channel);
                     handler.on_one_sided(ops, channel, done)
                 }
                 Event::Closed(channel, reason) => handler.on_close(ops, channel, reason),
@@ -353,8 +351,9 @@ impl Endpoint {
             FrameKind::RtsPull => segments_decode(received.body(kind)),
             _ => SmallVec::new(),
         };
-        let limit_hard = MESSAGE_HARD_MAX_BYTES;
-        let transfer = match channel.announced(&received.header, header, segments, limit_hard) {
+        let announced =
+            channel.announced(&received.header, header, segments, MESSAGE_HARD_MAX_BYTES);
+        let transfer = match announced {
             Ok(transfer) => transfer,
             Err(error) => {
                 self.ops.channel_fault(id.slot, error.into());

@@ -67,6 +67,9 @@ pub(super) struct Order {
     posted: u64,
     /// Later operations wait for those in flight.
     fenced: bool,
+    /// One was `Busy` for those in flight: its user is told when one is complete, and may sleep
+    /// until then.
+    wanted: bool,
     flushes: VecDeque<Flush>,
 }
 
@@ -332,7 +335,7 @@ impl Ops {
         // never come to its end where operations are complete at once.
         let untold = channel.ops.len() + channel.ops_untold;
         if order.fenced || untold >= channel.limits.ops_max {
-            channel.want_writable = true;
+            order.wanted = true;
             return Ok(Some(op));
         }
         match channel.op_start(op, context) {
@@ -366,6 +369,18 @@ impl Ops {
         self.one_sided_done(id, state.context, completed.outcome, returned);
         for context in flushed {
             self.one_sided_done(id, context, Ok(0), Returned::default());
+        }
+    }
+
+    /// The user is told of an operation: one more may be posted.
+    pub(super) fn op_told(&mut self, id: ChannelId) {
+        let Some(channel) = self.channel(id) else {
+            return;
+        };
+        channel.ops_untold -= 1;
+        if std::mem::take(&mut channel.order.wanted) {
+            channel.want_writable = true;
+            self.activate(id.slot);
         }
     }
 

@@ -6,7 +6,7 @@ use super::Ops;
 use super::channel::Channel;
 use super::transfer::OutKind;
 use super::types::{ChannelId, IncomingId, PostedBuf, PostedList, SendError};
-use crate::backend::Posted;
+use crate::backend::{Posted, WireFault};
 use crate::buf::{Buf, BufMut};
 use crate::wire::{FrameHeader, FrameKind, USER_HEADER_MAX_BYTES};
 
@@ -92,19 +92,8 @@ impl Ops {
                         })
                 }
             };
-        match posted {
-            Ok(posted) => {
-                if let PostedBuf::Pending = posted {
-                    self.lane_open(to.slot);
-                    self.activate(to.slot);
-                }
-                Ok(posted)
-            }
-            Err(fault) => {
-                self.channel_fault(to.slot, fault);
-                Err(SendError::NotOpen)
-            }
-        }
+        let pending = matches!(posted, Ok(PostedBuf::Pending));
+        self.posted(to, posted, pending)
     }
 
     /// Sends buffers of any size, one after the other, as one message; it comes as one buffer.
@@ -149,19 +138,8 @@ impl Ops {
                 Err(parts) => PostedList::Busy(parts.into_vec()),
             })
         };
-        match posted {
-            Ok(posted) => {
-                if let PostedList::Pending = posted {
-                    self.lane_open(to.slot);
-                    self.activate(to.slot);
-                }
-                Ok(posted)
-            }
-            Err(fault) => {
-                self.channel_fault(to.slot, fault);
-                Err(SendError::NotOpen)
-            }
-        }
+        let pending = matches!(posted, Ok(PostedList::Pending));
+        self.posted(to, posted, pending)
     }
 
     /// Accepts a large message that was parked.
@@ -190,6 +168,23 @@ impl Ops {
         channel.refuse(incoming.transfer, reason)?;
         self.activate(incoming.channel.slot);
         Ok(())
+    }
+
+    /// What was posted gets the bulk lane if it must wait for it.
+    fn posted<P>(
+        &mut self,
+        to: ChannelId,
+        posted: Result<P, WireFault>,
+        pending: bool,
+    ) -> Result<P, SendError> {
+        if pending {
+            self.lane_open(to.slot);
+            self.activate(to.slot);
+        }
+        posted.map_err(|fault| {
+            self.channel_fault(to.slot, fault);
+            SendError::NotOpen
+        })
     }
 
     #[inline]

@@ -224,6 +224,9 @@ pub(crate) struct ShmWire {
     sharing: Box<Sharing>,
     /// More messages may be on the socket, though it will not tell again.
     socket_more: bool,
+    /// There may be work besides frames: said by whatever may make some, taken back by the turn
+    /// that finds none. It is asked for in every round, and work is rare.
+    busy: bool,
     life: LifeWatch,
     segment: Arc<Mapping>,
     layout: Layout,
@@ -263,6 +266,7 @@ impl ShmWire {
             sharing: Box::new(Sharing::new(sharing, &socket)),
             socket,
             socket_more: false,
+            busy: true,
             life: LifeWatch::new(life)?,
             segment,
             layout,
@@ -300,8 +304,52 @@ impl ShmWire {
         Ok(())
     }
 
+    /// Whether there is anything to do besides frames.
+    fn has_work(&self) -> bool {
+        let sharing = &*self.sharing;
+        self.socket_more
+            || self.socket.waits()
+            || !sharing.pulls.is_empty()
+            || !sharing.exposed.is_empty()
+            || sharing.exposed.owes()
+            || sharing.regions.is_busy()
+            || sharing.regions.asks()
+    }
+
+    /// A turn of pulls, or of long one-sided operations.
+    fn pull_turn(&mut self, budget: usize) -> Result<(usize, Option<Pulled>), WireFault> {
+        let sharing = &mut *self.sharing;
+        sharing.rounds = sharing.rounds.wrapping_add(1);
+        let rounds = sharing.rounds;
+        if rounds.is_multiple_of(SOCKET_ROUNDS) {
+            if sharing.exposed.owes() {
+                sharing.exposed.freed_tell(&mut self.socket)?;
+            }
+            self.ready(false)?;
+        }
+        // By turns, so that neither pulls nor operations wait for the others' end.
+        if rounds.is_multiple_of(2) {
+            let moved = self.regions_poll(budget)?;
+            if moved > 0 {
+                return Ok((moved, None));
+            }
+        }
+        let (pulls, life) = (&mut self.sharing.pulls, &self.life);
+        match pulls.poll(budget, life, &mut self.socket)? {
+            (0, None) => Ok((self.regions_poll(budget)?, None)),
+            // Its buffers may have been used again while we copied. What it said before is read,
+            // and then the channel ends.
+            (bytes, Some(pulled)) if pulled.whole && self.peer_gone() => {
+                self.hung_up = true;
+                Ok((bytes, None))
+            }
+            pulled => Ok(pulled),
+        }
+    }
+
     /// Takes what is on the socket.
     fn socket_read(&mut self) -> Result<(), WireFault> {
+        self.busy = true;
         self.socket.flush()?;
         for _ in 0..SOCKET_MESSAGES {
             match self.socket.receive()? {
@@ -459,6 +507,8 @@ impl ShmWire {
         if !self.hung_up && !self.polls.is_multiple_of(LIFE_POLLS) {
             return Ok(false);
         }
+        // Files are freed elsewhere, and a doorbell may wait for room on the socket.
+        self.busy |= self.has_work();
         if !self.hung_up && !self.life.dead() {
             return Ok(false);
         }
@@ -610,6 +660,7 @@ impl Wire for ShmWire {
     }
 
     fn expose(&mut self, buf: &Buf) -> Option<PullSource> {
+        self.busy = true;
         let sharing = &mut *self.sharing;
         match sharing.trusted {
             true => sharing.exposed.expose(buf, sharing.pool),
@@ -618,6 +669,7 @@ impl Wire for ShmWire {
     }
 
     fn withdraw(&mut self, source: &PullSource) {
+        self.busy = true;
         self.sharing.exposed.withdraw(source);
     }
 
@@ -635,38 +687,15 @@ impl Wire for ShmWire {
         if !self.sharing.trusted || (streams && pull::any_private(segments)) {
             return Ok(Err(into));
         }
+        self.busy = true;
         let pulls = &mut self.sharing.pulls;
         pulls.start(id, segments, into, &mut self.socket)
     }
 
     fn pull_poll(&mut self, budget: usize) -> Result<(usize, Option<Pulled>), WireFault> {
-        let sharing = &mut *self.sharing;
-        sharing.rounds = sharing.rounds.wrapping_add(1);
-        let rounds = sharing.rounds;
-        if rounds.is_multiple_of(SOCKET_ROUNDS) {
-            if sharing.exposed.owes() {
-                sharing.exposed.freed_tell(&mut self.socket)?;
-            }
-            self.ready(false)?;
-        }
-        // By turns, so that neither pulls nor operations wait for the others' end.
-        if rounds.is_multiple_of(2) {
-            let moved = self.regions_poll(budget)?;
-            if moved > 0 {
-                return Ok((moved, None));
-            }
-        }
-        let (pulls, life) = (&mut self.sharing.pulls, &self.life);
-        match pulls.poll(budget, life, &mut self.socket)? {
-            (0, None) => Ok((self.regions_poll(budget)?, None)),
-            // Its buffers may have been used again while we copied. What it said before is read,
-            // and then the channel ends.
-            (bytes, Some(pulled)) if pulled.whole && self.peer_gone() => {
-                self.hung_up = true;
-                Ok((bytes, None))
-            }
-            pulled => Ok(pulled),
-        }
+        let pulled = self.pull_turn(budget)?;
+        self.busy = self.has_work();
+        Ok(pulled)
     }
 
     fn one_sided<'a>(&mut self, id: u64, op: OneSidedOp<'a>) -> Result<Taken<'a>, WireFault> {
@@ -684,8 +713,14 @@ impl Wire for ShmWire {
             return Ok(Taken::Busy(op));
         }
         match self.sharing.regions.run(id, op, &mut self.socket)? {
-            Direct::Unknown(op) => Ok(Taken::Unsupported(op)),
-            Direct::Long => Ok(Taken::Pending),
+            Direct::Unknown(op) => {
+                self.busy = true;
+                Ok(Taken::Unsupported(op))
+            }
+            Direct::Long => {
+                self.busy = true;
+                Ok(Taken::Pending)
+            }
             Direct::Done(outcome, returned) => {
                 if let (Some(immediate), Ok(_)) = (immediate, &outcome) {
                     // Only this side fills its ring, so the room is still there.
@@ -706,13 +741,6 @@ impl Wire for ShmWire {
 
     #[inline]
     fn works(&self) -> bool {
-        let sharing = &*self.sharing;
-        self.socket_more
-            || self.socket.waits()
-            || !sharing.pulls.is_empty()
-            || !sharing.exposed.is_empty()
-            || sharing.exposed.owes()
-            || sharing.regions.is_busy()
-            || sharing.regions.asks()
+        self.busy
     }
 }

@@ -209,7 +209,7 @@ fn other_applications_see_nothing() {
         put(&mut pair, region.key(), 0, b"x"),
         Taken::Unsupported(_)
     ));
-    assert!(!pair.b.wire.works(), "nothing was asked");
+    assert!(!pair.b.wire.has_work(), "nothing was asked");
 }
 
 #[test]
