@@ -66,7 +66,7 @@ impl Handler for Side {
     }
 }
 
-/// A channel over shared memory with both sides on one thread, so that no time is spent waiting.
+/// A channel with both sides on one thread, so that over shared memory no time is spent waiting.
 #[derive(Debug)]
 pub struct ChannelPair {
     sides: [(Endpoint, Side); 2],
@@ -74,11 +74,19 @@ pub struct ChannelPair {
 }
 
 impl ChannelPair {
-    /// An open channel; messages carry `bytes` bytes, few enough to go eagerly.
+    /// An open channel over shared memory; messages carry `bytes` bytes, few enough to go eagerly.
     ///
     /// # Panics
-    /// If no channel over shared memory can be had.
+    /// If no such channel can be had.
     pub fn new(bytes: usize) -> Self {
+        Self::at(&Listen::Shm { name: None }, bytes)
+    }
+
+    /// As [`ChannelPair::new`], over the transport that is listened at.
+    ///
+    /// # Panics
+    /// If no such channel can be had.
+    pub fn at(listen: &Listen, bytes: usize) -> Self {
         let (secret, ring) = ring_make();
         let identity = |name: &str, client_id| Identity {
             application: APPLICATION.into(),
@@ -92,9 +100,7 @@ impl ChannelPair {
         };
         let mut one = endpoint("one", 1, Some(ring as _));
         let mut two = endpoint("", 2, None);
-        let address = one
-            .listen(&Listen::Shm { name: None })
-            .expect("shared memory can be listened at");
+        let address = one.listen(listen).expect("one can listen there");
         let dial = Dial {
             credential: credential(&secret, Role::Client),
             expect: Incarnation(0),
