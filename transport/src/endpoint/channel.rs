@@ -8,7 +8,8 @@ use std::time::Instant;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::remote::{AnswerDue, OpState, Order};
+use super::answer::AnswerDue;
+use super::remote::{OpState, Order};
 use super::transfer::{ChunkIn, ChunkOut, InTransfer, OutTransfer, Target};
 use super::types::{ChannelInfo, SendError};
 use crate::address::Address;

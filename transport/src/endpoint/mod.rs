@@ -18,10 +18,11 @@
 //! | `open.rs`, `close.rs` | how a channel begins and ends |
 //! | `link.rs` | from a handshake to an RDMA channel |
 //! | `progress.rs` | rounds, waiting |
-//! | `channel.rs`, `send.rs`, `transfer.rs`, `remote.rs` | messages, large payloads, one-sided operations |
+//! | `channel.rs`, `send.rs`, `transfer.rs`, `remote.rs`, `answer.rs` | messages, large payloads, one-sided operations of ours and of peers |
 //! | `slots.rs` | where channels live |
 //! | `times.rs` | spinning, asleep, at work |
 
+mod answer;
 mod boot;
 mod channel;
 mod close;
