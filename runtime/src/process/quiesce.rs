@@ -1,0 +1,180 @@
+//! How a process ends in good order: it quiesces, becomes an image, and lets go.
+//!
+//! ```text
+//!   quiesce: new invocations are turned away, running ones finish, or are cancelled
+//!      image: messages are turned away, too; all that outlives the host, by reference
+//!         committed: the end          failed: it serves on
+//! ```
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use praas_transport::sync::atomic::Ordering;
+
+use super::Process;
+use super::engine::Core;
+use crate::invocation::{Payload, Status};
+use crate::swap::{Committed, ProcessImage, Storage, SwapConfig, SwapError, swap_out};
+
+/// Why a process was not swapped out; it serves on.
+#[derive(Debug, thiserror::Error)]
+pub enum QuiesceError {
+    /// Functions went on running after they were cancelled.
+    #[error("{running} functions still run {waited_ms} ms after the swap began, cancelled or not")]
+    StillRunning {
+        /// How many.
+        running: usize,
+        /// For how long they were waited for.
+        waited_ms: u64,
+    },
+    /// The process has ended.
+    #[error("the process has ended")]
+    Ended,
+    /// Its mailbox cannot be written.
+    #[error("cannot encode the mailbox: {0}")]
+    Encode(#[from] crate::codec::CodecError),
+    /// Storage failed.
+    #[error(transparent)]
+    Swap(#[from] SwapError),
+}
+
+impl Process {
+    /// Swaps the process out: running functions finish (or are cancelled after
+    /// `quiesce_timeout_ms`), new invocations are turned away, the image is committed. The process
+    /// has then ended. If anything fails it serves on, and says why.
+    ///
+    /// # Errors
+    /// Functions that do not end; storage that fails.
+    pub fn swap_out(
+        &self,
+        storage: &dyn Storage,
+        config: &SwapConfig,
+    ) -> Result<Committed, QuiesceError> {
+        let outcome = self
+            .quiesce()
+            .and_then(|()| self.image())
+            .and_then(|image| {
+                let image = image?;
+                Ok(swap_out(storage, &image, config)?)
+            });
+        match outcome {
+            Ok(committed) => {
+                self.end();
+                Ok(committed)
+            }
+            Err(error) => {
+                self.engine.with_core(|core| {
+                    core.serve.quiescing = false;
+                    core.serve.sealed = false;
+                });
+                Err(error)
+            }
+        }
+    }
+
+    /// Stops the process in good order: as a swap, but nothing is kept. Functions that do not end
+    /// are left behind.
+    pub fn stop(&self) {
+        if let Err(error) = self.quiesce() {
+            tracing::warn!(%error, "stopping all the same");
+        }
+        self.end();
+    }
+
+    /// Turns new invocations away and waits until no function runs.
+    fn quiesce(&self) -> Result<(), QuiesceError> {
+        let engine = &self.engine;
+        let begun = engine.with_core(|core| {
+            core.serve.quiescing = true;
+            let mut turned_away: Vec<_> = core.serve.ready.drain(..).collect();
+            turned_away.extend(core.serve.shared.crew.queue_take(None));
+            let Core { endpoint, serve } = core;
+            for job in turned_away {
+                let (client, sequence) = (job.client, job.sequence);
+                let (status, none) = (Status::Quiescing, Payload::default());
+                serve.reply(endpoint, job.session, client, sequence, status, none);
+            }
+        });
+        begun.ok_or(QuiesceError::Ended)?;
+        let patience = Duration::from_millis(engine.shared.settings.quiesce_timeout_ms);
+        let quiet = self.quiet_wait(patience);
+        let quiet = quiet || {
+            for worker in engine.shared.crew.workers() {
+                let job = worker.job.load(Ordering::Acquire);
+                worker.cancel.store(job, Ordering::Release);
+                worker.thread.unpark();
+            }
+            self.quiet_wait(patience)
+        };
+        match quiet {
+            true => Ok(()),
+            false => Err(QuiesceError::StillRunning {
+                running: engine.shared.crew.running() + engine.shared.crew.blocked(),
+                waited_ms: patience.as_millis() as u64 * 2,
+            }),
+        }
+    }
+
+    /// Waits until no function runs, at most for `patience`.
+    fn quiet_wait(&self, patience: Duration) -> bool {
+        let shared = &self.engine.shared;
+        let until = Instant::now() + patience;
+        shared.quiet_wanted.store(true, Ordering::SeqCst);
+        let mut guard = shared
+            .quiet
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let quiet = loop {
+            if shared.crew.running() + shared.crew.blocked() == 0 {
+                break true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break false;
+            }
+            // A notice may fall between the look and the wait: look again soon.
+            let wait = left.min(Duration::from_millis(5));
+            let waited = shared.quiet.1.wait_timeout(guard, wait);
+            guard = waited.unwrap_or_else(PoisonError::into_inner).0;
+        };
+        drop(guard);
+        shared.quiet_wanted.store(false, Ordering::SeqCst);
+        quiet
+    }
+
+    fn image(&self) -> Result<Result<ProcessImage, crate::codec::CodecError>, QuiesceError> {
+        let image = self.engine.with_core(|core| {
+            core.serve.sealed = true;
+            let shared = &core.serve.shared;
+            Ok(ProcessImage {
+                application: shared.identity.application.to_string(),
+                process: shared.identity.name.to_string(),
+                incarnation: shared.identity.incarnation,
+                state: shared.state.snapshot(),
+                mailbox: shared.mailbox().image()?,
+                sessions: core.serve.sessions_image(),
+                files: Vec::new(),
+            })
+        });
+        image.ok_or(QuiesceError::Ended)
+    }
+
+    /// Closes everything in good order and lets the threads go.
+    fn end(&self) {
+        let flushed = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < flushed
+            && self.engine.with_core(|core| core.serve.backlogged()) == Some(true)
+        {
+            std::thread::yield_now();
+        }
+        self.engine.with_core(|core| {
+            let Core { endpoint, serve } = core;
+            serve.close_all(endpoint);
+            // The peers see the end before the sockets are gone.
+            let until = Instant::now() + Duration::from_millis(5);
+            endpoint.progress_wait(serve, Some(until), praas_transport::WaitMode::Warm);
+        });
+        self.abandon();
+    }
+}
