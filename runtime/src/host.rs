@@ -61,8 +61,8 @@ pub struct HostStart {
     pub directory: Vec<Address>,
     /// The transports to reach others by.
     pub transports: Kinds,
-    /// Where swap images are kept.
-    pub swap_dir: String,
+    /// Where swap images are kept: a URL for [`storage_open`](crate::swap::storage_open).
+    pub storage: String,
     /// How they are written.
     pub swap: SwapConfig,
     /// Whether to begin with the newest image there that verifies.

@@ -429,7 +429,7 @@ fn golden_host() {
     let start = json!({
         "application": "a", "process": "p", "incarnation": 3, "modules": ["/m.so"],
         "settings": ProcessSettings::default(), "listen": ["127.0.0.1:0"], "key_id": 2,
-        "secret": bytes32(9), "directory": [TCP], "transports": ["tcp"], "swap_dir": "/swap",
+        "secret": bytes32(9), "directory": [TCP], "transports": ["tcp"], "storage": "file:/swap",
         "swap": SwapConfig::default(), "restore": true, "swap_generation": 5,
         "agent_socket": "/run/agent.sock", "agent_grace_s": 10, "cpus": [0, 1],
         "unix_dir": "/run/praas", "verbs_listen": ["10.0.0.1:0"],

@@ -53,7 +53,7 @@ fn what_cannot_start_says_why() {
     };
     let error = failed(&|start| start.modules = vec!["/none.so".into()]);
     assert!(error.contains("cannot load module /none.so"), "{error}");
-    let error = failed(&|start| start.swap_dir = "/proc/swap".into());
+    let error = failed(&|start| start.storage = "/proc/swap".into());
     assert!(error.contains("/proc/swap"), "{error}");
     let error = failed(&|start| start.settings.workers = 1 << 20);
     assert!(error.contains("workers"), "{error}");

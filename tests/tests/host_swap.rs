@@ -177,7 +177,7 @@ fn damage_is_named_and_the_older_generation_loads() {
         damage(&newest(swap.path(), prefix));
         let in_swap = |start: &mut HostStart, generation| {
             restoring(generation)(start);
-            start.swap_dir = swap.path().display().to_string();
+            start.storage = swap.path().display().to_string();
         };
         let mut host = lab.start_with("p", |start| in_swap(start, 2)).unwrap();
         assert_eq!(host.swap_generation, 1, "{prefix} {said}");

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use praas_runtime::swap::SwapConfig;
+use praas_runtime::swap::{StorageUrl, SwapConfig};
 use praas_transport::{Address, Kinds, TransportConfig};
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +49,9 @@ pub struct AgentConfig {
     pub host_command: Vec<String>,
     /// Hosts that there may be.
     pub hosts_max: usize,
-    /// Where swap images are kept; left out, `swap` in the run directory.
-    pub swap_dir: Option<PathBuf>,
+    /// Where swap images are kept, a URL: `file:/path`, or just the path of a folder. Left out, it
+    /// is the folder `swap` in the run directory.
+    pub storage: Option<StorageUrl>,
     /// How swap images are written. The setting `swap` of an application goes before it.
     pub swap: SwapConfig,
     /// Seconds that a host goes without an agent before it swaps out and ends.
@@ -116,7 +117,7 @@ impl Default for AgentConfig {
             transports_exclude: Kinds::NONE,
             host_command: Vec::new(),
             hosts_max: 10_000,
-            swap_dir: None,
+            storage: None,
             swap: SwapConfig::default(),
             agent_grace_s: 10,
             start_timeout_ms: 300_000,
@@ -147,8 +148,9 @@ pub struct ConfigError {
 
 impl AgentConfig {
     /// Where swap images are kept.
-    pub fn swap_root(&self, run_dir: &RunDir) -> PathBuf {
-        self.swap_dir.clone().unwrap_or_else(|| run_dir.swap_dir())
+    pub fn storage_url(&self, run_dir: &RunDir) -> StorageUrl {
+        let default = || StorageUrl::file(&run_dir.swap_dir());
+        self.storage.clone().unwrap_or_else(default)
     }
 
     /// Checks the settings.

@@ -19,6 +19,7 @@ use praas_control::api::name_check;
 use praas_runtime::codec;
 use praas_runtime::directory::{DirectoryAnswer, DirectoryRequest, Resolved};
 use praas_runtime::invocation::AM_DIRECTORY;
+use praas_runtime::swap::StorageUrl;
 use praas_transport::{
     Address, ChannelId, ChannelInfo, CloseReason, Disposition, Endpoint, Flow, Handler,
     Incarnation, Incoming, Keyring, LargeMessage, Message, Ops, Posted, Role,
@@ -113,7 +114,7 @@ impl Driver {
         let directory = endpoint.addresses().to_vec();
         let processes = Processes::new(run_dir, config, directory, poller, listener)?;
         Ok(Self {
-            images: ImageWorker::start(config.swap_root(run_dir), endpoint)?,
+            images: ImageWorker::start(config.storage_url(run_dir), endpoint)?,
             run_dir: run_dir.clone(),
             node,
             shutdown: Duration::from_millis(config.shutdown_timeout_ms),
@@ -609,13 +610,13 @@ impl Handler for Driver {
 }
 
 impl ImageWorker {
-    fn start(root: std::path::PathBuf, endpoint: &Endpoint) -> io::Result<Self> {
+    fn start(url: StorageUrl, endpoint: &Endpoint) -> io::Result<Self> {
         let (orders, ordered) = channel::<(u64, HostKey)>();
         let (finished, done) = channel();
         let waker = endpoint.waker();
         let work = move || {
             for (request, key) in ordered {
-                let result = images_delete(&root, &key);
+                let result = images_delete(&url, &key);
                 // The agent may be gone meanwhile.
                 if finished.send((request, result)).is_err() {
                     return;

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use praas_control::agent::StartCommand;
 use praas_runtime::host::{FromHost, HostHello, HostStart, ToHost, host_frame};
-use praas_runtime::swap::DirStorage;
 use praas_transport::Address;
 
 use super::config::AgentConfig;
@@ -24,8 +23,10 @@ use super::hosts::{HostKey, Hosts};
 use super::record::{FoundHost, HostRecord, host_arguments, hosts_find, image_find, records_read};
 use super::settings::HostSettings;
 use super::socket::{self, HostSocket};
+use crate::errors::error_text;
 use crate::run_dir::RunDir;
 use crate::spawn::{Poller, Spawn, Watched, log_open, start_time};
+use crate::storage::storage_open;
 use crate::topology::Topology;
 
 /// What a token is, in its lowest bits: those below it are the driver's.
@@ -181,7 +182,6 @@ impl Processes {
     }
 
     fn host_start(&self, start: StartCommand, settings: HostSettings, cpus: Vec<u32>) -> HostStart {
-        let swap_dir = self.config.swap_root(&self.run_dir);
         HostStart {
             application: start.application,
             process: start.process,
@@ -203,7 +203,7 @@ impl Processes {
                 .unwrap_or(self.config.transports)
                 .without(settings.transports_exclude)
                 .without(self.config.transports_exclude),
-            swap_dir: swap_dir.display().to_string(),
+            storage: self.config.storage_url(&self.run_dir).to_string(),
             swap: settings.swap.unwrap_or(self.config.swap),
             restore: start.restore,
             swap_generation: start.swap_generation,
@@ -294,12 +294,11 @@ impl Processes {
 
     /// The image that a dead host wrote last, if it did.
     fn image_find(&self, record: &HostRecord) -> Option<u64> {
-        let root = self.config.swap_root(&self.run_dir);
-        if !root.exists() {
-            return None;
-        }
-        let storage = DirStorage::new(root).ok()?;
-        image_find(&storage, &record.key(), record.incarnation)
+        let url = self.config.storage_url(&self.run_dir);
+        let storage = storage_open(&url).inspect_err(|error| {
+            tracing::warn!(%url, error = error_text(error), "cannot look for images");
+        });
+        image_find(&*storage.ok()?, &record.key(), record.incarnation)
     }
 
     fn insert(

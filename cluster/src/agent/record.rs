@@ -12,13 +12,15 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use praas_control::api::ProcessState;
-use praas_runtime::swap::{DirStorage, Storage, StorageError, process_prefix};
+use praas_runtime::swap::{Storage, StorageError, StorageUrl, process_prefix};
 use praas_transport::Address;
 use serde::{Deserialize, Serialize};
 
 use super::hosts::HostKey;
+use crate::errors::error_text;
 use crate::run_dir::{RunDir, file_replace};
 use crate::spawn::start_time;
+use crate::storage::storage_open;
 
 /// How a host was told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,27 +240,18 @@ pub(super) fn image_find(storage: &dyn Storage, key: &HostKey, incarnation: u64)
     generations.max()
 }
 
-/// Deletes all images of a process below `root`: manifests first, so that none is left that lacks
-/// its packs.
-pub(super) fn images_delete(root: &Path, key: &HostKey) -> Result<(), String> {
+/// Deletes all images of a process: manifests first, so that none is left that lacks its packs.
+pub(super) fn images_delete(url: &StorageUrl, key: &HostKey) -> Result<(), String> {
     let prefix = process_prefix(&key.application, &key.process);
     let fail = |error: StorageError| {
-        let why = std::error::Error::source(&error).map_or(String::new(), |s| format!(": {s}"));
-        format!("cannot delete the swap images of {key}: {error}{why}")
+        let error = error_text(&error);
+        format!("cannot delete the swap images of {key}: {error}")
     };
-    let storage = DirStorage::new(root).map_err(fail)?;
+    let storage = storage_open(url).map_err(fail)?;
     let mut names = storage.list(&prefix).map_err(fail)?;
     names.sort();
     for name in names {
         storage.delete(&name).map_err(fail)?;
-    }
-    let folder = root.join(prefix.trim_end_matches('/'));
-    for folder in [Some(folder.as_path()), folder.parent()]
-        .into_iter()
-        .flatten()
-    {
-        // Refused while something else is there.
-        let _ = fs::remove_dir(folder);
     }
     Ok(())
 }
@@ -324,7 +317,8 @@ mod tests {
     #[test]
     fn images_are_found_by_who_wrote_them_and_deleted() {
         let dir = tempfile::tempdir().unwrap();
-        let storage = DirStorage::new(dir.path()).unwrap();
+        let url = StorageUrl::file(dir.path());
+        let storage = storage_open(&url).unwrap();
         let prefix = process_prefix("an app", "p/1");
         for name in [
             "manifest-0000000000000003-0000000000000001",
@@ -334,10 +328,10 @@ mod tests {
         ] {
             storage.put_new(&format!("{prefix}{name}"), &[]).unwrap();
         }
-        assert_eq!(image_find(&storage, &key(), 7), Some(10));
-        assert_eq!(image_find(&storage, &key(), 4), None);
-        images_delete(dir.path(), &key()).unwrap();
-        images_delete(dir.path(), &key()).unwrap();
+        assert_eq!(image_find(&*storage, &key(), 7), Some(10));
+        assert_eq!(image_find(&*storage, &key(), 4), None);
+        images_delete(&url, &key()).unwrap();
+        images_delete(&url, &key()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

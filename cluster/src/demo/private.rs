@@ -69,7 +69,7 @@ impl PrivateCluster {
             "agent.directory_listen=127.0.0.1:0".into(),
             "agent.host_listen=[]".into(),
             "agent.host_verbs_listen=[]".into(),
-            file("agent.swap_dir", &self.run_dir.swap_dir()),
+            file("agent.storage", &self.run_dir.swap_dir()),
             file(
                 "agent.cluster_secret",
                 &self.run_dir.control().cluster_secret,

@@ -31,12 +31,13 @@ use std::time::{Duration, Instant};
 
 use praas_runtime::host::{FromHost, HostHello, HostReader, HostStart, ToHost};
 use praas_runtime::process::Process;
-use praas_runtime::swap::DirStorage;
+use praas_runtime::swap::Storage;
 use praas_transport::{Keyring, Secret};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::link::{Event, Link, Links, REDIAL_FIRST, REDIAL_MAX};
-use self::start::{Started, error_text, host_credential, host_start};
+use self::start::{Started, host_credential, host_start};
+use crate::errors::error_text;
 
 /// The environment variable that says what a host logs to its standard error.
 const LOG_ENV: &str = "PRAAS_LOG";
@@ -162,7 +163,7 @@ fn cpus_bind(cpus: &[u32]) {
 struct Host {
     start: HostStart,
     process: Process,
-    storage: DirStorage,
+    storage: Arc<dyn Storage>,
     keyring: Arc<Keyring>,
     hello: HostHello,
     links: Links,
@@ -303,7 +304,7 @@ impl Host {
     /// Whether the process was swapped out; else it serves on.
     fn swap_out(&mut self, why: &str) -> bool {
         tracing::info!("swapping out: {why}");
-        match self.process.swap_out(&self.storage, &self.start.swap) {
+        match self.process.swap_out(&*self.storage, &self.start.swap) {
             Ok(committed) => {
                 let (generation, bytes) = (committed.generation, committed.bytes);
                 tracing::info!(generation, bytes, "swapped out");

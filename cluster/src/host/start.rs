@@ -9,15 +9,17 @@ use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, HostStart};
 use praas_runtime::process::{Process, ProcessConfig};
-use praas_runtime::swap::{DirStorage, Loaded, ProcessImage, SwapError, swap_in};
+use praas_runtime::swap::{Loaded, ProcessImage, Storage, StorageUrl, SwapError, swap_in};
 use praas_transport::{
     BufPool, Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, UnixPlace,
 };
 
+use crate::storage::storage_open;
+
 /// What a start makes.
 pub(super) struct Started {
     pub process: Process,
-    pub storage: DirStorage,
+    pub storage: Arc<dyn Storage>,
     pub keyring: Arc<Keyring>,
     pub swap_generation: u64,
     pub rejected: Vec<String>,
@@ -28,12 +30,12 @@ pub(super) struct Started {
 enum RestoreError {
     #[error(
         "generation {generation} of {application}/{process} was swapped out, and there is no \
-         image of it in {dir}: was the swap directory moved or emptied?"
+         image of it in {storage}: was the storage moved or emptied?"
     )]
     NoImage {
         application: String,
         process: String,
-        dir: String,
+        storage: String,
         generation: u64,
     },
     #[error("{error}: {}", .rejected.join("; "))]
@@ -43,14 +45,6 @@ enum RestoreError {
     },
     #[error(transparent)]
     Swap(SwapError),
-}
-
-/// The swap directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write to the swap directory {dir}")]
-struct StorageUnusable {
-    dir: String,
-    source: std::io::Error,
 }
 
 impl Started {
@@ -66,7 +60,10 @@ impl Started {
 
 /// Starts the process; it serves when this returns.
 pub(super) fn host_start(start: &HostStart) -> Result<Started, Box<dyn Error>> {
-    let storage = storage_open(&start.swap_dir)?;
+    let url: StorageUrl = start.storage.parse()?;
+    let storage = storage_open(&url)?;
+    // Better now than at the swap.
+    storage.check()?;
     let mut registry = Registry::new();
     for module in &start.modules {
         registry.module_load(Path::new(module))?;
@@ -92,7 +89,7 @@ pub(super) fn host_start(start: &HostStart) -> Result<Started, Box<dyn Error>> {
             return Ok(None);
         }
         let image;
-        (image, swap_generation, rejected) = restore(start, &storage, pool)?;
+        (image, swap_generation, rejected) = restore(start, &*storage, pool)?;
         Ok(image)
     })?;
     Ok(Started {
@@ -116,21 +113,6 @@ pub(super) fn host_credential(application: &str, key_id: u32, secret: &Secret) -
     Credential::issue(secret, &ticket)
 }
 
-/// An error with its causes, in one line.
-pub(super) fn error_text(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let of_it = error.to_string();
-        // Errors that are transparent say the same as their cause.
-        if !text.ends_with(&of_it) {
-            text = format!("{text}: {of_it}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 fn listen(start: &HostStart) -> Vec<Listen> {
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let tcp = match start.listen.is_empty() {
@@ -148,23 +130,12 @@ fn listen(start: &HostStart) -> Vec<Listen> {
         .collect()
 }
 
-/// Opens the swap directory, and finds out now rather than at the swap whether it can be written.
-fn storage_open(dir: &str) -> Result<DirStorage, Box<dyn Error>> {
-    let storage = DirStorage::new(dir)?;
-    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-    rustix::fs::access(dir, access).map_err(|error| StorageUnusable {
-        dir: dir.into(),
-        source: error.into(),
-    })?;
-    Ok(storage)
-}
-
 type Restored = (Option<ProcessImage>, u64, Vec<String>);
 
 /// The newest image that verifies, its generation, and what is wrong with newer ones.
 fn restore(
     start: &HostStart,
-    storage: &DirStorage,
+    storage: &dyn Storage,
     pool: &BufPool,
 ) -> Result<Restored, RestoreError> {
     let loaded = match swap_in(storage, pool, &start.application, &start.process) {
@@ -186,7 +157,7 @@ fn restore(
             generation => Err(RestoreError::NoImage {
                 application: start.application.clone(),
                 process: start.process.clone(),
-                dir: start.swap_dir.clone(),
+                storage: start.storage.clone(),
                 generation,
             }),
         };
@@ -204,24 +175,4 @@ fn restore(
         tracing::error!(generation, "an older generation is loaded: {reason}");
     }
     Ok((Some(image), generation, rejected))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_is_told_with_its_causes_once() {
-        let source = std::io::Error::from_raw_os_error(13);
-        let error = StorageUnusable {
-            dir: "/d".into(),
-            source,
-        };
-        let text = error_text(&error);
-        assert_eq!(
-            text,
-            "cannot write to the swap directory /d: Permission denied (os error 13)"
-        );
-        assert_eq!(error_text(&std::io::Error::other("once")), "once");
-    }
 }

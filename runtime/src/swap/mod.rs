@@ -20,6 +20,7 @@ mod manifest;
 mod reader;
 mod sections;
 mod storage;
+mod url;
 mod writer;
 
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use storage::{
     COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_encode,
     process_prefix,
 };
+pub use url::{StorageUrl, StorageUrlError, URL_MAX_BYTES, storage_open};
 pub use writer::{Committed, swap_out};
 
 use crate::invocation::SessionImage;

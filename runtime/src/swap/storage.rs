@@ -13,6 +13,8 @@ use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::StorageUrlError;
+
 /// Bytes that one component of an object's name may have: what file systems allow.
 pub const COMPONENT_MAX_BYTES: usize = 255;
 
@@ -21,6 +23,9 @@ pub const COMPONENTS_MAX: usize = 8;
 
 /// Encoded names above this many bytes are replaced by their hash.
 const ENCODED_MAX_BYTES: usize = 200;
+
+/// Attempts to create a file whose directory goes away meanwhile.
+const CREATES_MAX: usize = 16;
 
 /// Slices in one vectored write.
 const SLICES_MAX: usize = 1024;
@@ -55,6 +60,9 @@ pub enum StorageError {
         /// The name.
         name: String,
     },
+    /// The settings name no storage that could be opened.
+    #[error(transparent)]
+    Url(#[from] StorageUrlError),
     /// There is no room, or a quota is used up.
     #[error("{name}: cannot {operation}: no room left")]
     Full {
@@ -113,6 +121,14 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// [`StorageError::NotFound`], or a failure of the storage.
     fn delete(&self, name: &str) -> Result<(), StorageError>;
+
+    /// Finds out now, rather than at the first object, whether objects can be created.
+    ///
+    /// # Errors
+    /// They cannot, as far as can be told.
+    fn check(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
 }
 
 /// What the names of all objects of a process begin with, the final `/` included.
@@ -151,6 +167,7 @@ pub fn name_encode(name: &str) -> String {
 ///
 /// A file is created under its final name with `O_EXCL`, written, synced, and its directories are
 /// synced. What a crash leaves of a file is partial: readers find out by length and hash.
+/// Directories go with the last of their files.
 #[derive(Debug, Clone)]
 pub struct DirStorage {
     root: PathBuf,
@@ -179,6 +196,26 @@ impl DirStorage {
         match name_is_valid(name) {
             true => Ok(self.root.join(name)),
             false => Err(StorageError::BadName { name: name.into() }),
+        }
+    }
+
+    /// Creates a file, and the directories that it lies in.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let mut attempts = 0;
+        loop {
+            path.parent().map_or(Ok(()), directory_make)?;
+            let file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path);
+            match file {
+                // Somebody has deleted the last file of the directory in between.
+                Err(error) if error.kind() == ErrorKind::NotFound && attempts < CREATES_MAX => {
+                    attempts += 1;
+                }
+                file => return file,
+            }
         }
     }
 
@@ -240,15 +277,7 @@ impl Storage for DirStorage {
     fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
         let path = self.path(name)?;
         let fail = |operation| move |source| io_error(operation, name, source);
-        if let Some(directory) = path.parent() {
-            directory_make(directory).map_err(fail("create its directory"))?;
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(fail("create"))?;
+        let mut file = self.create(&path).map_err(fail("create"))?;
         let written = write_parts(&mut file, parts)
             .map_err(fail("write"))
             .and_then(|()| file.sync_all().map_err(fail("sync")))
@@ -296,7 +325,22 @@ impl Storage for DirStorage {
     }
 
     fn delete(&self, name: &str) -> Result<(), StorageError> {
-        fs::remove_file(self.path(name)?).map_err(|source| io_error("delete", name, source))
+        let path = self.path(name)?;
+        fs::remove_file(&path).map_err(|source| io_error("delete", name, source))?;
+        let above = path.ancestors().skip(1);
+        // Refused while something else is there.
+        let emptied =
+            |directory: &&Path| *directory != self.root && fs::remove_dir(directory).is_ok();
+        above.take_while(emptied).for_each(drop);
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), StorageError> {
+        let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        rustix::fs::access(&self.root, access).map_err(|error| {
+            let directory = self.root.display().to_string();
+            io_error("write to the directory", &directory, error.into())
+        })
     }
 }
 
@@ -381,6 +425,9 @@ mod tests {
         let error = storage.read("a/p/x-1", 2, &mut two).unwrap_err();
         assert!(matches!(error, StorageError::Short { end: 4, .. }));
         storage.delete("a/p/x-1").unwrap();
+        storage.delete("a/pp/x-1").unwrap();
+        assert!(storage.root().join("a/p").exists() && !storage.root().join("a/pp").exists());
+        storage.check().unwrap();
         for error in [
             storage.delete("a/p/x-1").unwrap_err(),
             storage.size("a/p/x-1").unwrap_err(),

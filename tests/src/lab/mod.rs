@@ -179,7 +179,7 @@ impl Lab {
             secret: self.secret.clone(),
             directory: self.directory.addresses().to_vec(),
             transports: Kinds::all(),
-            swap_dir: self.swap_dir().display().to_string(),
+            storage: self.swap_dir().display().to_string(),
             swap: SwapConfig::default(),
             restore: false,
             swap_generation: 0,
