@@ -6,7 +6,7 @@
 //!   clients, hosts          |
 //!     directory ----- [ driver.rs: one thread, one endpoint, one poller ] ----- agent.sock
 //!     questions.rs          |                    |
-//!                    hosts.rs (decides)   processes.rs (spawns, watches, socket.rs)
+//!                    hosts/ (decides)     processes.rs (spawns, watches, socket.rs)
 //!                    record.rs: hosts/<application>/<process>.json
 //! ```
 //!

@@ -1,6 +1,7 @@
 //! The life of hosts, step by step: what is said, in which order, and what is kept.
 
-use praas_control::agent::FromAgent;
+use praas_control::agent::{ApplicationKey, FromAgent, HostCommand};
+use praas_runtime::host::HostHello;
 
 use super::*;
 

@@ -1,0 +1,100 @@
+//! One host: what is known of it, and what is said of it, alive and dead.
+
+use std::time::Instant;
+
+use praas_control::agent::{HostReport, StartCommand};
+use praas_control::api::ProcessState;
+
+use super::super::record::{Ending, HostRecord};
+
+/// What a host has said of its end.
+#[derive(Debug)]
+pub(super) enum End {
+    Swapped(u64),
+    Failed(String),
+}
+
+/// What is overdue when a deadline passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    Ready,
+    Stopped,
+    Ended,
+    Redialled,
+}
+
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) record: HostRecord,
+    /// Whether there is a connection to it.
+    pub(super) linked: bool,
+    pub(super) start: Option<u64>,
+    pub(super) swaps: Vec<u64>,
+    pub(super) stops: Vec<u64>,
+    pub(super) end: Option<End>,
+    /// Why we killed it.
+    pub(super) killed: Option<String>,
+    pub(super) deadline: Option<(Instant, Due)>,
+    /// Starts once this one is dead.
+    pub(super) next: Option<Box<StartCommand>>,
+}
+
+impl Host {
+    pub(super) fn new(record: HostRecord) -> Self {
+        Self {
+            record,
+            linked: false,
+            start: None,
+            swaps: Vec::new(),
+            stops: Vec::new(),
+            end: None,
+            killed: None,
+            deadline: None,
+            next: None,
+        }
+    }
+
+    pub(super) fn report(&self) -> HostReport {
+        HostReport {
+            application: self.record.application.clone(),
+            process: self.record.process.clone(),
+            incarnation: self.record.incarnation,
+            state: self.record.state,
+            pid: self.record.pid,
+            addresses: self.record.addresses.clone(),
+            swap_generation: self.record.swap_generation,
+            error: self.record.warning.clone(),
+        }
+    }
+
+    /// What is said of it now that it is dead.
+    pub(super) fn report_final(&self, how: &str) -> HostReport {
+        let stopped = self.record.ending == Some(Ending::Stop);
+        let (state, error) = match (&self.end, &self.killed) {
+            _ if stopped => (ProcessState::Gone, None),
+            (Some(End::Swapped(_)), _) => (ProcessState::Swapped, None),
+            (Some(End::Failed(error)), _) => (ProcessState::Failed, Some(error.clone())),
+            (None, Some(why)) => (ProcessState::Failed, Some(why.clone())),
+            (None, None) => {
+                let when = match self.record.state {
+                    ProcessState::Starting => " before it was ready",
+                    _ => "",
+                };
+                let error = format!("its host ended{when}: {how}");
+                (ProcessState::Failed, Some(error))
+            }
+        };
+        let swap_generation = match self.end {
+            Some(End::Swapped(generation)) => generation,
+            _ => self.record.swap_generation,
+        };
+        HostReport {
+            state,
+            pid: 0,
+            addresses: Vec::new(),
+            swap_generation,
+            error,
+            ..self.report()
+        }
+    }
+}
