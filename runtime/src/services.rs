@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use praas_transport::clock;
 use praas_transport::sync::atomic::{AtomicU64, Ordering};
 use praas_transport::{BufPool, Identity};
 
@@ -42,7 +43,7 @@ impl Job {
         self.cancel.load(Ordering::Relaxed) == self.id
             || self
                 .deadline
-                .is_some_and(|deadline| Instant::now() >= deadline)
+                .is_some_and(|deadline| clock::now() >= deadline)
     }
 }
 

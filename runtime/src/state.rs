@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use praas_transport::clock;
 use praas_transport::{Buf, BufPool, PoolExhausted};
 use serde::{Deserialize, Serialize};
 
@@ -223,7 +223,7 @@ impl StateStore {
         let version = objects.version;
         let meta = ObjectMeta {
             version,
-            written_unix_ms: unix_ms_now(),
+            written_unix_ms: clock::unix_ms(),
             bytes: buf.len() as u64,
         };
         objects.by_key.insert(key.into(), (buf, meta));
@@ -242,12 +242,6 @@ impl StateStore {
 
 fn cost(key: &str, buf: &Buf) -> u64 {
     (key.len() + buf.len()) as u64
-}
-
-pub(crate) fn unix_ms_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use praas_transport::Address;
+use praas_transport::clock;
 use praas_transport::wire::Incarnation;
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +75,7 @@ impl WorldView {
                     .wait(world)
                     .unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
+                    let left = deadline.saturating_duration_since(clock::now());
                     if left.is_zero() {
                         break;
                     }

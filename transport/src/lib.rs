@@ -9,6 +9,7 @@ pub mod address;
 mod backend;
 pub mod buf;
 mod choice;
+pub mod clock;
 pub mod config;
 pub mod counters;
 mod endpoint;

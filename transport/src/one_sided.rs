@@ -38,6 +38,7 @@ use rustix::mm::ProtFlags;
 
 use crate::buf::mapping::{Mapping, memfd_create_sized};
 use crate::buf::{Buf, BufMut};
+use crate::clock;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// Names a registered region to a peer.
@@ -478,7 +479,7 @@ impl RegionTable {
             return Err(RegionError::TooMany(self.max));
         }
         loop {
-            let key = getrandom::u64().map_err(RegionError::Random)?;
+            let key = clock::random_u64().map_err(RegionError::Random)?;
             let Entry::Vacant(entry) = regions.entry(key) else {
                 continue;
             };

@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::time::{Duration, Instant};
 
+use praas_transport::clock;
 use praas_transport::{Buf, BufMut};
 
 use super::table::{
@@ -187,7 +188,7 @@ impl Call<'_> {
 
 fn deadline(timeout_us: i64) -> Option<Instant> {
     let us = u64::try_from(timeout_us).ok()?;
-    Instant::now().checked_add(Duration::from_micros(us))
+    clock::now().checked_add(Duration::from_micros(us))
 }
 
 // Every function below is called by modules through the table. SAFETY of all: a module gives the
@@ -258,9 +259,7 @@ unsafe extern "C" fn deadline_left_us(handle: *mut CallHandle) -> i64 {
     // SAFETY: see above.
     let deadline = unsafe { call(handle) }.job.deadline;
     deadline.map_or(-1, |deadline| {
-        let left = deadline
-            .saturating_duration_since(Instant::now())
-            .as_micros();
+        let left = deadline.saturating_duration_since(clock::now()).as_micros();
         i64::try_from(left).unwrap_or(i64::MAX)
     })
 }

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_queue::SegQueue;
+use praas_transport::clock;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::{Buf, Credential, WaitMode, Waker};
 use tokio::sync::oneshot;
@@ -223,7 +224,7 @@ fn run(shell: &mut Shell, shared: &Shared) {
         shell.step(None);
     }
     shell.handler.peers.close_all(&mut shell.endpoint);
-    let until = std::time::Instant::now() + Duration::from_millis(10);
+    let until = clock::now() + Duration::from_millis(10);
     shell
         .endpoint
         .progress_wait(&mut shell.handler, Some(until), WaitMode::Warm);

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use praas_transport::clock;
+
 use super::core::{CallId, CallOptions, Refusal, Target};
 use super::shell::{ClientConfig, ClientError, Shell};
 use crate::codec;
@@ -192,7 +194,7 @@ impl Client {
                 return Some((completed.call, completed.outcome));
             }
             let nothing = !self.shell.handler.peers.is_busy();
-            if nothing || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if nothing || deadline.is_some_and(|deadline| deadline <= clock::now()) {
                 return None;
             }
             self.shell.step(deadline);
@@ -201,7 +203,7 @@ impl Client {
 
     /// Makes progress without waiting.
     pub fn progress(&mut self) {
-        self.shell.step(Some(Instant::now()));
+        self.shell.step(Some(clock::now()));
     }
 
     /// Gives up on a call: its function is told, its result is dropped.
@@ -215,10 +217,10 @@ impl Client {
     /// Closes the connections in good order, for at most `patience`.
     pub fn close(mut self, patience: Duration) {
         self.shell.handler.peers.close_all(&mut self.shell.endpoint);
-        let until = Instant::now() + patience;
+        let until = clock::now() + patience;
         self.shell.endpoint.progress_wait(
             &mut self.shell.handler,
-            Some(until.min(Instant::now() + Duration::from_millis(10))),
+            Some(until.min(clock::now() + Duration::from_millis(10))),
             praas_transport::WaitMode::Warm,
         );
     }
@@ -236,7 +238,7 @@ impl Client {
         room: impl Fn(&Shell) -> bool,
     ) -> Result<(), InvokeError> {
         while !room(&self.shell) {
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if deadline.is_some_and(|deadline| deadline <= clock::now()) {
                 return Err(InvokeError::DeadlineExceeded);
             }
             self.shell.step(deadline);

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use praas_transport::clock;
 use praas_transport::{
     Address, ChannelId, CloseReason, Credential, Dial, Incarnation, Kinds, Ops, Posted, PostedBuf,
     RefuseReason, SendError, address_choose,
@@ -136,7 +137,7 @@ impl Link for PeersLink<'_> {
     }
 
     fn now(&self) -> Instant {
-        Instant::now()
+        clock::now()
     }
 }
 
@@ -532,7 +533,7 @@ impl Peers {
 
     /// The directory is out of reach: it is tried again, for a while, unless that is in vain.
     fn directory_lost(&mut self, reason: &str, for_good: bool) {
-        let now = Instant::now();
+        let now = clock::now();
         let link = &mut self.outside.link;
         link.channel = None;
         link.open = false;

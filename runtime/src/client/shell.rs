@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use praas_transport::clock;
 use praas_transport::{
     ChannelId, ChannelInfo, CloseReason, Credential, Disposition, Endpoint, Flow, Handler,
     Identity, Incarnation, Incoming, Kinds, LargeMessage, Message, Ops, SendFailure, Ticket,
@@ -81,7 +82,7 @@ impl Shell {
         let client_id = match ticket.client_id {
             0 => {
                 let mut id = [0; 16];
-                getrandom::fill(&mut id).map_err(ClientError::Random)?;
+                clock::random_fill(&mut id).map_err(ClientError::Random)?;
                 u128::from_le_bytes(id)
             }
             id => id,
@@ -120,7 +121,7 @@ impl Shell {
         self.endpoint
             .progress_wait(&mut self.handler, until, self.wait);
         if let Some(timer) = timer {
-            let now = Instant::now();
+            let now = clock::now();
             if timer <= now {
                 self.handler.peers.tick(&mut self.endpoint, now);
             }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
+use praas_transport::clock;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::sync::{Owned, OwnerToken};
 use praas_transport::{BufPool, Endpoint, Identity, Incarnation, TimesReader, WaitMode, Waker};
@@ -308,7 +309,7 @@ impl Engine {
             if self.shared.ended.load(Ordering::Relaxed) {
                 return None;
             }
-            if until.is_some_and(|until| until <= Instant::now()) {
+            if until.is_some_and(|until| until <= clock::now()) {
                 return None;
             }
             self.core_wait(core, until);
@@ -332,7 +333,7 @@ impl Engine {
             WaitMode::Adaptive => {
                 if endpoint.progress(serve) == 0 {
                     let spin = Duration::from_micros(endpoint.config().spin_us.into());
-                    let spin = Instant::now() + spin;
+                    let spin = clock::now() + spin;
                     let spin = until.map_or(spin, |until| until.min(spin));
                     let happened = endpoint.progress_wait(serve, Some(spin), WaitMode::Hot);
                     if happened == 0 && self.shared.outbox.is_empty() {
@@ -342,7 +343,7 @@ impl Engine {
             }
         }
         if let Some(timer) = timer {
-            let now = Instant::now();
+            let now = clock::now();
             if timer <= now {
                 serve.peers.tick(endpoint, now);
             }

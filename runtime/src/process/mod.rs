@@ -22,6 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_queue::SegQueue;
+use praas_transport::clock;
 use praas_transport::sync::OwnerToken;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::{
@@ -268,7 +269,7 @@ impl Drop for Process {
 /// The endpoint of a process, which does not listen yet.
 fn endpoint_make(config: &ProcessConfig) -> Result<Endpoint, StartError> {
     let mut client_id = [0; 16];
-    getrandom::fill(&mut client_id)
+    clock::random_fill(&mut client_id)
         .map_err(|error| StartError::System(std::io::Error::other(error.to_string())))?;
     let identity = Identity {
         application: config.application.as_str().into(),

@@ -7,8 +7,9 @@
 //! ```
 
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use praas_transport::clock;
 use praas_transport::sync::atomic::Ordering;
 
 use super::Process;
@@ -118,7 +119,7 @@ impl Process {
     /// Waits until no function runs, at most for `patience`.
     fn quiet_wait(&self, patience: Duration) -> bool {
         let shared = &self.engine.shared;
-        let until = Instant::now() + patience;
+        let until = clock::now() + patience;
         shared.quiet_wanted.store(true, Ordering::SeqCst);
         let mut guard = shared
             .quiet
@@ -129,7 +130,7 @@ impl Process {
             if shared.crew.running() + shared.crew.blocked() == 0 {
                 break true;
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(clock::now());
             if left.is_zero() {
                 break false;
             }
@@ -162,8 +163,8 @@ impl Process {
 
     /// Closes everything in good order and lets the threads go.
     fn end(&self) {
-        let flushed = Instant::now() + Duration::from_secs(5);
-        while Instant::now() < flushed
+        let flushed = clock::now() + Duration::from_secs(5);
+        while clock::now() < flushed
             && self.engine.with_core(|core| core.serve.backlogged()) == Some(true)
         {
             std::thread::yield_now();
@@ -172,7 +173,7 @@ impl Process {
             let Core { endpoint, serve } = core;
             serve.close_all(endpoint);
             // The peers see the end before the sockets are gone.
-            let until = Instant::now() + Duration::from_millis(5);
+            let until = clock::now() + Duration::from_millis(5);
             endpoint.progress_wait(serve, Some(until), praas_transport::WaitMode::Warm);
         });
         self.abandon();

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use praas_transport::clock;
 use praas_transport::{
     Buf, ChannelId, ChannelInfo, CloseReason, Disposition, Flow, Handler, Incoming, LargeMessage,
     Message, Ops, Posted, PostedBuf, SendFailure,
@@ -383,7 +384,7 @@ impl Serve {
         }
         let deadline = match header.deadline_us {
             0 => None,
-            us => Some(Instant::now() + Duration::from_micros(us.into())),
+            us => Some(clock::now() + Duration::from_micros(us.into())),
         };
         let job = ReadyJob {
             job,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use praas_transport::clock;
 use praas_transport::sync::Owned;
 use praas_transport::sync::atomic::Ordering;
 use praas_transport::{BufPool, Identity};
@@ -66,7 +67,7 @@ impl Engine {
             if cancelled() {
                 return Err(InvokeError::Cancelled);
             }
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if deadline.is_some_and(|deadline| deadline <= clock::now()) {
                 return Err(InvokeError::DeadlineExceeded);
             }
             if self.shared.ended.load(Ordering::Relaxed) {
@@ -80,7 +81,7 @@ impl Engine {
             match deadline {
                 None => thread::park(),
                 Some(deadline) => {
-                    thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+                    thread::park_timeout(deadline.saturating_duration_since(clock::now()));
                 }
             }
         }
@@ -301,7 +302,7 @@ impl Services for Engine {
         let deadline = deadline.or(job.deadline);
         self.wait_begin(&worker)?;
         let outcome = loop {
-            let now = Instant::now();
+            let now = clock::now();
             let look = now + CANCEL_LOOK;
             let until = deadline.map_or(look, |deadline| deadline.min(look));
             let world = self.shared.world.wait(after, Some(until));
@@ -310,7 +311,7 @@ impl Services for Engine {
             }
             if job.cancelled() || self.shared.ended.load(Ordering::Relaxed) {
                 break Err(match deadline {
-                    Some(deadline) if deadline <= Instant::now() => InvokeError::DeadlineExceeded,
+                    Some(deadline) if deadline <= clock::now() => InvokeError::DeadlineExceeded,
                     _ => InvokeError::Cancelled,
                 });
             }

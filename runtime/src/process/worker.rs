@@ -11,8 +11,9 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use praas_transport::clock;
 use praas_transport::sync::Owned;
 use praas_transport::sync::atomic::Ordering;
 
@@ -96,12 +97,12 @@ impl Engine {
             }
         }
         let phase = self.token.phase();
-        let started = (pace == Pace::Long).then(Instant::now);
+        let started = (pace == Pace::Long).then(clock::now);
         let callee = job.callee;
         let (status, payload) = self.job_execute(number, worker, job);
         if let (Callee::User(index), true, false) = (callee, led, pace == Pace::Short) {
             let long = match started {
-                Some(started) => started.elapsed() >= self.takeover(),
+                Some(started) => clock::now() - started >= self.takeover(),
                 // Somebody took over while it ran.
                 None => self.token.phase() != phase,
             };
@@ -123,7 +124,7 @@ impl Engine {
     ) -> (Status, Payload) {
         if ready
             .deadline
-            .is_some_and(|deadline| deadline <= Instant::now())
+            .is_some_and(|deadline| deadline <= clock::now())
         {
             return (Status::DeadlineExceeded, Payload::default());
         }

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::stream::{DESCRIPTORS_MAX, Stream};
 use crate::address::{Address, TransportKind};
+use crate::clock;
 use crate::shm::{Layout, ShmMemory};
 use crate::ticket::{Authenticator, RefuseReason};
 use crate::wire::{
@@ -123,7 +124,7 @@ impl Boot {
             let fed = match &mut self.machine {
                 Machine::Dialler(dialler) => dialler.feed(&self.received),
                 Machine::Listener(listener) => {
-                    listener.feed(&self.received, gate.auth, unix_ms_now())
+                    listener.feed(&self.received, gate.auth, clock::unix_ms())
                 }
             };
             let (used, step) = match fed {
@@ -228,10 +229,4 @@ fn not_yet(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, NotConnected, WouldBlock};
     matches!(error.kind(), WouldBlock | Interrupted | NotConnected)
         || error.raw_os_error() == Some(libc::EINPROGRESS)
-}
-
-pub(super) fn unix_ms_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }

@@ -10,6 +10,7 @@ use super::stream::Stream;
 use super::types::{ChannelId, CloseReason};
 use super::{Event, LINGER, Ops, State, TOKEN_CHANNEL};
 use crate::backend::{AnyWire, Wire, WireFault};
+use crate::clock;
 use crate::wire::{FrameHeader, FrameKind};
 
 /// How long a closing channel may take to get rid of what was posted.
@@ -21,9 +22,7 @@ impl Ops {
     pub fn close(&mut self, channel: ChannelId) {
         if self.channel(channel).is_some() {
             if let Some(channel) = self.channel(channel) {
-                channel
-                    .closing
-                    .get_or_insert(Instant::now() + CLOSE_DEADLINE);
+                channel.closing.get_or_insert(clock::now() + CLOSE_DEADLINE);
             }
             self.sessions.retain(|_, of| *of != channel);
             self.timed.push(channel.slot);
@@ -122,7 +121,7 @@ impl Ops {
     /// Keeps a socket until the peer hangs up, so that unread bytes do not reset it, and what the
     /// peer still sends does not fail before it has read our last word.
     fn linger(&mut self, mut stream: Stream, watched: bool) {
-        let until = Instant::now() + LINGER;
+        let until = clock::now() + LINGER;
         let Ok(slot) = self.slot_take(State::Free) else {
             return;
         };
@@ -138,7 +137,7 @@ impl Ops {
         }
         self.slots[slot as usize].state = State::Linger(stream, until);
         self.timed.push(slot);
-        self.linger_step(slot, Instant::now());
+        self.linger_step(slot, clock::now());
     }
 
     pub(super) fn linger_step(&mut self, slot: u32, now: Instant) {
@@ -173,7 +172,7 @@ impl Ops {
             State::Free => None,
         };
         if !self.accepting.is_empty() {
-            return Some(Instant::now());
+            return Some(clock::now());
         }
         self.timed.iter().filter_map(deadline).min()
     }
@@ -186,7 +185,7 @@ impl Ops {
         if self.timed.is_empty() {
             return;
         }
-        let now = Instant::now();
+        let now = clock::now();
         for slot in self.timed.clone() {
             let id = ChannelId {
                 slot,

@@ -12,6 +12,7 @@ use super::types::CloseReason;
 use super::{Ops, State, TOKEN_HUB};
 use crate::address::TransportKind;
 use crate::backend::{AnyWire, Wire, WireFault};
+use crate::clock;
 use crate::verbs::{Link, LinkContext, Linked};
 use crate::wire::Agreed;
 
@@ -51,7 +52,7 @@ impl Ops {
             config: &self.config,
             registry: self.poll.registry(),
             token: hub_token,
-            now: Instant::now(),
+            now: clock::now(),
         })
     }
 
@@ -151,7 +152,7 @@ impl Ops {
         if self.hubs.is_empty() {
             return;
         }
-        let until = Instant::now() + patience;
+        let until = clock::now() + patience;
         loop {
             self.hubs.poll(|_| ());
             let under_way = self.slots.iter_mut().any(|slot| match &mut slot.state {
@@ -160,7 +161,7 @@ impl Ops {
                 }
                 _ => false,
             });
-            if !under_way || Instant::now() >= until {
+            if !under_way || clock::now() >= until {
                 return;
             }
             crate::sync::spin_hint();

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -14,6 +14,7 @@ use super::stream::Stream;
 use super::types::{ChannelId, Dial, Listen, TransportError};
 use super::{ACCEPTS_PER_TURN, Listening, Ops, State, TOKEN_CHANNEL, TOKEN_LISTENER};
 use crate::address::{Address, HostId, TransportKind};
+use crate::clock;
 use crate::mem::{MemLink, MemListener};
 use crate::shm::{self, Layout};
 use crate::tcp::socket_prepare;
@@ -144,7 +145,7 @@ impl Ops {
         let local = self.local()?;
         let (hello, machine) =
             Dialler::start(local, &dial.credential, dial.expect, HostId::local());
-        let latest = Instant::now() + Duration::from_millis(timeout_ms);
+        let latest = clock::now() + Duration::from_millis(timeout_ms);
         let deadline = dial
             .deadline
             .map_or(latest, |deadline| deadline.min(latest));
@@ -188,7 +189,7 @@ impl Ops {
 
     fn local(&self) -> Result<Local, TransportError> {
         let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(TransportError::Random)?;
+        clock::random_fill(&mut nonce).map_err(TransportError::Random)?;
         let caps = match shm::membarrier_registered() {
             true => Capabilities::MEMBARRIER,
             false => Capabilities::default(),
@@ -320,7 +321,7 @@ impl Ops {
             _ => Vec::new(),
         };
         let machine = HandshakeListener::start(self.local()?, HostId::local(), params);
-        let deadline = Instant::now() + Duration::from_millis(self.config.handshake_timeout_ms);
+        let deadline = clock::now() + Duration::from_millis(self.config.handshake_timeout_ms);
         let machine = Machine::Listener(machine);
         let mut boot = Boot::new(
             stream,

@@ -65,6 +65,7 @@ pub use self::types::{
 use crate::address::{Address, TransportKind};
 use crate::backend::{Received, RxPool};
 use crate::buf::BufPool;
+use crate::clock;
 use crate::config::TransportConfig;
 use crate::mem::MemListener;
 use crate::one_sided::RegionTable;
@@ -287,7 +288,7 @@ impl Drop for Endpoint {
                 && !channel.peer_closed
             {
                 // A peer that has no room for the word learns of the end by the hang-up.
-                channel.closing = Some(Instant::now());
+                channel.closing = Some(clock::now());
                 let _ = channel.push(&mut self.ops.rx);
                 let _ = channel.close_advance();
             }

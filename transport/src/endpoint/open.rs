@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::{Interest, Token};
 
@@ -13,6 +13,7 @@ use super::types::{ChannelId, ChannelInfo, CloseReason};
 use super::{Event, LINGER, Ops, State, TOKEN_BULK};
 use crate::address::{Address, TransportKind};
 use crate::backend::{AnyWire, RX_BYTES, WireFault};
+use crate::clock;
 use crate::fault::FaultWire;
 use crate::mem::MemWire;
 use crate::shm::{self, ShmMemory, ShmSharing, ShmWire};
@@ -114,7 +115,7 @@ impl Ops {
                 // The refusal is sent; what is already gone need not be shut down.
                 let _ = stream.shutdown(std::net::Shutdown::Write);
             }
-            place.state = State::Linger(boot.stream, Instant::now() + LINGER);
+            place.state = State::Linger(boot.stream, clock::now() + LINGER);
         }
     }
 
@@ -309,7 +310,7 @@ impl Ops {
             // A Unix socket does not wait for room among those who wait to be taken.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 channel.lane_to = Some(to);
-                channel.lane_retry = Some(Instant::now() + LANE_RETRY);
+                channel.lane_retry = Some(clock::now() + LANE_RETRY);
                 self.timed.push(slot);
                 return;
             }

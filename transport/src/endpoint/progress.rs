@@ -14,6 +14,7 @@ use super::types::{
 };
 use super::{Endpoint, Event, Listening, Slot, State};
 use crate::backend::Wire;
+use crate::clock;
 use crate::config::MESSAGE_HARD_MAX_BYTES;
 use crate::sync::atomic::{Ordering, fence};
 use crate::wire::FrameKind;
@@ -105,7 +106,7 @@ impl Endpoint {
             }
             rounds = rounds.wrapping_add(1);
             if rounds.is_multiple_of(ROUNDS_PER_CLOCK) {
-                let now = Instant::now();
+                let now = clock::now();
                 match looked_at.replace(now) {
                     Some(last) => self.times.window_add(ROUNDS_PER_CLOCK, now - last),
                     None => self.times.rounds_add(ROUNDS_PER_CLOCK),
@@ -135,7 +136,7 @@ impl Endpoint {
             }
         }
         self.spinner.rest();
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if deadline.is_some_and(|deadline| clock::now() >= deadline) {
             return 0;
         }
         self.wait(deadline);
@@ -173,10 +174,10 @@ impl Endpoint {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let asleep = Instant::now();
+        let timeout = until.map(|until| until.saturating_duration_since(clock::now()));
+        let asleep = clock::now();
         self.poll_descriptors(timeout);
-        self.times.asleep_add(asleep.elapsed());
+        self.times.asleep_add(clock::now() - asleep);
     }
 
     /// Where the endpoint's time goes, to be read from any thread.

@@ -1,7 +1,6 @@
 //! Where channels live: slots with generations, and which of them are polled.
 
 use std::io;
-use std::time::Instant;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
@@ -11,6 +10,7 @@ use super::types::{ChannelId, ChannelInfo, TransportError};
 use super::{Ops, Slot, State, TOKEN_BULK, TOKEN_CHANNEL, TOKEN_HUB, TOKEN_LISTENER, TOKEN_WAKER};
 use crate::address::TransportKind;
 use crate::backend::{AnyWire, Wire, WireFault};
+use crate::clock;
 
 impl Ops {
     /// What is known of a channel; `None` once it is closed.
@@ -211,7 +211,7 @@ impl Ops {
                 }
                 self.activate(slot);
             }
-            Some(State::Linger(..)) => self.linger_step(slot, Instant::now()),
+            Some(State::Linger(..)) => self.linger_step(slot, clock::now()),
             Some(State::Free) | None => {}
         }
     }
