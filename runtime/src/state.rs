@@ -1,15 +1,21 @@
 //! State objects: named bytes that a process keeps between invocations.
 //!
 //! Objects are [`Buf`]s: a view shares the memory and stays what it was when a later put replaces
-//! the object. Reads take a shared lock for a look-up; writes copy before they lock.
+//! the object. Reads take a shared lock for a look-up; writes copy before they lock. What peers
+//! read by one-sided operations is in `shown`.
+
+mod shown;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use praas_transport::clock;
-use praas_transport::{Buf, BufPool, PoolExhausted};
+use praas_transport::{Buf, BufGrow, BufPool, PoolExhausted};
 use serde::{Deserialize, Serialize};
+
+pub use self::shown::{Located, Place, ShownStats};
+use self::shown::{Shown, Slot};
 
 /// Bytes that a key may have.
 pub const KEY_MAX_BYTES: usize = 255;
@@ -54,11 +60,22 @@ pub enum StateError {
     Pool(#[from] PoolExhausted),
 }
 
+/// An object, and what else hangs on it.
+struct Object {
+    buf: Buf,
+    meta: ObjectMeta,
+    /// Room behind `buf` for what is appended.
+    growing: Option<Box<BufGrow>>,
+    /// Where peers may read it by themselves.
+    shown: Option<Slot>,
+}
+
 #[derive(Default)]
 struct Objects {
-    by_key: BTreeMap<Box<str>, (Buf, ObjectMeta)>,
+    by_key: BTreeMap<Box<str>, Object>,
     bytes: u64,
     version: u64,
+    shown: Shown,
 }
 
 /// The state of a process.
@@ -66,6 +83,20 @@ pub struct StateStore {
     objects: RwLock<Objects>,
     pool: BufPool,
     limit: u64,
+    /// Told when there are regions to be closed.
+    retired: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// What is to be written in an object's place.
+struct New {
+    buf: Buf,
+    growing: Option<Box<BufGrow>>,
+}
+
+impl From<Buf> for New {
+    fn from(buf: Buf) -> Self {
+        Self { buf, growing: None }
+    }
 }
 
 impl StateStore {
@@ -75,6 +106,7 @@ impl StateStore {
             objects: RwLock::new(Objects::default()),
             pool,
             limit,
+            retired: OnceLock::new(),
         }
     }
 
@@ -83,8 +115,7 @@ impl StateStore {
     /// # Errors
     /// A bad key, or the memory limit; the old object then stays.
     pub fn put(&self, key: &str, bytes: &[u8]) -> Result<u64, StateError> {
-        let buf = self.pool.copy_from(bytes)?;
-        self.write(key, |_| Ok(buf))
+        self.put_buf(key, self.pool.copy_from(bytes)?)
     }
 
     /// Writes an object without copying; its new version.
@@ -92,23 +123,29 @@ impl StateStore {
     /// # Errors
     /// As [`StateStore::put`].
     pub fn put_buf(&self, key: &str, buf: Buf) -> Result<u64, StateError> {
-        self.write(key, |_| Ok(buf))
+        let len = buf.len() as u64;
+        self.write(key, None, |_| len, |_| Ok(buf.into()))
     }
 
     /// The object, sharing its memory.
     pub fn object(&self, key: &str) -> Option<(Buf, ObjectMeta)> {
-        self.read().by_key.get(key).cloned()
+        let objects = self.read();
+        let object = objects.by_key.get(key)?;
+        Some((object.buf.clone(), object.meta))
     }
 
     /// Removes an object; whether it was there.
     pub fn delete(&self, key: &str) -> bool {
         let mut objects = self.lock();
-        let removed = objects.by_key.remove(key);
-        if let Some((buf, _)) = &removed {
-            objects.bytes -= cost(key, buf);
-            objects.version += 1;
-        }
-        removed.is_some()
+        let Some(object) = objects.by_key.remove(key) else {
+            return false;
+        };
+        objects.bytes -= cost(key, object.meta.bytes);
+        objects.version += 1;
+        let told = object.shown.is_some_and(|shown| objects.shown.hide(shown));
+        drop(objects);
+        self.retired_tell(told);
+        true
     }
 
     /// At most `limit` objects whose keys start with `prefix` and come after `after`, in order.
@@ -127,7 +164,7 @@ impl StateStore {
             .range::<str, _>((start, Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
             .take(limit)
-            .map(|(key, (_, meta))| (key.to_string(), *meta))
+            .map(|(key, object)| (key.to_string(), object.meta))
             .collect()
     }
 
@@ -137,30 +174,46 @@ impl StateStore {
     /// [`StateError::Conflict`] names the version that is there.
     pub fn compare_swap(&self, key: &str, expected: u64, bytes: &[u8]) -> Result<u64, StateError> {
         let buf = self.pool.copy_from(bytes)?;
-        self.write(key, |old| {
-            let actual = old.map_or(0, |(_, meta)| meta.version);
-            match actual == expected {
-                true => Ok(buf),
-                false => Err(StateError::Conflict { expected, actual }),
-            }
-        })
+        let len = buf.len() as u64;
+        self.write(key, Some(expected), |_| len, |_| Ok(buf.into()))
     }
 
-    /// Adds bytes to the end of an object, which is made if absent; its new length.
+    /// Adds bytes to the end of an object, which is made if absent; its new length. The object has
+    /// room to grow into, so that many appends copy each byte a few times at most.
     ///
     /// # Errors
     /// As [`StateStore::put`].
     pub fn append(&self, key: &str, bytes: &[u8]) -> Result<u64, StateError> {
         let mut length = 0;
-        self.write(key, |old| {
-            let old: &[u8] = old.map_or(&[], |(buf, _)| buf);
-            let mut buf = self.pool.alloc(old.len() + bytes.len())?;
-            buf[..old.len()].copy_from_slice(old);
-            buf[old.len()..].copy_from_slice(bytes);
-            length = buf.len() as u64;
-            Ok(buf.freeze())
-        })?;
+        let append = |old: Option<&mut Object>| {
+            let (old, growing) = match old {
+                Some(old) => (&*old.buf, old.growing.take()),
+                None => (&[][..], None),
+            };
+            length = (old.len() + bytes.len()) as u64;
+            let grew = growing.and_then(|mut growing| growing.extend(bytes).then_some(growing));
+            let growing = match grew {
+                Some(growing) => growing,
+                None => Box::new(self.grown(old, bytes)?),
+            };
+            Ok(New {
+                buf: growing.grown(),
+                growing: Some(growing),
+            })
+        };
+        self.write(key, None, |old| old + bytes.len() as u64, append)?;
         Ok(length)
+    }
+
+    /// An object in new memory, with as much room again where there is as much.
+    fn grown(&self, old: &[u8], bytes: &[u8]) -> Result<BufGrow, StateError> {
+        let len = old.len() + bytes.len();
+        let most = usize::try_from(self.limit).unwrap_or(usize::MAX).max(len);
+        let doubled = self.pool.grow(len.saturating_mul(2).min(most));
+        let mut growing = doubled.or_else(|_| self.pool.grow(len))?;
+        let fits = growing.extend(old) && growing.extend(bytes);
+        debug_assert!(fits, "room was made for both");
+        Ok(growing)
     }
 
     /// Makes all versions from now on higher than `version`. A process begins each life above
@@ -181,43 +234,80 @@ impl StateStore {
         objects
             .by_key
             .iter()
-            .map(|(key, (buf, meta))| (key.to_string(), buf.clone(), *meta))
+            .map(|(key, object)| (key.to_string(), object.buf.clone(), object.meta))
             .collect()
     }
 
     /// Replaces everything by what [`StateStore::snapshot`] gave, versions included.
-    pub fn restore(&self, snapshot: Vec<(String, Buf, ObjectMeta)>) {
+    ///
+    /// # Errors
+    /// The memory limit; everything then stays as it was.
+    pub fn restore(&self, snapshot: Vec<(String, Buf, ObjectMeta)>) -> Result<(), StateError> {
+        let wanted = snapshot.iter().map(|(key, _, meta)| cost(key, meta.bytes));
+        let wanted = wanted.sum();
+        if wanted > self.limit {
+            return Err(StateError::LimitReached {
+                used: 0,
+                wanted,
+                limit: self.limit,
+            });
+        }
         let mut objects = self.lock();
-        objects.bytes = snapshot.iter().map(|(key, buf, _)| cost(key, buf)).sum();
+        objects.bytes = wanted;
         let newest = snapshot.iter().map(|(_, _, meta)| meta.version).max();
         objects.version = newest.unwrap_or(0).max(objects.version);
+        let told = objects.shown.hide_all();
         objects.by_key = snapshot
             .into_iter()
-            .map(|(key, buf, meta)| (key.into(), (buf, meta)))
+            .map(|(key, buf, meta)| {
+                let object = Object {
+                    buf,
+                    meta,
+                    growing: None,
+                    shown: None,
+                };
+                (key.into(), object)
+            })
             .collect();
+        drop(objects);
+        self.retired_tell(told);
+        Ok(())
     }
 
+    /// Writes an object, if it is at version `expected` (any, if there is none), whose length hangs
+    /// on that of the old one. `make` leaves the old object good if it fails.
     fn write(
         &self,
         key: &str,
-        make: impl FnOnce(Option<&(Buf, ObjectMeta)>) -> Result<Buf, StateError>,
+        expected: Option<u64>,
+        len: impl FnOnce(u64) -> u64,
+        make: impl FnOnce(Option<&mut Object>) -> Result<New, StateError>,
     ) -> Result<u64, StateError> {
         if key.is_empty() || key.len() > KEY_MAX_BYTES {
             return Err(StateError::BadKey(key.len()));
         }
-        let mut objects = self.lock();
-        let old = objects.by_key.get(key);
-        let freed = old.map_or(0, |(buf, _)| cost(key, buf));
-        let buf = make(old)?;
-        let wanted = cost(key, &buf);
-        let used = objects.bytes - freed;
-        if used + wanted > self.limit {
+        let mut guard = self.lock();
+        let objects = &mut *guard;
+        let mut old = objects.by_key.get_mut(key);
+        let (actual, bytes) = match &old {
+            Some(old) => (old.meta.version, Some(old.meta.bytes)),
+            None => (0, None),
+        };
+        if let Some(expected) = expected
+            && expected != actual
+        {
+            return Err(StateError::Conflict { expected, actual });
+        }
+        let wanted = cost(key, len(bytes.unwrap_or(0)));
+        let used = objects.bytes - bytes.map_or(0, |bytes| cost(key, bytes));
+        if used.saturating_add(wanted) > self.limit {
             return Err(StateError::LimitReached {
                 used,
                 wanted,
                 limit: self.limit,
             });
         }
+        let New { buf, growing } = make(old.as_deref_mut())?;
         objects.bytes = used + wanted;
         objects.version += 1;
         let version = objects.version;
@@ -226,7 +316,22 @@ impl StateStore {
             written_unix_ms: clock::unix_ms(),
             bytes: buf.len() as u64,
         };
-        objects.by_key.insert(key.into(), (buf, meta));
+        let new = Object {
+            buf,
+            meta,
+            growing,
+            shown: None,
+        };
+        let mut gone = None;
+        match old {
+            Some(old) => gone = Some(std::mem::replace(old, new)),
+            None => drop(objects.by_key.insert(key.into(), new)),
+        }
+        // Peers must not take the old object for the present one once anybody has seen the new.
+        let shown = gone.as_ref().and_then(|gone| gone.shown);
+        let told = shown.is_some_and(|shown| objects.shown.hide(shown));
+        drop(guard);
+        self.retired_tell(told);
         Ok(version)
     }
 
@@ -240,8 +345,9 @@ impl StateStore {
     }
 }
 
-fn cost(key: &str, buf: &Buf) -> u64 {
-    (key.len() + buf.len()) as u64
+/// What an object of `bytes` counts for.
+fn cost(key: &str, bytes: u64) -> u64 {
+    key.len() as u64 + bytes
 }
 
 #[cfg(test)]
@@ -290,6 +396,68 @@ mod tests {
         assert!(store.compare_swap("a", first, b"y").unwrap() > first);
         assert_eq!(store.append("a", b"z").unwrap(), 2);
         assert_eq!(&*store.object("a").unwrap().0, b"yz");
+    }
+
+    #[test]
+    fn the_limit_holds_to_the_byte() {
+        let store = store(100);
+        let full = |used, wanted| {
+            Err(StateError::LimitReached {
+                used,
+                wanted,
+                limit: 100,
+            })
+        };
+        assert_eq!(store.put("a", &[0; 100]), full(0, 101));
+        store.put("a", &[0; 98]).unwrap();
+        assert_eq!(store.append("a", &[1]), Ok(99));
+        assert_eq!(store.used_bytes(), 100);
+        assert_eq!(store.append("a", &[1]), full(0, 101));
+        assert_eq!(store.put("b", &[]), full(100, 1));
+        let version = store.object("a").unwrap().1.version;
+        assert_eq!(store.compare_swap("a", version, &[0; 100]), full(0, 101));
+        let conflict = store.compare_swap("a", version + 1, &[0; 100]).unwrap_err();
+        assert!(matches!(conflict, StateError::Conflict { .. }));
+        assert_eq!(&store.object("a").unwrap().0[97..], &[0, 1]);
+        assert_eq!(store.append("b", &[1]), full(100, 2));
+
+        let exact = StateStore::new(BufPool::new(1 << 20), 100);
+        exact.restore(store.snapshot()).unwrap();
+        assert_eq!(exact.used_bytes(), 100);
+        let less = StateStore::new(BufPool::new(1 << 20), 99);
+        let error = less.restore(store.snapshot()).unwrap_err();
+        assert!(matches!(
+            error,
+            StateError::LimitReached {
+                wanted: 100,
+                limit: 99,
+                ..
+            }
+        ));
+        assert_eq!((less.used_bytes(), less.object("a")), (0, None));
+    }
+
+    #[test]
+    fn appends_copy_each_byte_a_few_times_at_most() {
+        let store = StateStore::new(BufPool::new(1 << 24), 1 << 20);
+        let mut moves = 0;
+        let mut at = std::ptr::null();
+        let first = {
+            store.append("a", &[7]).unwrap();
+            store.object("a").unwrap().0
+        };
+        for length in 2..=10_000 {
+            assert_eq!(store.append("a", &[7]), Ok(length));
+            let now = store.object("a").unwrap().0.as_ptr();
+            moves += usize::from(std::mem::replace(&mut at, now) != now);
+        }
+        assert!(moves <= 12, "it moved {moves} times");
+        assert_eq!(&*first, &[7]);
+        let before = store.object("a").unwrap().0;
+        store.put("a", b"new").unwrap();
+        store.append("a", b"er").unwrap();
+        assert_eq!(&*store.object("a").unwrap().0, b"newer");
+        assert_eq!(&*before, &[7; 10_000]);
     }
 
     #[derive(Debug, Clone)]

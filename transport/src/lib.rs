@@ -27,7 +27,7 @@ pub mod wire;
 
 pub use address::{Address, HostId, TransportKind};
 pub use backend::Posted;
-pub use buf::{Buf, BufMut, BufPool, PoolExhausted};
+pub use buf::{Buf, BufGrow, BufMut, BufPool, PoolExhausted};
 pub use choice::{ChooseError, Kinds, Ranked, address_choose, addresses_rank};
 pub use config::TransportConfig;
 pub use counters::VerbsCounters;

@@ -311,7 +311,8 @@ fn shared_make(
             return Err(StartError::Restore(text));
         }
         restored_from = Some(image.incarnation);
-        state.restore(image.state);
+        let restored = state.restore(image.state);
+        restored.map_err(|error| StartError::Restore(error.to_string()))?;
         let restored = mailbox.restore(image.mailbox);
         restored.map_err(|error| StartError::Restore(error.to_string()))?;
         sessions = image.sessions;

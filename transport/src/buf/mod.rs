@@ -173,6 +173,20 @@ impl BufPool {
     }
 }
 
+impl BufPool {
+    /// An empty buffer that can grow to `capacity` bytes, or somewhat more, without moving.
+    ///
+    /// # Errors
+    /// When the pool's limit is reached.
+    pub fn grow(&self, capacity: usize) -> Result<BufGrow, PoolExhausted> {
+        let memory = self.alloc(capacity)?;
+        Ok(BufGrow {
+            owner: memory.owner,
+            len: 0,
+        })
+    }
+}
+
 impl PoolShared {
     fn class(&self, class: usize) -> MutexGuard<'_, Vec<Kept>> {
         self.free[class]
@@ -525,6 +539,53 @@ impl DerefMut for BufMut {
     }
 }
 
+/// A buffer that grows at its end while what it was before is shared: bytes are written once, and
+/// only behind what has been handed out.
+pub struct BufGrow {
+    owner: Option<Owner>,
+    len: usize,
+}
+
+impl BufGrow {
+    /// Adds bytes to the end, if there is room for them.
+    pub fn extend(&mut self, bytes: &[u8]) -> bool {
+        let Some(owner) = &self.owner else {
+            return bytes.is_empty();
+        };
+        let block = &owner.counted().block;
+        if bytes.len() > block.size - self.len {
+            return false;
+        }
+        // SAFETY: the room is within the block, and nobody else reads or writes it: buffers that
+        // share the block end at or before `len`, and none is made writable again while this one
+        // holds a reference. `bytes` is no part of the room, which nothing refers to.
+        unsafe {
+            let to = block.at.as_ptr().add(self.len);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+        self.len += bytes.len();
+        true
+    }
+
+    /// All that is there now. It stays as it is, whatever is added later.
+    pub fn grown(&self) -> Buf {
+        match &self.owner {
+            Some(owner) => Buf {
+                memory: Memory::Pooled(owner.clone()),
+                start: 0,
+                len: self.len,
+            },
+            None => Buf::default(),
+        }
+    }
+}
+
+impl fmt::Debug for BufGrow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BufGrow({} bytes)", self.len)
+    }
+}
+
 #[derive(Clone, Default)]
 enum Memory {
     #[default]
@@ -681,6 +742,25 @@ mod tests {
         assert_eq!(pool.used_bytes(), 1024);
         assert!(buf.try_into_mut().is_ok());
         assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn what_was_there_stays_when_a_buffer_grows() {
+        let pool = BufPool::new(1 << 20);
+        let mut growing = pool.grow(100).unwrap();
+        assert!(growing.extend(&[1; 60]));
+        let first = growing.grown();
+        assert!(growing.extend(&[2; 40]) && growing.extend(&[3; 28]));
+        assert!(!growing.extend(&[4; 1]), "a block of 128 bytes is full");
+        let all = growing.grown();
+        assert_eq!((&*first, all.len()), (&[1; 60][..], 128));
+        assert_eq!(first.as_ptr(), all.as_ptr());
+        drop(all);
+        let first = first.try_into_mut().unwrap_err();
+        drop(growing);
+        assert_eq!(first.try_into_mut().unwrap().len(), 60);
+        assert_eq!(pool.used_bytes(), 0);
+        assert!(pool.grow(0).unwrap().extend(&[]));
     }
 
     #[test]
