@@ -19,6 +19,8 @@ use praas_transport::Buf;
 use praas_transport::wire::Incarnation;
 use serde::{Deserialize, Serialize};
 
+use crate::swap::ImageKind;
+
 /// Active message of invocations.
 pub const AM_INVOCATION: u8 = 1;
 /// Active message of mailboxes.
@@ -404,13 +406,17 @@ impl Slot {
         }
     }
 
-    fn image(&self) -> ResultImage {
-        match self {
-            Self::Empty => None,
+    fn image(&self, kind: ImageKind) -> ResultImage {
+        match (self, kind) {
+            (Self::Empty, _) => None,
             // What still runs when the process is swapped out was cut off by force.
-            Self::Running { .. } => Some((Some(Status::OutcomeUnknown), Vec::new())),
-            Self::Done { status, payload } => Some((Some(*status), payload.to_vec())),
-            Self::Forgotten => Some((None, Vec::new())),
+            (Self::Running { .. }, ImageKind::Final) => {
+                Some((Some(Status::OutcomeUnknown), Vec::new()))
+            }
+            // It runs on. After a crash nobody knows what became of it: as of what came later.
+            (Self::Running { .. }, ImageKind::Checkpoint) => None,
+            (Self::Done { status, payload }, _) => Some((Some(*status), payload.to_vec())),
+            (Self::Forgotten, _) => Some((None, Vec::new())),
         }
     }
 
@@ -566,15 +572,15 @@ impl Session {
     }
 
     /// What is swapped out.
-    pub fn image(&self, client: u128) -> SessionImage {
+    pub fn image(&self, client: u128, kind: ImageKind) -> SessionImage {
         SessionImage {
             client,
             base: self.base,
-            results: self.slots.iter().map(Slot::image).collect(),
+            results: self.slots.iter().map(|slot| slot.image(kind)).collect(),
             passed: self
                 .passed
                 .iter()
-                .map(|(at, slot)| (*at, slot.image()))
+                .map(|(at, slot)| (*at, slot.image(kind)))
                 .collect(),
         }
     }
@@ -712,7 +718,7 @@ mod tests {
         assert_eq!((session.job(0), session.job(5)), (Some(1), Some(6)));
         session.finish(0, Status::Ok, Payload::Buf(Buf::from_vec(vec![1; 9])));
         assert_eq!(session.bytes(), 9);
-        let mut session = Session::restore(session.image(1), 8);
+        let mut session = Session::restore(session.image(1, ImageKind::Final), 8);
         assert!(matches!(
             session.admit(0, 0, 7),
             Admit::Recorded(Status::Ok, _)
@@ -737,13 +743,17 @@ mod tests {
             Status::FunctionError,
             Payload::Buf(Buf::from_vec(b"no".to_vec())),
         );
-        let image = session.image(9);
-        let mut session = Session::restore(image, 8);
-        let Admit::Recorded(status, payload) = session.admit(1, 1, 7) else {
-            panic!()
-        };
-        assert_eq!((status, &*payload), (Status::FunctionError, &b"no"[..]));
-        assert!(matches!(session.admit(3, 3, 8), Admit::Run));
+        for kind in [ImageKind::Final, ImageKind::Checkpoint] {
+            let mut session = Session::restore(session.image(9, kind), 8);
+            let Admit::Recorded(status, payload) = session.admit(1, 1, 7) else {
+                panic!()
+            };
+            assert_eq!((status, &*payload), (Status::FunctionError, &b"no"[..]));
+            // What ran at a checkpoint is as unknown as what came after it.
+            assert_eq!(session.knows(2), kind == ImageKind::Final);
+            assert!(!session.knows(3));
+            assert!(matches!(session.admit(3, 3, 8), Admit::Run));
+        }
     }
 
     proptest! {

@@ -9,7 +9,9 @@ use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, HostStart};
 use praas_runtime::process::{Process, ProcessConfig};
-use praas_runtime::swap::{Loaded, ProcessImage, Storage, StorageUrl, SwapError, swap_in};
+use praas_runtime::swap::{
+    ImageKind, Loaded, ProcessImage, Storage, StorageUrl, SwapError, swap_in,
+};
 use praas_transport::{
     BufPool, Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, UnixPlace,
 };
@@ -163,10 +165,15 @@ fn restore(
         };
     };
     let Loaded {
-        image,
+        mut image,
         generation,
         rejected,
     } = loaded;
+    if generation != hint {
+        // Nobody has heard that a process ended with it: it may have served on, or others may have
+        // come after it.
+        image.kind = ImageKind::Checkpoint;
+    }
     let mut rejected: Vec<String> = rejected.iter().map(ToString::to_string).collect();
     if generation < hint && rejected.is_empty() {
         rejected.push(format!("generation {hint} is missing"));

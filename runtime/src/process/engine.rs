@@ -42,7 +42,8 @@ pub(super) struct Shared {
     pub times: TimesReader,
     pub mailbox: Mutex<Mailbox>,
     pub outbox: SegQueue<Post>,
-    /// The incarnation whose image this process began with.
+    /// The incarnation whose final image this process began with: what it does not know of never
+    /// ran there. Of what a process did after a checkpoint nothing is known.
     pub restored_from: Option<Incarnation>,
     /// The process has ended: threads leave.
     pub ended: AtomicBool,

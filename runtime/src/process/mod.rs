@@ -44,7 +44,7 @@ use crate::client::{CoreLimits, Directory, Peers};
 use crate::function::Registry;
 use crate::mailbox::{Mailbox, MailboxLimits};
 use crate::state::StateStore;
-use crate::swap::ProcessImage;
+use crate::swap::{ImageKind, ProcessImage};
 use crate::world::{World, WorldView};
 
 /// What a process needs to start.
@@ -118,6 +118,8 @@ pub struct Process {
     engine: Arc<Engine>,
     addresses: Vec<Address>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held by whoever commits an image, one at a time.
+    commits: Mutex<()>,
 }
 
 impl fmt::Debug for Process {
@@ -182,6 +184,7 @@ impl Process {
             engine,
             addresses,
             threads: Mutex::new(Vec::new()),
+            commits: Mutex::new(()),
         };
         for _ in 0..process.engine.shared.crew.threads_first() {
             let thread = worker::worker_start(&process.engine).map_err(StartError::System)?;
@@ -310,7 +313,7 @@ fn shared_make(
             let text = format!("the image is of {}/{}", image.application, image.process);
             return Err(StartError::Restore(text));
         }
-        restored_from = Some(image.incarnation);
+        restored_from = (image.kind == ImageKind::Final).then_some(image.incarnation);
         let restored = state.restore(image.state);
         restored.map_err(|error| StartError::Restore(error.to_string()))?;
         let restored = mailbox.restore(image.mailbox);

@@ -1,9 +1,10 @@
-//! How a process ends in good order: it quiesces, becomes an image, and lets go.
+//! How a process becomes an image: at its end in good order, or while it serves on.
 //!
 //! ```text
-//!   quiesce: new invocations are turned away, running ones finish, or are cancelled
-//!      image: messages are turned away, too; all that outlives the host, by reference
-//!         committed: the end          failed: it serves on
+//!   swap_out     quiesce: new invocations are turned away, running ones finish, or are cancelled
+//!                   image: messages are turned away, too; all that outlives the host, by reference
+//!                      committed: the end          failed: it serves on
+//!   checkpoint   image, at one moment           written beside the service; a crash goes back to it
 //! ```
 
 use std::sync::PoisonError;
@@ -14,10 +15,12 @@ use praas_transport::sync::atomic::Ordering;
 
 use super::Process;
 use super::engine::Core;
+use super::serve::Serve;
+use crate::codec::CodecError;
 use crate::invocation::{Payload, Status};
-use crate::swap::{Committed, ProcessImage, Storage, SwapConfig, SwapError, swap_out};
+use crate::swap::{Committed, ImageKind, ProcessImage, Storage, SwapConfig, SwapError, swap_out};
 
-/// Why a process was not swapped out; it serves on.
+/// Why a process was not swapped out, or no checkpoint was taken; it serves on.
 #[derive(Debug, thiserror::Error)]
 pub enum QuiesceError {
     /// Functions went on running after they were cancelled.
@@ -33,13 +36,57 @@ pub enum QuiesceError {
     Ended,
     /// Its mailbox cannot be written.
     #[error("cannot encode the mailbox: {0}")]
-    Encode(#[from] crate::codec::CodecError),
+    Encode(#[from] CodecError),
     /// Storage failed.
     #[error(transparent)]
     Swap(#[from] SwapError),
 }
 
+impl Serve {
+    /// All that outlives the host, by reference, as it is at one moment.
+    ///
+    /// Functions may run meanwhile, and are somewhere in between. Results are recorded by the
+    /// endpoint's owner alone, which this is: so whatever is recorded in the image is of a function
+    /// that had ended, and the image has its effects. State and mailbox are read under both locks:
+    /// no function can have taken a message, and put what it made of it, in between.
+    pub fn image(&self, kind: ImageKind) -> Result<ProcessImage, CodecError> {
+        let shared = &self.shared;
+        let sessions = self.sessions_image(kind);
+        let mailbox = shared.mailbox();
+        let state = shared.state.snapshot();
+        Ok(ProcessImage {
+            application: shared.identity.application.to_string(),
+            process: shared.identity.name.to_string(),
+            incarnation: shared.identity.incarnation,
+            kind,
+            state,
+            mailbox: mailbox.image()?,
+            sessions,
+            files: Vec::new(),
+        })
+    }
+}
+
 impl Process {
+    /// Takes a checkpoint: commits an image of the process as it is at one moment, while it serves
+    /// on. The endpoint's owner makes the image, by reference; this thread writes it.
+    ///
+    /// If the process dies it can begin again from here. What was acknowledged after that moment is
+    /// lost then, and of invocations that ran at it or later the outcome is unknown: docs/swap.md,
+    /// "Checkpoints". Waits for a commit that is under way. Not to be called by a worker.
+    ///
+    /// # Errors
+    /// Storage that fails, a process that has ended.
+    pub fn checkpoint(
+        &self,
+        storage: &dyn Storage,
+        config: &SwapConfig,
+    ) -> Result<Committed, QuiesceError> {
+        let _one_at_a_time = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        let image = self.image(ImageKind::Checkpoint)?;
+        Ok(swap_out(storage, &image, config)?)
+    }
+
     /// Swaps the process out: running functions finish (or are cancelled after
     /// `quiesce_timeout_ms`), new invocations are turned away, the image is committed. The process
     /// has then ended. If anything fails it serves on, and says why.
@@ -51,13 +98,11 @@ impl Process {
         storage: &dyn Storage,
         config: &SwapConfig,
     ) -> Result<Committed, QuiesceError> {
+        let _one_at_a_time = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self
             .quiesce()
-            .and_then(|()| self.image())
-            .and_then(|image| {
-                let image = image?;
-                Ok(swap_out(storage, &image, config)?)
-            });
+            .and_then(|()| self.image(ImageKind::Final))
+            .and_then(|image| Ok(swap_out(storage, &image, config)?));
         match outcome {
             Ok(committed) => {
                 self.end();
@@ -144,21 +189,17 @@ impl Process {
         quiet
     }
 
-    fn image(&self) -> Result<Result<ProcessImage, crate::codec::CodecError>, QuiesceError> {
-        let image = self.engine.with_core(|core| {
-            core.serve.sealed = true;
-            let shared = &core.serve.shared;
-            Ok(ProcessImage {
-                application: shared.identity.application.to_string(),
-                process: shared.identity.name.to_string(),
-                incarnation: shared.identity.incarnation,
-                state: shared.state.snapshot(),
-                mailbox: shared.mailbox().image()?,
-                sessions: core.serve.sessions_image(),
-                files: Vec::new(),
-            })
+    /// The process as it is at one moment. For a final image messages are turned away from then on.
+    fn image(&self, kind: ImageKind) -> Result<ProcessImage, QuiesceError> {
+        let image = self.engine.with_core(move |core| {
+            // The core is there for a while after the end, and says nothing that counts.
+            if core.serve.shared.ended.load(Ordering::SeqCst) {
+                return None;
+            }
+            core.serve.sealed |= kind == ImageKind::Final;
+            Some(core.serve.image(kind))
         });
-        image.ok_or(QuiesceError::Ended)
+        Ok(image.flatten().ok_or(QuiesceError::Ended)??)
     }
 
     /// Closes everything in good order and lets the threads go.

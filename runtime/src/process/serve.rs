@@ -23,6 +23,7 @@ use crate::invocation::{
     SessionImage, Status, passed_decode, put_split, short_header, short_header_read,
 };
 use crate::mailbox::{MailMessage, Put, PutId};
+use crate::swap::ImageKind;
 
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,11 +137,11 @@ impl Serve {
         serve
     }
 
-    /// What is remembered of invocations, for the swap.
-    pub fn sessions_image(&self) -> Vec<SessionImage> {
+    /// What is remembered of invocations, for an image.
+    pub fn sessions_image(&self, kind: ImageKind) -> Vec<SessionImage> {
         self.sessions
             .iter()
-            .map(|(_, entry)| entry.session.image(entry.client))
+            .map(|(_, entry)| entry.session.image(entry.client, kind))
             .collect()
     }
 

@@ -1,7 +1,7 @@
 //! The manifest: what a generation consists of, and where its chunks lie.
 //!
 //! ```text
-//!   0      8 magic   2 version   2 zero   4 chunk bytes
+//!   0      8 magic   2 version   2 flags   4 chunk bytes     flags: bit 0 = checkpoint
 //!   16     8 incarnation          8 generation
 //!   32     8 length of all this, in bytes   4 packs   4 objects
 //!   48     4 files   4 bodies               8 zero
@@ -17,18 +17,22 @@
 //! ```
 //!
 //! All integers are little-endian. A stream of n bytes has n / chunk bytes chunks, rounded up, and
-//! only its last one is shorter. There is one encoding of a manifest, and decoding accepts no
-//! other. Nothing is allocated that the bytes at hand do not cover.
+//! only its last one is shorter. There is one encoding of a manifest in each version, and decoding
+//! accepts no other. Nothing is allocated that the bytes at hand do not cover.
 
 use praas_transport::wire::Incarnation;
 
 use super::bytes::{Reader, malformed};
-use super::{RejectReason, SwapConfig};
+use super::{ImageKind, RejectReason, SwapConfig};
 
 /// First bytes of a manifest.
 pub(super) const MAGIC: [u8; 8] = *b"praasSWP";
-/// The version written, and the only one read.
-pub(super) const VERSION: u16 = 1;
+/// The version written.
+pub(super) const VERSION: u16 = 2;
+/// The oldest version that is read.
+pub(super) const VERSION_OLDEST: u16 = 1;
+/// The process served on after the image was made. Version 1 has no flags.
+const FLAG_CHECKPOINT: u16 = 1;
 /// Bytes of the fixed part.
 pub(super) const HEADER_BYTES: usize = 64;
 /// Bytes of a hash.
@@ -146,6 +150,7 @@ pub(super) struct FileEntry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Manifest {
     pub(super) id: CommitId,
+    pub(super) kind: ImageKind,
     pub(super) chunk_bytes: u32,
     pub(super) application: String,
     pub(super) process: String,
@@ -163,7 +168,7 @@ impl Manifest {
         let mut out = Vec::with_capacity(self.encoded_bytes());
         out.extend_from_slice(&MAGIC);
         put_u16(&mut out, VERSION);
-        put_u16(&mut out, 0);
+        put_u16(&mut out, kind_flags(self.kind));
         put_u32(&mut out, self.chunk_bytes);
         put_u64(&mut out, self.id.incarnation.0);
         put_u64(&mut out, self.id.generation);
@@ -201,9 +206,10 @@ impl Manifest {
 
     /// The manifest that all of `bytes` stand for.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RejectReason> {
-        let body = check_frame(bytes)?;
+        let (body, version) = check_frame(bytes)?;
         let mut reader = Reader::new(body);
-        reader.take(12, "header")?;
+        reader.take(10, "header")?;
+        let flags = reader.u16("flags")?;
         let chunk_bytes = reader.u32("chunk size")?;
         let id = CommitId {
             incarnation: Incarnation(reader.u64("incarnation")?),
@@ -212,7 +218,12 @@ impl Manifest {
         reader.u64("length")?;
         let mut count = || reader.u32("counts").map(|count| count as usize);
         let [packs, objects, files, bodies] = [count()?, count()?, count()?, count()?];
-        if body[10..12] != [0; 2] || reader.u64("header")? != 0 {
+        let kind = match (version, flags) {
+            (_, 0) => ImageKind::Final,
+            (2.., FLAG_CHECKPOINT) => ImageKind::Checkpoint,
+            _ => return Err(malformed("flags")),
+        };
+        if reader.u64("header")? != 0 {
             return Err(malformed("reserved bytes of the header"));
         }
         if !SwapConfig::chunk_bytes_is_valid(chunk_bytes) {
@@ -249,6 +260,7 @@ impl Manifest {
         reader.finish("end")?;
         Ok(Self {
             id,
+            kind,
             chunk_bytes,
             application,
             process,
@@ -303,7 +315,7 @@ pub(super) fn chunk_len(stream_bytes: u64, chunk_bytes: u32, index: usize) -> u6
 }
 
 /// Checks what every version has in the same place: magic, length, checksum; then the version.
-fn check_frame(bytes: &[u8]) -> Result<&[u8], RejectReason> {
+fn check_frame(bytes: &[u8]) -> Result<(&[u8], u16), RejectReason> {
     let actual = bytes.len() as u64;
     if !bytes.starts_with(&MAGIC) {
         return Err(match MAGIC.starts_with(bytes) {
@@ -330,12 +342,19 @@ fn check_frame(bytes: &[u8]) -> Result<&[u8], RejectReason> {
     if blake3::hash(body) != blake3::Hash::from_bytes(*checksum) {
         return Err(RejectReason::ChecksumMismatch);
     }
-    if version != VERSION {
+    if !(VERSION_OLDEST..=VERSION).contains(&version) {
         return Err(RejectReason::UnknownVersion { version });
     }
     match announced == actual {
-        true => Ok(body),
+        true => Ok((body, version)),
         false => Err(malformed("length")),
+    }
+}
+
+fn kind_flags(kind: ImageKind) -> u16 {
+    match kind {
+        ImageKind::Final => 0,
+        ImageKind::Checkpoint => FLAG_CHECKPOINT,
     }
 }
 

@@ -433,6 +433,7 @@ fn assemble(manifest: Manifest, bufs: Vec<Buf>, pool: &BufPool) -> Result<Proces
         application: manifest.application,
         process: manifest.process,
         incarnation: manifest.id.incarnation,
+        kind: manifest.kind,
         state,
         mailbox,
         sessions,

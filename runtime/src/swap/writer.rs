@@ -209,6 +209,7 @@ impl Commit<'_> {
         });
         Manifest {
             id,
+            kind: self.image.kind,
             chunk_bytes: self.config.chunk_bytes,
             application: self.image.application.clone(),
             process: self.image.process.clone(),

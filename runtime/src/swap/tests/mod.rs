@@ -50,6 +50,7 @@ fn image(incarnation: u64, fill: u8) -> ProcessImage {
         application: "app".into(),
         process: "k/1".into(),
         incarnation: Incarnation(incarnation),
+        kind: ImageKind::Final,
         state: vec![
             object("centroids", 3, vec![fill; 150]),
             object("empty", 4, []),
@@ -388,9 +389,11 @@ fn rejections_say_what_is_wrong() {
         damaged(MANIFEST_2, &|bytes| bytes[0] ^= 1),
         "M: is no manifest"
     );
-    assert_eq!(damaged(MANIFEST_2, &at(8, 2)), "M: unknown version 2");
+    assert_eq!(damaged(MANIFEST_2, &at(8, 3)), "M: unknown version 3");
+    assert_eq!(damaged(MANIFEST_2, &at(8, 0)), "M: unknown version 0");
+    assert_eq!(damaged(MANIFEST_2, &at(10, 2)), "M: malformed: flags");
     assert_eq!(
-        damaged(MANIFEST_2, &at(10, 1)),
+        damaged(MANIFEST_2, &at(56, 1)),
         "M: malformed: reserved bytes of the header"
     );
     assert_eq!(damaged(MANIFEST_2, &at(12, 65)), "M: malformed: chunk size");
@@ -533,17 +536,41 @@ fn golden_files_are_what_is_written_and_read() {
             std::fs::write(format!("{golden}/{component}"), bytes).unwrap();
         }
     }
-    let stored = MemStorage::default();
-    for entry in std::fs::read_dir(golden).unwrap() {
-        let entry = entry.unwrap();
-        let name = format!("app/k%2F1/{}", entry.file_name().to_str().unwrap());
-        stored.insert(name, std::fs::read(entry.path()).unwrap());
-    }
+    let stored = golden_read(golden);
     assert_eq!(
         *written.objects.lock().unwrap(),
         *stored.objects.lock().unwrap()
     );
     assert_eq!(loaded(&stored).image, image(3, 7));
+}
+
+fn golden_read(folder: &str) -> MemStorage {
+    let stored = MemStorage::default();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("app/k%2F1/{}", entry.file_name().to_str().unwrap());
+        stored.insert(name, std::fs::read(entry.path()).unwrap());
+    }
+    stored
+}
+
+/// Version 1 is no longer written, and its images are read as ever.
+#[test]
+fn golden_files_of_version_1_are_read() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/swap-1");
+    let stored = golden_read(golden);
+    let manifest = "app/k%2F1/manifest-0000000000000003-0000000000000001";
+    stored.edit(manifest, |bytes| fuzz_manifest(bytes));
+    assert_eq!(loaded(&stored).image, image(3, 7));
+    stored.edit(manifest, |bytes| {
+        bytes[10] = 1;
+        seal(bytes);
+    });
+    let error = load(&stored).unwrap_err();
+    let SwapError::NoneVerifies { rejected, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(rejected[0].to_string().ends_with("malformed: flags"));
 }
 
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -598,6 +625,10 @@ fn any_image() -> impl Strategy<Value = ProcessImage> {
                 application: "app".into(),
                 process: "k/1".into(),
                 incarnation: Incarnation(incarnation),
+                kind: match incarnation % 2 {
+                    0 => ImageKind::Final,
+                    _ => ImageKind::Checkpoint,
+                },
                 state,
                 mailbox: MailboxImage { messages, seen },
                 sessions,
