@@ -20,7 +20,7 @@ pub struct FunctionRef {
 /// A client that blocks.
 #[derive(Debug)]
 pub struct Client {
-    shell: Shell,
+    pub(super) shell: Shell,
     /// Results of submitted calls that were not waited for yet.
     ended: HashMap<CallId, Result<Payload, InvokeError>>,
 }
@@ -140,6 +140,22 @@ impl Client {
         body: &[u8],
         options: CallOptions,
     ) -> Result<(), InvokeError> {
+        let call = self.message_submit(process, key, body, options)?;
+        self.wait(call).map(|_| ())
+    }
+
+    /// Begins a put; many may be under way, and arrive in this order. [`Client::wait`] tells when
+    /// the message is there.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    pub fn message_submit(
+        &mut self,
+        process: &str,
+        key: &str,
+        body: &[u8],
+        options: CallOptions,
+    ) -> Result<CallId, InvokeError> {
         let target = self.shell.handler.peers.target(process)?;
         let body = Payload::copy_from(body, self.shell.endpoint.pool())
             .map_err(|error| InvokeError::Exhausted(error.to_string()))?;
@@ -152,8 +168,7 @@ impl Client {
             .handler
             .peers
             .put(ops, target, key, body, options, 0);
-        let call = call.map_err(Refusal::into_error)?;
-        self.wait(call).map(|_| ())
+        call.map_err(Refusal::into_error)
     }
 
     /// Waits for a call to end.

@@ -15,6 +15,7 @@ mod blocking;
 mod core;
 mod peers;
 mod shell;
+mod stepped;
 
 pub use self::asynchronous::AsyncClient;
 pub use self::blocking::{Client, FunctionRef};

@@ -21,6 +21,7 @@ use super::builtin::Builtin;
 use super::crew::{Crew, Delivery, Worker};
 use super::serve::{Callee, ReadyJob, Serve};
 use super::settings::ProcessSettings;
+use super::stepped::Meanwhile;
 use crate::client::{CallId, CallOptions};
 use crate::function::Registry;
 use crate::invocation::{InvokeError, Payload, Status};
@@ -58,6 +59,8 @@ pub(super) struct Shared {
     pub quiet: (Mutex<()>, Condvar),
     /// The engine itself, for starting spares.
     pub engine: OnceLock<Weak<Engine>>,
+    /// There are no threads, and this goes on in place of a wait.
+    pub stepped: Option<Meanwhile>,
 }
 
 impl fmt::Debug for Shared {
@@ -407,6 +410,11 @@ impl Engine {
         &self,
         act: impl FnOnce(&mut Core) -> R + Send + 'static,
     ) -> Option<R> {
+        if self.shared.stepped.is_some() {
+            let mut owned = self.token.try_take()?;
+            self.outbox_drain(&mut owned);
+            return Some(act(&mut owned));
+        }
         let (sender, receiver) = crossbeam_channel::bounded(1);
         self.shared.post(Post::Control(Box::new(move |core| {
             // The other side waits for it below.

@@ -15,6 +15,7 @@ mod quiesce;
 mod serve;
 mod services;
 mod settings;
+mod stepped;
 mod worker;
 
 use std::fmt;
@@ -40,6 +41,8 @@ use self::engine::{Core, Engine, Shared};
 pub use self::quiesce::QuiesceError;
 use self::serve::Serve;
 pub use self::settings::{ProcessSettings, SettingsError};
+#[doc(hidden)]
+pub use self::stepped::Meanwhile;
 use crate::client::{CoreLimits, Directory, Peers};
 use crate::function::Registry;
 use crate::mailbox::{Mailbox, MailboxLimits};
@@ -153,13 +156,16 @@ impl Process {
         config.settings.check().map_err(StartError::from)?;
         let endpoint = endpoint_make(&config)?;
         let image = restore(endpoint.pool())?;
-        Ok(Self::start_on(endpoint, config, image)?)
+        let process = Self::start_on(endpoint, config, image, None)?;
+        process.threads_start()?;
+        Ok(process)
     }
 
     fn start_on(
         mut endpoint: Endpoint,
         config: ProcessConfig,
         restore: Option<ProcessImage>,
+        stepped: Option<Meanwhile>,
     ) -> Result<Self, StartError> {
         let identity = endpoint.identity().clone();
         let settings = config.settings;
@@ -172,29 +178,29 @@ impl Process {
             config.transports,
             limits,
         );
-        let (shared, sessions) =
+        let (mut shared, sessions) =
             shared_make(identity, settings, config.registry, &endpoint, restore)?;
+        shared.stepped = stepped;
         let shared = Arc::new(shared);
         let serve = Serve::new(Arc::clone(&shared), peers, sessions);
         let token = OwnerToken::new(Core { endpoint, serve });
         let engine = Arc::new(Engine { shared, token });
         // Set once, here.
         let _ = engine.shared.engine.set(Arc::downgrade(&engine));
-        let process = Self {
+        Ok(Self {
             engine,
             addresses,
             threads: Mutex::new(Vec::new()),
             commits: Mutex::new(()),
-        };
-        for _ in 0..process.engine.shared.crew.threads_first() {
-            let thread = worker::worker_start(&process.engine).map_err(StartError::System)?;
-            process
-                .threads
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(thread);
+        })
+    }
+
+    fn threads_start(&self) -> Result<(), StartError> {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..self.engine.shared.crew.threads_first() {
+            threads.push(worker::worker_start(&self.engine).map_err(StartError::System)?);
         }
-        Ok(process)
+        Ok(())
     }
 
     /// Where it listens.
@@ -342,6 +348,7 @@ fn shared_make(
         quiet_wanted: AtomicBool::new(false),
         quiet: (Mutex::new(()), Condvar::new()),
         engine: OnceLock::new(),
+        stepped: None,
     };
     Ok((shared, sessions))
 }

@@ -165,6 +165,12 @@ impl Process {
     fn quiet_wait(&self, patience: Duration) -> bool {
         let shared = &self.engine.shared;
         let until = clock::now() + patience;
+        if let Some(meanwhile) = shared.stepped {
+            while shared.crew.running() + shared.crew.blocked() > 0 && clock::now() < until {
+                meanwhile();
+            }
+            return shared.crew.running() + shared.crew.blocked() == 0;
+        }
         shared.quiet_wanted.store(true, Ordering::SeqCst);
         let mut guard = shared
             .quiet
@@ -208,13 +214,20 @@ impl Process {
         while clock::now() < flushed
             && self.engine.with_core(|core| core.serve.backlogged()) == Some(true)
         {
-            std::thread::yield_now();
+            match self.engine.shared.stepped {
+                None => std::thread::yield_now(),
+                Some(meanwhile) => meanwhile(),
+            }
         }
         self.engine.with_core(|core| {
             let Core { endpoint, serve } = core;
             serve.close_all(endpoint);
             // The peers see the end before the sockets are gone.
-            let until = clock::now() + Duration::from_millis(5);
+            let patience = match serve.shared.stepped {
+                None => Duration::from_millis(5),
+                Some(_) => Duration::ZERO,
+            };
+            let until = clock::now() + patience;
             endpoint.progress_wait(serve, Some(until), praas_transport::WaitMode::Warm);
         });
         self.abandon();

@@ -35,7 +35,7 @@ impl Engine {
 
     /// Begins a wait: what is delivered with this stamp is for it.
     fn wait_begin(&self, worker: &Worker) -> Result<u32, InvokeError> {
-        let spare = self.shared.crew.block()?;
+        let spare = self.shared.crew.block()? && self.shared.stepped.is_none();
         self.shared.quiet_notify();
         if spare
             && let Some(engine) = self.shared.engine()
@@ -73,8 +73,13 @@ impl Engine {
             if self.shared.ended.load(Ordering::Relaxed) {
                 return Err(InvokeError::Cancelled);
             }
+            let stop = || cancelled() || worker.inbox().delivery.is_some();
+            if let Some(meanwhile) = self.shared.stepped {
+                drop(owned.take());
+                self.step_waiting(meanwhile, stop);
+                continue;
+            }
             if let Some(mut core) = owned.take().or_else(|| self.token.try_take()) {
-                let stop = || cancelled() || worker.inbox().delivery.is_some();
                 self.lead(&mut core, false, deadline, stop);
                 continue;
             }
@@ -305,7 +310,13 @@ impl Services for Engine {
             let now = clock::now();
             let look = now + CANCEL_LOOK;
             let until = deadline.map_or(look, |deadline| deadline.min(look));
-            let world = self.shared.world.wait(after, Some(until));
+            let world = match self.shared.stepped {
+                None => self.shared.world.wait(after, Some(until)),
+                Some(meanwhile) => {
+                    self.step_waiting(meanwhile, || false);
+                    self.shared.world.now()
+                }
+            };
             if world.generation > after {
                 break Ok(world);
             }

@@ -79,7 +79,7 @@ impl Engine {
     }
 
     /// Runs a job and answers it; the endpoint again, if it was free then.
-    fn job_run<'a>(
+    pub(super) fn job_run<'a>(
         &'a self,
         number: usize,
         worker: &Arc<Worker>,

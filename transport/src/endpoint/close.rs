@@ -8,7 +8,7 @@ use mio::{Interest, Token};
 
 use super::stream::Stream;
 use super::types::{ChannelId, CloseReason};
-use super::{Event, LINGER, Ops, State, TOKEN_CHANNEL};
+use super::{Event, LINGER, Listening, Ops, State, TOKEN_CHANNEL};
 use crate::backend::{AnyWire, Wire, WireFault};
 use crate::clock;
 use crate::wire::{FrameHeader, FrameKind};
@@ -32,6 +32,35 @@ impl Ops {
             && slot.generation == channel.generation
         {
             self.slot_free(channel.slot);
+        }
+    }
+
+    /// Cuts all channels, and what is to become one, as a broken wire does: for simulations.
+    #[doc(hidden)]
+    pub fn sever(&mut self) {
+        for slot in 0..self.slots.len() as u32 {
+            match &self.slots[slot as usize].state {
+                State::Open(_) => self.channel_fault(slot, WireFault::Dead),
+                State::Boot(_) => self.boot_fail(slot, CloseReason::PeerDied),
+                State::Free | State::Link(_) | State::Linger(..) => {}
+            }
+        }
+    }
+
+    /// Ends as a killed process does, without a word to anybody: for simulations. The endpoint is
+    /// of no use any more.
+    #[doc(hidden)]
+    pub fn die(&mut self) {
+        for slot in 0..self.slots.len() as u32 {
+            if !matches!(self.slots[slot as usize].state, State::Free) {
+                self.slot_free(slot);
+            }
+        }
+        self.pending.clear();
+        for listener in self.listeners.drain(..) {
+            if let Listening::Mem(listener) = listener {
+                listener.close();
+            }
         }
     }
 
