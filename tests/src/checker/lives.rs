@@ -1,0 +1,193 @@
+//! Lives of processes: one at a time, each from the newest image that is whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::history::{End, Event, History, Image, Time};
+use super::{Promise, Violation};
+
+/// One life of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// When it began.
+    pub started: Time,
+    /// When it was over, and how.
+    pub ended: Option<(Time, End)>,
+}
+
+/// What happens to everything that a process is, at once: between two moments each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Noted {
+    /// An image is made of it.
+    Image(Image, Time, Time),
+    /// After a crash it is what an image was, or nothing.
+    Back(Option<Image>, Time, Time),
+}
+
+/// The lives of a process, in order, and its images and crashes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lives {
+    /// The lives.
+    pub lives: Vec<Life>,
+    /// Images that a crash went back to, and the crashes.
+    pub noted: Vec<Noted>,
+}
+
+/// The lives of one process as far as they were followed.
+#[derive(Debug, Default)]
+struct Following {
+    lives: Vec<Life>,
+    noted: Vec<Noted>,
+    imaging: BTreeMap<u64, Time>,
+    durable: BTreeSet<Image>,
+    /// What was written before the life that is last began.
+    highest: Option<Image>,
+}
+
+/// The lives of each process with its images and crashes, and what is wrong with them.
+pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
+    let mut all: BTreeMap<&str, Following> = BTreeMap::new();
+    let mut found = Vec::new();
+    for (at, event) in history.timed() {
+        match event {
+            Event::Imaging {
+                process,
+                incarnation,
+            } => {
+                let following = all.entry(process).or_default();
+                following.imaging.insert(*incarnation, at);
+            }
+            Event::Durable { process, image } => {
+                let following = all.entry(process).or_default();
+                found.extend(following.durable(at, process, *image));
+            }
+            Event::Started {
+                process,
+                incarnation,
+                from,
+            } => {
+                let following = all.entry(process).or_default();
+                found.extend(following.started(at, process, *incarnation, *from));
+            }
+            Event::Ended {
+                process,
+                incarnation,
+                how,
+            } => {
+                let following = all.entry(process).or_default();
+                let mut lives = following.lives.iter_mut();
+                if let Some(life) = lives.find(|life| life.incarnation == *incarnation) {
+                    life.ended.get_or_insert((at, how.clone()));
+                }
+            }
+            Event::Began {
+                process,
+                incarnation,
+                call,
+            } => {
+                let newest = all.get(process.as_str()).and_then(|f| f.lives.last());
+                let runs = newest
+                    .is_none_or(|life| life.incarnation == *incarnation && life.ended.is_none());
+                if !runs {
+                    let text = format!(
+                        "incarnation {incarnation} of {process:?} runs call {call}, and is not the \
+                         one that lives: {newest:?}"
+                    );
+                    let promise = Promise::OneLife;
+                    found.push(Violation { promise, text });
+                }
+            }
+            _ => {}
+        }
+    }
+    let all = all.into_iter().map(|(process, mut following)| {
+        following.unused_forget();
+        let Following { lives, noted, .. } = following;
+        (process.to_owned(), Lives { lives, noted })
+    });
+    (all.collect(), found)
+}
+
+impl Following {
+    fn durable(&mut self, at: Time, process: &str, image: Image) -> Option<Violation> {
+        let begin = self.imaging.get(&image.incarnation).copied().unwrap_or(at);
+        self.noted.push(Noted::Image(image, begin, at));
+        let newest = self.lives.last().map_or(0, |life| life.incarnation);
+        if self.durable.insert(image) {
+            // What a life before this one writes late is without effect.
+            if image.incarnation >= newest {
+                self.highest = self.highest.max(Some(image));
+            }
+            return None;
+        }
+        Some(Violation {
+            promise: Promise::NewestImage,
+            text: format!("image {image} of {process:?} is written twice"),
+        })
+    }
+
+    fn started(
+        &mut self,
+        at: Time,
+        process: &str,
+        incarnation: u64,
+        from: Option<Image>,
+    ) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut wrong = |promise, text| found.push(Violation { promise, text });
+        let name = format!("incarnation {incarnation} of {process:?}");
+        if let Some(last) = self.lives.last() {
+            if last.incarnation >= incarnation {
+                let text = format!("{name} begins after {}", last.incarnation);
+                wrong(Promise::OneLife, text);
+            }
+            match &last.ended {
+                None => wrong(
+                    Promise::OneLife,
+                    format!("{name} begins, and {} has not ended", last.incarnation),
+                ),
+                Some((_, End::Swapped)) => {}
+                Some((ended, End::Crashed)) => self.noted.push(Noted::Back(from, *ended, at)),
+            }
+        }
+        match from {
+            Some(image) if !self.durable.contains(&image) => {
+                let text = format!("{name} begins from {image}, which is not whole");
+                wrong(Promise::NewestImage, text);
+            }
+            from if from < self.highest => {
+                let (from, highest) = (shown(from), shown(self.highest));
+                let text = format!("{name} begins from {from}, and not from {highest}");
+                wrong(Promise::NewestImage, text);
+            }
+            _ => {}
+        }
+        self.lives.push(Life {
+            incarnation,
+            started: at,
+            ended: None,
+        });
+        found
+    }
+
+    /// Images that no crash goes back to need not be noted.
+    fn unused_forget(&mut self) {
+        let used: BTreeSet<Image> = self
+            .noted
+            .iter()
+            .filter_map(|noted| match noted {
+                Noted::Back(from, ..) => *from,
+                Noted::Image(..) => None,
+            })
+            .collect();
+        self.noted.retain(|noted| match noted {
+            Noted::Image(image, ..) => used.contains(image),
+            Noted::Back(..) => true,
+        });
+    }
+}
+
+fn shown(image: Option<Image>) -> String {
+    image.map_or("nothing".into(), |image| format!("image {image}"))
+}
