@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use praas_transport::sync::atomic::{AtomicBool, Ordering};
+use serde::{Deserialize, Serialize};
 
 use crate::abi::{
     EntryFn, FLAG_IDEMPOTENT, FLAG_LONG, FLAG_SHORT, ModuleError, ModuleTable, call_run,
@@ -38,18 +39,53 @@ impl FunctionFlags {
     }
 }
 
+/// Limits of a function's invocations. Modules declare them, applications override them by the
+/// settings `functions.<name>`: what is absent there is as the module says; zero is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FunctionLimits {
+    /// How many run at once; the others wait for their turn, in the order of their coming.
+    pub concurrency_max: Option<u32>,
+    /// Milliseconds that one runs before its caller gets `DeadlineExceeded`.
+    pub time_max_ms: Option<u64>,
+    /// Bytes that one holds through the host: input, output, views, messages, growth of state.
+    pub memory_max_bytes: Option<u64>,
+}
+
+impl FunctionLimits {
+    /// These, where `over` says nothing else.
+    pub fn overridden(self, over: Self) -> Self {
+        Self {
+            concurrency_max: over.concurrency_max.or(self.concurrency_max),
+            time_max_ms: over.time_max_ms.or(self.time_max_ms),
+            memory_max_bytes: over.memory_max_bytes.or(self.memory_max_bytes),
+        }
+    }
+}
+
 /// A function.
 pub struct Function {
     name: &'static str,
     flags: FunctionFlags,
+    limits: FunctionLimits,
     entry: EntryFn,
     seems_long: AtomicBool,
 }
 
 impl Function {
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// What is known of it.
     pub fn flags(&self) -> FunctionFlags {
         self.flags
+    }
+
+    /// Its limits, as its module declares them.
+    pub fn limits(&self) -> FunctionLimits {
+        self.limits
     }
 
     /// Whether its last run outlasted the leader's patience.
@@ -119,6 +155,7 @@ impl Registry {
             self.functions.push(Function {
                 name: function.name,
                 flags: FunctionFlags(function.flags),
+                limits: function.limits,
                 entry: function.entry,
                 seems_long: AtomicBool::new(false),
             });

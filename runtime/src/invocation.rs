@@ -12,6 +12,9 @@
 //! to one process are dense. `acked_delta` is the sequence less the number below which the client
 //! has all its results: what is below is forgotten, and never run again. Few that take long are
 //! named one by one, so that the watermark passes them.
+//!
+//! A one-way request is answered as soon as its function begins: by an empty output, or by why it
+//! does not begin. From then on its caller has no more to do with it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -27,6 +30,9 @@ pub const AM_INVOCATION: u8 = 1;
 pub const AM_MAILBOX: u8 = 2;
 /// Active message of the directory.
 pub const AM_DIRECTORY: u8 = 3;
+
+/// Flag of a request: it is answered when its function begins.
+pub const FLAG_ONE_WAY: u8 = 1;
 
 /// Bytes of a request's header, and of a retry's.
 pub const REQUEST_HEADER_BYTES: usize = 16;
@@ -185,6 +191,8 @@ pub struct RequestHeader {
     pub acked_delta: u32,
     /// On a retry, the incarnation that the first attempt went to.
     pub first: Option<Incarnation>,
+    /// The caller waits for its beginning only.
+    pub one_way: bool,
 }
 
 impl RequestHeader {
@@ -193,6 +201,7 @@ impl RequestHeader {
     pub fn encode(&self) -> ([u8; RETRY_HEADER_BYTES], usize) {
         let mut out = [0; RETRY_HEADER_BYTES];
         out[0] = Kind::Request as u8;
+        out[1] = u8::from(self.one_way) * FLAG_ONE_WAY;
         out[4..8].copy_from_slice(&self.function.to_le_bytes());
         out[8..12].copy_from_slice(&self.deadline_us.to_le_bytes());
         out[12..16].copy_from_slice(&self.acked_delta.to_le_bytes());
@@ -221,11 +230,15 @@ impl RequestHeader {
             ))),
             _ => return None,
         };
+        if bytes[1] & !FLAG_ONE_WAY != 0 {
+            return None;
+        }
         Some(Self {
             function: word(4)?,
             deadline_us: word(8)?,
             acked_delta: word(12)?,
             first,
+            one_way: bytes[1] != 0,
         })
     }
 }
@@ -642,6 +655,7 @@ pub fn fuzz_headers(bytes: &[u8]) {
     if let Some(header) = RequestHeader::decode(bytes) {
         let (encoded, len) = header.encode();
         assert_eq!(&encoded[4..len], &bytes[4..]);
+        assert_eq!(encoded[1], bytes[1]);
     }
     if let Some(passed) = passed_decode(bytes) {
         assert_eq!(passed_encode(passed.into_iter()), bytes);

@@ -34,6 +34,7 @@ pub mod world;
 /// ```text
 /// #[function]                         name: the function's own
 /// #[function(name = "a.b", short)]    flags: short, long, idempotent
+/// #[function(concurrency = 1)]        limits: concurrency, time_ms, memory_bytes
 /// fn f(context: &Context, input: I) -> O
 /// ```
 /// Both parameters may be left out. `I` is `&[u8]` (raw) or any type that serde reads; `O`, or the

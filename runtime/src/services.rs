@@ -17,6 +17,9 @@ use crate::mailbox::{MailMessage, Source};
 use crate::state::StateStore;
 use crate::world::WorldView;
 
+/// Inputs that a function gives one batch at most.
+pub const BATCH_MAX: usize = 1 << 16;
+
 /// One run of a function, as the engine sees it.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -26,6 +29,8 @@ pub struct Job {
     pub worker: usize,
     /// How many local invocations it is nested in.
     pub depth: u32,
+    /// It was begun by a function that is marked short, for which nothing may wait.
+    pub short: bool,
     /// The client that asked.
     pub client: u128,
     /// The client's number for it.
@@ -106,6 +111,36 @@ pub trait Services: Send + Sync {
         input: &[u8],
         deadline: Option<Instant>,
     ) -> Result<Payload, InvokeError>;
+
+    /// Invokes a function without waiting for it: it comes back once this process has taken it on.
+    /// The deadline is for the function's beginning.
+    ///
+    /// # Errors
+    /// Names that cannot be; a queue of this process that is full; cancellation or the deadline
+    /// before there was room.
+    fn invoke_one_way(
+        &self,
+        job: &Job,
+        process: &str,
+        function: &str,
+        input: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<(), InvokeError>;
+
+    /// Invokes a function with each of at most [`BATCH_MAX`] inputs, and waits for all of them:
+    /// outcomes in the order of the inputs.
+    ///
+    /// # Errors
+    /// Names that cannot be; no worker left to stand in; cancellation or the deadline while some
+    /// are under way, which are then cancelled, too.
+    fn invoke_batch(
+        &self,
+        job: &Job,
+        process: &str,
+        function: &str,
+        inputs: &[&[u8]],
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Result<Payload, InvokeError>>, InvokeError>;
 
     /// Waits until the world's generation is above `after`.
     ///

@@ -99,9 +99,21 @@ fn back(context: &Context, input: &[u8]) -> Result<Vec<u8>, FunctionError> {
     Ok(context.invoke(caller, "length", b"12345")?.to_vec())
 }
 
+/// Invokes a function of a process one-way, so many times, without an input.
+#[praas_runtime::function]
+fn posts(
+    context: &Context,
+    (process, function, times): (String, String, u32),
+) -> Result<(), FunctionError> {
+    for _ in 0..times {
+        context.invoke_one_way(&process, &function, b"")?;
+    }
+    Ok(())
+}
+
 praas_runtime::module!(
     "lab",
     [
-        noop, echo, length, panics, waits, sleeps, fills, counts, there, back
+        noop, echo, length, panics, waits, sleeps, fills, counts, there, back, posts
     ]
 );

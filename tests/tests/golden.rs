@@ -325,12 +325,17 @@ fn golden_invocations() {
         ("acked_delta", 4),
         ("first incarnation", 8),
     ];
-    for (file, first) in [("request", None), ("request-again", Some(Incarnation(41)))] {
+    for (file, first, one_way) in [
+        ("request", None, false),
+        ("request-again", Some(Incarnation(41)), false),
+        ("request-one-way", None, true),
+    ] {
         let header = RequestHeader {
             function: 7,
             deadline_us: 1_500_000,
             acked_delta: 3,
             first,
+            one_way,
         };
         let (bytes, len) = header.encode();
         golden.hold(file, &fields_cut(&bytes[..len], &request));
@@ -457,7 +462,8 @@ fn golden_host() {
     });
     let ready = json!({"addresses": [TCP], "swap_generation": 5, "rejected": ["6: torn"]});
     let stats = json!({"invocations": 1, "running": 2, "blocked": 3, "queued": 4,
-        "state_bytes": 5, "messages": 6, "spin_ns": 7, "asleep_ns": 8, "work_ns": 9});
+        "state_bytes": 5, "messages": 6, "spin_ns": 7, "asleep_ns": 8, "work_ns": 9,
+        "one_way": 10, "one_way_failed": 11});
     for (file, json) in [
         ("from-hello", json!({"Hello": hello})),
         ("from-ready", json!({"Ready": ready})),
@@ -623,12 +629,13 @@ fn golden_abi() {
         table!(Bytes { ptr len }),
         table!(RawView { bytes version handle }),
         table!(MessageView { source payload }),
-        table!(FunctionTable { size flags name entry }),
+        table!(FunctionTable { size flags name entry concurrency time_ms memory_bytes }),
+        table!(BatchOutcome { view code reserved }),
         table!(ModuleTable { size abi_version function_count name functions }),
         table!(HostTable {
             size output_alloc error_set error_text name incarnation cancelled deadline_left_us
             view_release state_put state_view state_delete state_list state_compare_swap
-            state_append message_put message_get invoke world log
+            state_append message_put message_get invoke world log invoke_one_way invoke_batch
         }),
     ];
     for table in tables {
@@ -697,6 +704,7 @@ fn golden_numbers_are_the_documents() {
         "RawView",
         "MessageView",
         "FunctionTable",
+        "BatchOutcome",
         "ModuleTable",
         "HostTable",
     ] {

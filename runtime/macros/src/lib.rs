@@ -7,8 +7,8 @@ use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
 use quote::quote;
 use syn::{
-    Error, FnArg, GenericArgument, GenericParam, ItemFn, LitStr, PathArguments, Result, ReturnType,
-    Type, parse_macro_input,
+    Error, FnArg, GenericArgument, GenericParam, ItemFn, LitInt, LitStr, PathArguments, Result,
+    ReturnType, Type, parse_macro_input,
 };
 
 /// See `praas_runtime::function`.
@@ -31,6 +31,9 @@ pub fn function(options: TokenStream, item: TokenStream) -> TokenStream {
 struct Options {
     name: Option<LitStr>,
     flags: u64,
+    concurrency: u32,
+    time_ms: u32,
+    memory_bytes: u64,
 }
 
 impl Options {
@@ -48,13 +51,48 @@ impl Options {
                 self.name = Some(name);
                 return Ok(());
             }
-            () => return Err(meta.error("expected name = \"...\", short, long or idempotent")),
+            () if meta.path.is_ident("concurrency") => {
+                self.concurrency = limit(meta)?;
+                return Ok(());
+            }
+            () if meta.path.is_ident("time_ms") => {
+                self.time_ms = limit(meta)?;
+                return Ok(());
+            }
+            () if meta.path.is_ident("memory_bytes") => {
+                self.memory_bytes = limit(meta)?;
+                return Ok(());
+            }
+            () => {
+                return Err(meta.error(
+                    "expected name = \"...\", short, long, idempotent, concurrency = ..., \
+                     time_ms = ... or memory_bytes = ...",
+                ));
+            }
         };
         self.flags |= flag;
         match self.flags & 3 {
             3 => Err(meta.error("a function is short or long, not both")),
             _ => Ok(()),
         }
+    }
+}
+
+/// A limit: a whole number above zero.
+fn limit<N: std::str::FromStr + Default + PartialEq>(
+    meta: &syn::meta::ParseNestedMeta<'_>,
+) -> Result<N>
+where
+    N::Err: std::fmt::Display,
+{
+    let number: LitInt = meta.value()?.parse()?;
+    let value = number.base10_parse::<N>()?;
+    match value == N::default() {
+        true => Err(Error::new(
+            number.span(),
+            "a limit of zero is none: leave it out",
+        )),
+        false => Ok(value),
     }
 }
 
@@ -75,6 +113,12 @@ fn expand(options: &Options, item: &ItemFn) -> Result<Tokens> {
         options.flags,
         format!("`{ident}` as a function of a cloud process."),
     );
+    let Options {
+        concurrency,
+        time_ms,
+        memory_bytes,
+        ..
+    } = *options;
     let (prepare, arguments) = arguments(item)?;
     let call = quote!(#ident(#(#arguments),*));
     let finish = finish(&signature.output, &call);
@@ -86,6 +130,9 @@ fn expand(options: &Options, item: &ItemFn) -> Result<Tokens> {
         impl ::praas_runtime::abi::GuestFunction for #ident {
             const NAME: &'static str = #name;
             const FLAGS: u64 = #flags;
+            const CONCURRENCY: u32 = #concurrency;
+            const TIME_MS: u32 = #time_ms;
+            const MEMORY_BYTES: u64 = #memory_bytes;
 
             fn run(
                 __context: &::praas_runtime::context::Context<'_>,

@@ -4,11 +4,14 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
-use super::table::{Bytes, CallHandle, FunctionTable, HostTable, MessageView, RawView, code};
+use super::table::{
+    BatchOutcome, Bytes, CallHandle, FunctionTable, HostTable, MessageView, RawView, code,
+};
 use crate::context::{CallError, Context, FunctionError};
 use crate::invocation::Status;
 
@@ -18,9 +21,19 @@ pub trait GuestFunction: Sized + 'static {
     const NAME: &'static str;
     /// Its flags.
     const FLAGS: u64;
+    /// How many of its invocations may run at once; zero is no limit.
+    const CONCURRENCY: u32 = 0;
+    /// Milliseconds that one of its invocations may run; zero is no limit.
+    const TIME_MS: u32 = 0;
+    /// Bytes that one of its invocations may hold through the host; zero is no limit.
+    const MEMORY_BYTES: u64 = 0;
     /// Its table, for [`crate::module!`].
-    const TABLE: &'static FunctionTable =
-        &FunctionTable::new(Self::NAME, Self::FLAGS, entry::<Self>);
+    const TABLE: &'static FunctionTable = &FunctionTable::new(
+        Self::NAME,
+        Self::FLAGS,
+        entry::<Self>,
+    )
+    .limited(Self::CONCURRENCY, Self::TIME_MS, Self::MEMORY_BYTES);
 
     /// Runs it: reads the input, sets the output.
     ///
@@ -252,6 +265,81 @@ impl Guest<'_> {
             )
         };
         self.view(code, view)
+    }
+
+    pub(crate) fn invoke_one_way(
+        &self,
+        process: &str,
+        function: &str,
+        input: &[u8],
+        timeout_us: i64,
+    ) -> Result<(), CallError> {
+        self.offers(offset_of!(HostTable, invoke_one_way))?;
+        let (process, function) = (
+            Bytes::new(process.as_bytes()),
+            Bytes::new(function.as_bytes()),
+        );
+        let input = Bytes::new(input);
+        // SAFETY: as above; the table has it.
+        self.check(unsafe {
+            (self.host.invoke_one_way)(self.call, process, function, input, timeout_us)
+        })
+    }
+
+    /// The outcomes, in the order of the inputs.
+    pub(crate) fn invoke_batch(
+        &self,
+        process: &str,
+        function: &str,
+        inputs: &[Bytes],
+        timeout_us: i64,
+    ) -> Result<Vec<Result<View, CallError>>, CallError> {
+        self.offers(offset_of!(HostTable, invoke_batch))?;
+        let (process, function) = (
+            Bytes::new(process.as_bytes()),
+            Bytes::new(function.as_bytes()),
+        );
+        let none = BatchOutcome {
+            view: RawView::NONE,
+            code: 0,
+            reserved: 0,
+        };
+        let mut outcomes = vec![none; inputs.len()];
+        // SAFETY: as above; there are as many outcomes as inputs.
+        self.check(unsafe {
+            (self.host.invoke_batch)(
+                self.call,
+                process,
+                function,
+                inputs.as_ptr(),
+                inputs.len(),
+                timeout_us,
+                outcomes.as_mut_ptr(),
+            )
+        })?;
+        let release = self.host.view_release;
+        let outcomes = outcomes.into_iter().map(|outcome| {
+            let view = View {
+                raw: outcome.view,
+                release,
+            };
+            match outcome.code {
+                code::OK => Ok(view),
+                code => Err(CallError::from_code(code, &String::from_utf8_lossy(&view))),
+            }
+        });
+        Ok(outcomes.collect())
+    }
+
+    /// Whether the host's table has the field at `offset`: an older one ends before it.
+    fn offers(&self, offset: usize) -> Result<(), CallError> {
+        match offset + size_of::<usize>() <= self.host.size {
+            true => Ok(()),
+            false => Err(CallError::Other {
+                code: code::BAD_ARGUMENT,
+                text: "this host is older than the function, and does not offer that".into(),
+            }),
+        }
     }
 
     pub(crate) fn world(&self, after: u64, timeout_us: i64) -> Result<View, CallError> {

@@ -7,11 +7,11 @@ use praas_transport::clock;
 use praas_transport::{Buf, BufMut};
 
 use super::table::{
-    Bytes, CallHandle, EntryFn, HostTable, MESSAGE_PEEK, MessageView, RawView, code,
+    BatchOutcome, Bytes, CallHandle, EntryFn, HostTable, MESSAGE_PEEK, MessageView, RawView, code,
 };
 use crate::invocation::{InlineBytes, InvokeError, PAYLOAD_INLINE_BYTES, Payload, Status};
 use crate::mailbox::{MailMessage, Source};
-use crate::services::{Job, Services};
+use crate::services::{BATCH_MAX, Job, Services};
 use crate::state::StateError;
 use crate::world::{MemberState, World};
 
@@ -102,6 +102,8 @@ pub(crate) fn host_table() -> &'static HostTable {
         invoke,
         world,
         log,
+        invoke_one_way,
+        invoke_batch,
     };
     &TABLE
 }
@@ -152,27 +154,8 @@ impl Call<'_> {
     }
 
     fn invoke_fail(&mut self, error: InvokeError) -> i32 {
-        let code = match &error {
-            InvokeError::Function(text) => {
-                let text = text.clone();
-                return self.fail(Status::FunctionError as i32, text);
-            }
-            InvokeError::Panicked(text) => {
-                let text = text.clone();
-                return self.fail(Status::Panicked as i32, text);
-            }
-            InvokeError::UnknownFunction(_) => Status::UnknownFunction as i32,
-            InvokeError::DeadlineExceeded => Status::DeadlineExceeded as i32,
-            InvokeError::Cancelled => Status::Cancelled as i32,
-            InvokeError::Exhausted(_) => Status::Exhausted as i32,
-            InvokeError::ResultExpired => Status::ResultExpired as i32,
-            InvokeError::OutcomeUnknown => Status::OutcomeUnknown as i32,
-            InvokeError::TooLarge(_) => Status::TooLarge as i32,
-            InvokeError::MailboxFull(_) => Status::MailboxFull as i32,
-            InvokeError::Unavailable { .. } => code::UNAVAILABLE,
-            InvokeError::Malformed(_) => Status::Malformed as i32,
-        };
-        self.fail(code, error)
+        let (code, text) = invoke_code(error);
+        self.fail(code, text)
     }
 
     /// Text that a module gave.
@@ -184,6 +167,25 @@ impl Call<'_> {
         let bytes = unsafe { bytes.as_slice() };
         std::str::from_utf8(bytes).map_err(|_| self.fail(code::BAD_ARGUMENT, "not UTF-8"))
     }
+}
+
+/// The code of a failed invocation, and its text.
+fn invoke_code(error: InvokeError) -> (i32, String) {
+    let code = match error {
+        InvokeError::Function(text) => return (Status::FunctionError as i32, text),
+        InvokeError::Panicked(text) => return (Status::Panicked as i32, text),
+        InvokeError::UnknownFunction(_) => Status::UnknownFunction as i32,
+        InvokeError::DeadlineExceeded => Status::DeadlineExceeded as i32,
+        InvokeError::Cancelled => Status::Cancelled as i32,
+        InvokeError::Exhausted(_) => Status::Exhausted as i32,
+        InvokeError::ResultExpired => Status::ResultExpired as i32,
+        InvokeError::OutcomeUnknown => Status::OutcomeUnknown as i32,
+        InvokeError::TooLarge(_) => Status::TooLarge as i32,
+        InvokeError::MailboxFull(_) => Status::MailboxFull as i32,
+        InvokeError::Unavailable { .. } => code::UNAVAILABLE,
+        InvokeError::Malformed(_) => Status::Malformed as i32,
+    };
+    (code, error.to_string())
 }
 
 fn deadline(timeout_us: i64) -> Option<Instant> {
@@ -504,6 +506,87 @@ unsafe extern "C" fn invoke(
         }
         Err(error) => call.invoke_fail(error),
     }
+}
+
+unsafe extern "C" fn invoke_one_way(
+    handle: *mut CallHandle,
+    process: Bytes,
+    function: Bytes,
+    input: Bytes,
+    timeout_us: i64,
+) -> i32 {
+    // SAFETY: see above.
+    let (call, input) = unsafe { (call(handle), input.as_slice()) };
+    // SAFETY: see above.
+    let (process, function) = match unsafe { (call.text(process), call.text(function)) } {
+        (Ok(process), Ok(function)) => (process, function),
+        (Err(code), _) | (_, Err(code)) => return code,
+    };
+    let deadline = deadline(timeout_us);
+    match call
+        .services
+        .invoke_one_way(call.job, process, function, input, deadline)
+    {
+        Ok(()) => code::OK,
+        Err(error) => call.invoke_fail(error),
+    }
+}
+
+unsafe extern "C" fn invoke_batch(
+    handle: *mut CallHandle,
+    process: Bytes,
+    function: Bytes,
+    inputs: *const Bytes,
+    count: usize,
+    timeout_us: i64,
+    outcomes: *mut BatchOutcome,
+) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    // SAFETY: see above.
+    let (process, function) = match unsafe { (call.text(process), call.text(function)) } {
+        (Ok(process), Ok(function)) => (process, function),
+        (Err(code), _) | (_, Err(code)) => return code,
+    };
+    if count == 0 {
+        return code::OK;
+    }
+    if inputs.is_null() || outcomes.is_null() {
+        return call.fail(code::BAD_ARGUMENT, "a batch without inputs or outcomes");
+    }
+    if count > BATCH_MAX {
+        let text = format!("a batch has at most {BATCH_MAX} inputs, not {count}");
+        return call.fail(code::BAD_ARGUMENT, text);
+    }
+    // SAFETY: see above: so many inputs, each readable during the call.
+    let inputs = unsafe { std::slice::from_raw_parts(inputs, count) };
+    // SAFETY: as above.
+    let inputs: Vec<&[u8]> = unsafe { inputs.iter().map(|input| input.as_slice()).collect() };
+    let deadline = deadline(timeout_us);
+    let ended = call
+        .services
+        .invoke_batch(call.job, process, function, &inputs, deadline);
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(error) => return call.invoke_fail(error),
+    };
+    for (at, outcome) in ended.into_iter().take(count).enumerate() {
+        let (code, bytes) = match outcome {
+            Ok(output) => (code::OK, output.into_buf()),
+            Err(error) => {
+                let (code, text) = invoke_code(error);
+                (code, Buf::from_vec(text.into_bytes()))
+            }
+        };
+        let outcome = BatchOutcome {
+            view: view(bytes, 0),
+            code,
+            reserved: 0,
+        };
+        // SAFETY: see above: there is room for so many outcomes.
+        unsafe { outcomes.add(at).write(outcome) };
+    }
+    code::OK
 }
 
 unsafe extern "C" fn world(

@@ -24,6 +24,7 @@ pub(crate) use self::host::call_run;
 pub use self::module::{MODULE_FUNCTIONS_MAX, ModuleError};
 pub(crate) use self::module::{module_check, module_load};
 pub use self::table::{
-    ABI_VERSION, Bytes, CallHandle, EntryFn, FLAG_IDEMPOTENT, FLAG_LONG, FLAG_SHORT, FunctionTable,
-    HostTable, MESSAGE_PEEK, MODULE_SYMBOL, MessageView, ModuleTable, RawView, code,
+    ABI_VERSION, BatchOutcome, Bytes, CallHandle, EntryFn, FLAG_IDEMPOTENT, FLAG_LONG, FLAG_SHORT,
+    FUNCTION_TABLE_FIRST_BYTES, FunctionTable, HostTable, MESSAGE_PEEK, MODULE_SYMBOL, MessageView,
+    ModuleTable, RawView, code,
 };

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::table::{
-    ABI_VERSION, EntryFn, FLAG_IDEMPOTENT, FLAG_LONG, FLAG_SHORT, FunctionTable, MODULE_SYMBOL,
-    ModuleTable,
+    ABI_VERSION, EntryFn, FLAG_IDEMPOTENT, FLAG_LONG, FLAG_SHORT, FUNCTION_TABLE_FIRST_BYTES,
+    FunctionTable, MODULE_SYMBOL, ModuleTable,
 };
+use crate::function::FunctionLimits;
 
 /// Functions of one module at most.
 pub const MODULE_FUNCTIONS_MAX: u32 = 4096;
@@ -61,6 +62,7 @@ pub(crate) struct ModuleFunction {
     pub(crate) name: &'static str,
     pub(crate) flags: u64,
     pub(crate) entry: EntryFn,
+    pub(crate) limits: FunctionLimits,
 }
 
 /// Loads a module. It is never unloaded: its code may be on a stack, its statics in use.
@@ -126,9 +128,8 @@ pub(crate) fn module_check(
     }
     let mut functions = Vec::with_capacity(table.function_count as usize);
     for index in 0..table.function_count as usize {
-        // SAFETY: the table says that there are so many.
-        let function = unsafe { (*table.functions.add(index)).as_ref() };
-        let checked = function.and_then(function_check);
+        // SAFETY: the table says that there are so many, each of them a table or null.
+        let checked = unsafe { function_check(*table.functions.add(index)) };
         functions.push(checked.ok_or_else(|| {
             malformed(
                 name,
@@ -139,17 +140,46 @@ pub(crate) fn module_check(
     Ok((name, functions))
 }
 
-fn function_check(table: &'static FunctionTable) -> Option<ModuleFunction> {
+/// What a function's table says, if that can be.
+///
+/// # Safety
+/// The pointer is null or leads to a table that stays, and is as large as it says.
+unsafe fn function_check(table: *const FunctionTable) -> Option<ModuleFunction> {
+    if table.is_null() {
+        return None;
+    }
     let known = FLAG_SHORT | FLAG_LONG | FLAG_IDEMPOTENT;
     let contradiction = FLAG_SHORT | FLAG_LONG;
-    let flags = table.flags;
-    let sane = table.size >= size_of::<FunctionTable>()
-        && flags & !known == 0
-        && flags & contradiction != contradiction;
-    let name = text(table.name)?;
+    // A table may end after its first version, so it is read field by field.
+    // SAFETY: the caller says so; every table begins with its size.
+    let size = unsafe { (&raw const (*table).size).read() };
+    if size < FUNCTION_TABLE_FIRST_BYTES {
+        return None;
+    }
+    // SAFETY: these are in every version.
+    let (flags, name, entry) = unsafe { ((*table).flags, (*table).name, (*table).entry) };
+    let mut limits = FunctionLimits::default();
+    if size >= size_of::<FunctionTable>() {
+        // SAFETY: the table says that it has them.
+        let (concurrency, time_ms, memory) = unsafe {
+            (
+                (*table).concurrency,
+                (*table).time_ms,
+                (*table).memory_bytes,
+            )
+        };
+        limits = FunctionLimits {
+            concurrency_max: Some(concurrency),
+            time_max_ms: Some(time_ms.into()),
+            memory_max_bytes: Some(memory),
+        };
+    }
+    let sane = flags & !known == 0 && flags & contradiction != contradiction;
+    let name = text(name)?;
     sane.then_some(ModuleFunction {
         name,
         flags,
-        entry: table.entry,
+        entry,
+        limits,
     })
 }

@@ -107,6 +107,18 @@ pub struct MessageView {
     pub payload: RawView,
 }
 
+/// How one invocation of a batch ended.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct BatchOutcome {
+    /// The output, or the text of the error.
+    pub view: RawView,
+    /// The code: 0 if it was done.
+    pub code: i32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// Runs a function: reads the input, sets the output or the error, returns a code: zero is done,
 /// one an error, three a panic.
 pub type EntryFn =
@@ -124,19 +136,41 @@ pub struct FunctionTable {
     pub name: Bytes,
     /// Its code.
     pub entry: EntryFn,
+    /// How many of its invocations may run at once; zero is as many as there are workers.
+    pub concurrency: u32,
+    /// Milliseconds that one invocation may run; zero is as long as it takes.
+    pub time_ms: u32,
+    /// Bytes that one invocation may hold through the host; zero is as many as there are.
+    pub memory_bytes: u64,
 }
+
+/// Bytes of a [`FunctionTable`] of the first version, which has no limits.
+pub const FUNCTION_TABLE_FIRST_BYTES: usize = 40;
 
 // SAFETY: the table is never written, and points to what is never written nor freed.
 unsafe impl Sync for FunctionTable {}
 
 impl FunctionTable {
-    /// The table of a function.
+    /// The table of a function without limits.
     pub const fn new(name: &'static str, flags: u64, entry: EntryFn) -> Self {
         Self {
             size: size_of::<Self>(),
             flags,
             name: Bytes::new(name.as_bytes()),
             entry,
+            concurrency: 0,
+            time_ms: 0,
+            memory_bytes: 0,
+        }
+    }
+
+    /// The same, with limits; zero is none.
+    pub const fn limited(self, concurrency: u32, time_ms: u32, memory_bytes: u64) -> Self {
+        Self {
+            concurrency,
+            time_ms,
+            memory_bytes,
+            ..self
         }
     }
 }
@@ -260,6 +294,26 @@ pub struct HostTable {
         unsafe extern "C" fn(call: CallPtr, after: u64, timeout_us: i64, view: *mut RawView) -> i32,
     /// Writes a line to the host's log: 0 error, 1 warning, 2 information, 3 debug.
     pub log: unsafe extern "C" fn(call: CallPtr, level: u32, text: Bytes),
+    /// Invokes a function, of this process if `process` is empty, without waiting for it and
+    /// without its output. The timeout is for its beginning.
+    pub invoke_one_way: unsafe extern "C" fn(
+        call: CallPtr,
+        process: Bytes,
+        function: Bytes,
+        input: Bytes,
+        timeout_us: i64,
+    ) -> i32,
+    /// Invokes a function with each of `count` inputs, and waits for all; each has an outcome of
+    /// its own, in the order of the inputs.
+    pub invoke_batch: unsafe extern "C" fn(
+        call: CallPtr,
+        process: Bytes,
+        function: Bytes,
+        inputs: *const Bytes,
+        count: usize,
+        timeout_us: i64,
+        outcomes: *mut BatchOutcome,
+    ) -> i32,
 }
 
 #[cfg(test)]
@@ -271,7 +325,16 @@ mod tests {
     fn the_layout_is_the_documented_one() {
         assert_eq!((size_of::<Bytes>(), size_of::<RawView>()), (16, 32));
         assert_eq!(size_of::<MessageView>(), 64);
-        assert_eq!(size_of::<FunctionTable>(), 40);
+        assert_eq!(size_of::<FunctionTable>(), 56);
+        assert_eq!(size_of::<BatchOutcome>(), 40);
+        assert_eq!(
+            (
+                offset_of!(FunctionTable, concurrency),
+                offset_of!(FunctionTable, time_ms),
+                offset_of!(FunctionTable, memory_bytes)
+            ),
+            (FUNCTION_TABLE_FIRST_BYTES, 44, 48)
+        );
         assert_eq!(
             (
                 offset_of!(FunctionTable, name),
@@ -293,6 +356,7 @@ mod tests {
         assert_eq!(offset_of!(HostTable, state_put), 72);
         assert_eq!(offset_of!(HostTable, message_put), 120);
         assert_eq!(offset_of!(HostTable, log), 152);
-        assert_eq!(size_of::<HostTable>(), 160);
+        assert_eq!(offset_of!(HostTable, invoke_batch), 168);
+        assert_eq!(size_of::<HostTable>(), 176);
     }
 }

@@ -3,7 +3,9 @@
 //! Any number of tasks call through clones of one handle. A call whose future is dropped is
 //! cancelled. The thread ends with the last handle.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
@@ -19,11 +21,35 @@ use crate::directory::Resolved;
 use crate::invocation::{InvokeError, Payload};
 
 type Answer = oneshot::Sender<Result<Payload, InvokeError>>;
+type Answered = oneshot::Receiver<Result<Payload, InvokeError>>;
+
+/// A one-way invocation that is under way: a future of its beginning.
+#[derive(Debug)]
+pub struct OneWay {
+    begun: Answered,
+}
+
+impl Future for OneWay {
+    type Output = Result<(), InvokeError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // The thread has ended: whether it began is nowhere known any more.
+        let lost = Err(InvokeError::OutcomeUnknown);
+        Pin::new(&mut self.begun)
+            .poll(context)
+            .map(|begun| begun.unwrap_or(lost).map(drop))
+    }
+}
 
 enum Request {
     Invoke { process: String, function: String },
+    OneWay { process: String, function: String },
     Put { process: String, key: String },
 }
+
+/// How long the thread goes on for one-way invocations that have not begun when the last handle is
+/// dropped.
+const ONE_WAY_PATIENCE: Duration = Duration::from_secs(15);
 
 enum Command {
     Call {
@@ -134,6 +160,25 @@ impl AsyncClient {
         self.call(request, input.into(), options).await
     }
 
+    /// Invokes a function without its output. It is under way when this returns; who awaits what is
+    /// returned learns whether it has begun, who drops it does not hinder it. The deadline is for
+    /// its beginning. When the last handle is dropped the thread goes on for a while until all have
+    /// begun; what has not by then is logged.
+    pub fn invoke_one_way(
+        &self,
+        process: &str,
+        function: &str,
+        input: impl Into<Buf>,
+        options: CallOptions,
+    ) -> OneWay {
+        let request = Request::OneWay {
+            process: process.into(),
+            function: function.into(),
+        };
+        let (_, begun) = self.command(request, input.into(), options);
+        OneWay { begun }
+    }
+
     /// Puts a message into a process's mailbox.
     ///
     /// # Errors
@@ -163,12 +208,8 @@ impl AsyncClient {
         self.shared.waker.wake();
     }
 
-    async fn call(
-        &self,
-        request: Request,
-        payload: Buf,
-        options: CallOptions,
-    ) -> Result<Payload, InvokeError> {
+    /// Hands a call to the thread: its ticket, and where its outcome arrives.
+    fn command(&self, request: Request, payload: Buf, options: CallOptions) -> (u64, Answered) {
         let ticket = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.shared.commands.push(Command::Call {
@@ -179,6 +220,16 @@ impl AsyncClient {
             answer,
         });
         self.shared.waker.wake();
+        (ticket, answered)
+    }
+
+    async fn call(
+        &self,
+        request: Request,
+        payload: Buf,
+        options: CallOptions,
+    ) -> Result<Payload, InvokeError> {
+        let (ticket, answered) = self.command(request, payload, options);
         let mut guard = CancelGuard {
             shared: &self.shared,
             ticket,
@@ -200,6 +251,7 @@ struct Calls {
 
 fn run(shell: &mut Shell, shared: &Shared) {
     let mut calls = Calls::default();
+    let mut patience = None;
     loop {
         while let Some(command) = shared.commands.pop() {
             calls.waiting.push_back(command);
@@ -219,9 +271,20 @@ fn run(shell: &mut Shell, shared: &Shared) {
             }
         }
         if shared.ended.load(Ordering::Acquire) {
-            break;
+            let until = *patience.get_or_insert_with(|| clock::now() + ONE_WAY_PATIENCE);
+            let left = shell.handler.peers.one_way().pending as usize + calls.waiting.len();
+            if left == 0 {
+                break;
+            }
+            if until <= clock::now() {
+                tracing::warn!(
+                    left,
+                    "a client ends before its one-way invocations have begun"
+                );
+                break;
+            }
         }
-        shell.step(None);
+        shell.step(patience);
     }
     shell.handler.peers.close_all(&mut shell.endpoint);
     let until = clock::now() + Duration::from_millis(10);
@@ -262,14 +325,16 @@ impl Calls {
         };
         let (peers, ops) = (&mut shell.handler.peers, &mut *shell.endpoint);
         let process = match &request {
-            Request::Invoke { process, .. } | Request::Put { process, .. } => process,
+            Request::Invoke { process, .. }
+            | Request::OneWay { process, .. }
+            | Request::Put { process, .. } => process,
         };
         let submitted = peers
             .target(process)
             .map_err(Refusal::Never)
             .and_then(|target| {
                 let room = match &request {
-                    Request::Invoke { .. } => peers.room(target),
+                    Request::Invoke { .. } | Request::OneWay { .. } => peers.room(target),
                     Request::Put { .. } => peers.room_put(target),
                 };
                 match &request {
@@ -284,6 +349,11 @@ impl Calls {
                             options,
                             ticket,
                         )
+                    }
+                    Request::OneWay { function, .. } => {
+                        let function = peers.function(target, function).map_err(Refusal::Never)?;
+                        let payload = Payload::Buf(payload.clone());
+                        peers.invoke_one_way(ops, target, function, payload, options, ticket, true)
                     }
                     Request::Put { key, .. } => peers.put(
                         ops,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use praas_transport::clock;
 
 use super::core::{CallId, CallOptions, Refusal, Target};
+use super::one_way::OneWayTally;
 use super::shell::{ClientConfig, ClientError, Shell};
 use crate::codec;
 use crate::invocation::{InvokeError, Payload};
@@ -129,6 +130,61 @@ impl Client {
         call.map_err(Refusal::into_error)
     }
 
+    /// Invokes a function without waiting for it and without its output. It is sent, and sent again
+    /// to wherever its process is next, until its function has begun; who wants to know calls
+    /// [`Client::one_way_wait`]. A client makes progress only in its calls, so whoever has nothing
+    /// else to do calls that, or [`Client::close`].
+    ///
+    /// # Errors
+    /// Names that cannot be; no memory for the input.
+    pub fn invoke_one_way(
+        &mut self,
+        process: &str,
+        function: &str,
+        input: &[u8],
+    ) -> Result<(), InvokeError> {
+        let function = self.function(process, function)?;
+        self.call_one_way(function, input, CallOptions::default())
+    }
+
+    /// As [`Client::invoke_one_way`], of a function that was looked up. The deadline is for the
+    /// function's beginning.
+    ///
+    /// # Errors
+    /// No memory for the input. With too many under way it waits for one to begin, at most until
+    /// the deadline.
+    pub fn call_one_way(
+        &mut self,
+        function: FunctionRef,
+        input: &[u8],
+        options: CallOptions,
+    ) -> Result<(), InvokeError> {
+        let payload = Payload::copy_from(input, self.shell.endpoint.pool())
+            .map_err(|error| InvokeError::Exhausted(error.to_string()))?;
+        let FunctionRef { target, function } = function;
+        self.room_wait(options.deadline, |shell| shell.handler.peers.room(target))?;
+        let (peers, ops) = (&mut self.shell.handler.peers, &mut self.shell.endpoint);
+        peers
+            .invoke_one_way(ops, target, function, payload, options, 0, false)
+            .map_err(Refusal::into_error)?;
+        Ok(())
+    }
+
+    /// What became of one-way invocations so far.
+    pub fn one_way(&self) -> &OneWayTally {
+        self.shell.handler.peers.one_way()
+    }
+
+    /// Waits until it is known of every one-way invocation whether it has begun, at most until the
+    /// deadline; what is known then.
+    pub fn one_way_wait(&mut self, deadline: Option<Instant>) -> &OneWayTally {
+        while self.one_way().pending > 0 && deadline.is_none_or(|deadline| deadline > clock::now())
+        {
+            self.shell.step(deadline);
+        }
+        self.one_way()
+    }
+
     /// Puts a message into a process's mailbox and waits until it is there.
     ///
     /// # Errors
@@ -229,10 +285,12 @@ impl Client {
             .cancel(&mut self.shell.endpoint, call);
     }
 
-    /// Closes the connections in good order, for at most `patience`.
+    /// Closes the connections in good order, for at most `patience`, within which one-way
+    /// invocations that have not begun are waited for.
     pub fn close(mut self, patience: Duration) {
-        self.shell.handler.peers.close_all(&mut self.shell.endpoint);
         let until = clock::now() + patience;
+        self.one_way_wait(Some(until));
+        self.shell.handler.peers.close_all(&mut self.shell.endpoint);
         self.shell.endpoint.progress_wait(
             &mut self.shell.handler,
             Some(until.min(clock::now() + Duration::from_millis(10))),
@@ -259,5 +317,17 @@ impl Client {
             self.shell.step(deadline);
         }
         Ok(())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let pending = self.one_way().pending;
+        if pending > 0 {
+            tracing::warn!(
+                pending,
+                "a client ends before its one-way invocations have begun"
+            );
+        }
     }
 }

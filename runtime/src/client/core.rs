@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use praas_transport::wire::Incarnation;
 use slab::Slab;
 
+use super::one_way::OneWayTally;
 use crate::directory::Resolved;
 use crate::invocation::{
     AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, PASSED_MAX, Payload, RequestHeader, Status,
@@ -144,8 +145,17 @@ const PUTS_INFLIGHT_MAX: usize = 1024;
 
 #[derive(Debug)]
 enum Doing {
-    Invoke { function: u32 },
-    Put { key: Box<str> },
+    Invoke {
+        function: u32,
+    },
+    /// It ends when the function begins; its submitter hears so if it is to be `told`.
+    OneWay {
+        function: u32,
+        told: bool,
+    },
+    Put {
+        key: Box<str>,
+    },
 }
 
 #[derive(Debug)]
@@ -277,6 +287,7 @@ pub struct ClientCore<C> {
     stamp: u32,
     deadlines: BTreeSet<(Instant, CallId)>,
     completed: VecDeque<Completed>,
+    one_way: OneWayTally,
     limits: CoreLimits,
 }
 
@@ -311,6 +322,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             stamp: 0,
             deadlines: BTreeSet::new(),
             completed: VecDeque::new(),
+            one_way: OneWayTally::default(),
             limits,
         }
     }
@@ -385,6 +397,43 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         options: CallOptions,
         owner: u64,
     ) -> Result<CallId, Refusal> {
+        let doing = Doing::Invoke { function };
+        self.invocation_add(link, target, doing, payload, options, owner)
+    }
+
+    /// Submits a one-way invocation: it ends when its function has begun, and its deadline is for
+    /// that. It is counted in [`ClientCore::one_way`]; it completes as others do only if it is to
+    /// be `told`.
+    ///
+    /// # Errors
+    /// Too many under way.
+    #[allow(clippy::too_many_arguments)] // Those of an invocation, and one.
+    pub fn invoke_one_way<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        target: Target,
+        function: u32,
+        payload: Payload,
+        options: CallOptions,
+        owner: u64,
+        told: bool,
+    ) -> Result<CallId, Refusal> {
+        let doing = Doing::OneWay { function, told };
+        let call = self.invocation_add(link, target, doing, payload, options, owner)?;
+        self.one_way.pending += 1;
+        Ok(call)
+    }
+
+    #[inline]
+    fn invocation_add<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        target: Target,
+        doing: Doing,
+        payload: Payload,
+        options: CallOptions,
+        owner: u64,
+    ) -> Result<CallId, Refusal> {
         let peer = &mut self.peers[target.0 as usize];
         if !peer.room(self.limits.inflight_max) {
             return Err(Refusal::Full);
@@ -398,7 +447,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             stamp: 0,
             owner,
             target,
-            doing: Doing::Invoke { function },
+            doing,
             sequence,
             payload,
             options,
@@ -459,6 +508,11 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     #[inline]
     pub fn completed(&mut self) -> Option<Completed> {
         self.completed.pop_front()
+    }
+
+    /// What became of one-way invocations so far.
+    pub fn one_way(&self) -> &OneWayTally {
+        &self.one_way
     }
 
     /// Whether calls are under way.
@@ -777,7 +831,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let call = &mut self.calls[id.index as usize];
         let peer = &mut self.peers[call.target.0 as usize];
         let sent = match &call.doing {
-            Doing::Invoke { function } => {
+            Doing::Invoke { function } | Doing::OneWay { function, .. } => {
                 let function = *function;
                 if peer.pass_due {
                     let header = short_header(Kind::Passed, 0, 0);
@@ -810,6 +864,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     deadline_us,
                     acked_delta,
                     first: call.doubt,
+                    one_way: matches!(call.doing, Doing::OneWay { .. }),
                 };
                 let (header, len) = header.encode();
                 let (sequence, context) = (call.sequence, id.to_u64());
@@ -927,7 +982,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             Status::FunctionError => InvokeError::Function(text(&payload)),
             Status::UnknownFunction => {
                 let name = match &call.doing {
-                    Doing::Invoke { function } => peer.functions[*function as usize].to_string(),
+                    Doing::Invoke { function } | Doing::OneWay { function, .. } => {
+                        peer.functions[*function as usize].to_string()
+                    }
                     Doing::Put { .. } => String::new(),
                 };
                 InvokeError::UnknownFunction(name)
@@ -974,9 +1031,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     fn give_up<L: Link<Channel = C>>(&mut self, link: &mut L, id: CallId, error: InvokeError) {
         let Some(call) = self.call(id) else { return };
         let peer = &self.peers[call.target.0 as usize];
-        if let (true, Doing::Invoke { .. }, Bond::Open(channel)) =
-            (call.sent, &call.doing, peer.link)
-        {
+        let invocation = !matches!(call.doing, Doing::Put { .. });
+        if let (true, true, Bond::Open(channel)) = (call.sent, invocation, peer.link) {
             // If there is no room, the function runs on for nobody; its result is dropped.
             let header = short_header(Kind::Cancel, 0, 0);
             let payload = Payload::default();
@@ -998,6 +1054,14 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         match call.doing {
             Doing::Invoke { .. } => peer.done(call.sequence),
             Doing::Put { .. } => peer.put_done(call.sequence),
+            Doing::OneWay { function, told } => {
+                peer.done(call.sequence);
+                let function = &peer.functions[function as usize];
+                self.one_way.ended(&peer.name, function, &outcome);
+                if !told {
+                    return;
+                }
+            }
         }
         self.completed.push_back(Completed {
             call: id,

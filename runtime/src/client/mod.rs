@@ -13,15 +13,17 @@
 mod asynchronous;
 mod blocking;
 mod core;
+mod one_way;
 mod peers;
 mod shell;
 mod stepped;
 
-pub use self::asynchronous::AsyncClient;
+pub use self::asynchronous::{AsyncClient, OneWay};
 pub use self::blocking::{Client, FunctionRef};
 pub use self::core::{
     CallId, CallOptions, ClientCore, Completed, CoreLimits, Link, Refusal, Sent, Target,
 };
+pub use self::one_way::OneWayTally;
 pub use self::peers::{Directory, Peers};
 pub(crate) use self::shell::result_accept;
 pub use self::shell::{ClientConfig, ClientError};

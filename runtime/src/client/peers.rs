@@ -15,6 +15,7 @@ use praas_transport::{
 use super::core::{
     CallId, CallOptions, ClientCore, Completed, CoreLimits, Link, Refusal, Sent, Target,
 };
+use super::one_way::OneWayTally;
 use crate::directory::{DirectoryAnswer, DirectoryRequest, Resolved};
 use crate::invocation::{AM_DIRECTORY, InvokeError, Payload, Status};
 
@@ -201,6 +202,36 @@ impl Peers {
             .invoke(&mut link, target, function, payload, options, owner);
         self.settle(ops);
         call
+    }
+
+    /// See [`ClientCore::invoke_one_way`].
+    ///
+    /// # Errors
+    /// Too many under way.
+    #[allow(clippy::too_many_arguments)] // As there.
+    pub fn invoke_one_way(
+        &mut self,
+        ops: &mut Ops,
+        target: Target,
+        function: u32,
+        payload: Payload,
+        options: CallOptions,
+        owner: u64,
+        told: bool,
+    ) -> Result<CallId, Refusal> {
+        let mut link = PeersLink {
+            ops,
+            outside: &mut self.outside,
+        };
+        let core = &mut self.core;
+        let call = core.invoke_one_way(&mut link, target, function, payload, options, owner, told);
+        self.settle(ops);
+        call
+    }
+
+    /// See [`ClientCore::one_way`].
+    pub fn one_way(&self) -> &OneWayTally {
+        self.core.one_way()
     }
 
     /// See [`ClientCore::put`].

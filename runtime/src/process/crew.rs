@@ -210,12 +210,12 @@ impl Crew {
         self.queued() > 0 && self.running() < self.workers
     }
 
-    /// Takes jobs out of the queue: all, or the one named.
-    pub fn queue_take(&self, job: Option<u64>) -> Vec<ReadyJob> {
+    /// Takes jobs out of the queue.
+    pub fn queue_take(&self, which: impl Fn(&ReadyJob) -> bool) -> Vec<ReadyJob> {
         let mut followers = self.lock();
         let (taken, kept) = std::mem::take(&mut followers.queue)
             .into_iter()
-            .partition::<VecDeque<_>, _>(|queued| job.is_none_or(|job| queued.job == job));
+            .partition::<VecDeque<_>, _>(which);
         followers.queue = kept;
         self.queued.fetch_sub(taken.len(), Ordering::SeqCst);
         taken.into()

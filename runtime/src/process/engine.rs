@@ -19,6 +19,7 @@ use praas_transport::{BufPool, Endpoint, Identity, Incarnation, TimesReader, Wai
 
 use super::builtin::Builtin;
 use super::crew::{Crew, Delivery, Worker};
+use super::one_way::{OWNER_NONE, OneWayCall, OneWayCalls};
 use super::serve::{Callee, ReadyJob, Serve};
 use super::settings::ProcessSettings;
 use super::stepped::Meanwhile;
@@ -54,6 +55,14 @@ pub(super) struct Shared {
     pub monitor_asleep: AtomicBool,
     /// Invocations answered since the start.
     pub invocations: AtomicU64,
+    /// One-way invocations that began since the start, and those of them that failed, with those to
+    /// other processes that did not begin.
+    pub one_way: AtomicU64,
+    pub one_way_failed: AtomicU64,
+    /// The next number of a job of the process's own.
+    pub own_jobs: AtomicU64,
+    /// The process is about to end, and takes no more of those.
+    pub one_way_closed: AtomicBool,
     /// Somebody waits for functions to finish.
     pub quiet_wanted: AtomicBool,
     pub quiet: (Mutex<()>, Condvar),
@@ -89,6 +98,8 @@ pub(super) enum Post {
         payload: Payload,
         options: CallOptions,
     },
+    /// Call another process one-way, as soon as there is room.
+    OneWay(OneWayCall),
     /// Give up on a call.
     Cancel(CallId),
     /// Anything else.
@@ -110,6 +121,8 @@ pub(super) enum Outgoing {
 pub(super) struct Core {
     pub endpoint: Endpoint,
     pub serve: Serve,
+    /// One-way calls of functions that wait for room.
+    pub one_ways: OneWayCalls,
 }
 
 /// A running process.
@@ -210,7 +223,9 @@ impl Engine {
                     status,
                     payload,
                 } => {
-                    let Core { endpoint, serve } = core;
+                    let Core {
+                        endpoint, serve, ..
+                    } = core;
                     serve.reply(endpoint, session, client, sequence, status, payload);
                     self.replied();
                 }
@@ -239,16 +254,27 @@ impl Engine {
                         Err(error) => drop(worker.deliver(stamp, Delivery::Ended(Err(error)))),
                     }
                 }
+                Post::OneWay(call) => core.one_ways.push_back(call),
                 Post::Cancel(call) => core.serve.peers.cancel(&mut core.endpoint, call),
                 Post::Control(control) => control(core),
             }
         }
         while let Some(completed) = core.serve.peers.completed() {
+            if completed.owner == OWNER_NONE {
+                let failed = u64::from(completed.outcome.is_err());
+                self.shared
+                    .one_way_failed
+                    .fetch_add(failed, Ordering::Relaxed);
+                continue;
+            }
             let (worker, stamp) = ((completed.owner >> 32) as usize, completed.owner as u32);
             if let Some(worker) = self.shared.crew.worker(worker) {
                 // A wait that is over has no use for it.
                 drop(worker.deliver(stamp, Delivery::Ended(completed.outcome)));
             }
+        }
+        if !core.one_ways.is_empty() {
+            self.one_ways_start(core);
         }
     }
 
@@ -263,7 +289,9 @@ impl Engine {
         options: CallOptions,
     ) -> Result<CallId, InvokeError> {
         let owner = (worker as u64) << 32 | u64::from(stamp);
-        let Core { endpoint, serve } = core;
+        let Core {
+            endpoint, serve, ..
+        } = core;
         let peers = &mut serve.peers;
         let begun = match call {
             Outgoing::Invoke { process, function } => {
@@ -301,7 +329,9 @@ impl Engine {
                 }
                 if let Some(job) = crew.queue_push(job) {
                     let text = Payload::Inline((&b"the queue is full (queue_max)"[..]).into());
-                    let Core { endpoint, serve } = &mut *core;
+                    let Core {
+                        endpoint, serve, ..
+                    } = &mut *core;
                     let (client, sequence) = (job.client, job.sequence);
                     let status = Status::Exhausted;
                     serve.reply(endpoint, job.session, client, sequence, status, text);
@@ -323,7 +353,9 @@ impl Engine {
     /// One wait for something to happen on the endpoint.
     #[inline]
     fn core_wait(&self, core: &mut Core, until: Option<Instant>) {
-        let Core { endpoint, serve } = core;
+        let Core {
+            endpoint, serve, ..
+        } = core;
         let timer = serve.peers.timer_next();
         let until = match (until, timer) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -380,7 +412,9 @@ impl Engine {
     ) -> Option<Owned<'_, Core>> {
         match self.token.try_take() {
             Some(mut owned) => {
-                let Core { endpoint, serve } = &mut *owned;
+                let Core {
+                    endpoint, serve, ..
+                } = &mut *owned;
                 serve.reply(endpoint, session, client, sequence, status, payload);
                 self.replied();
                 Some(owned)
@@ -399,7 +433,7 @@ impl Engine {
     }
 
     #[inline]
-    fn replied(&self) {
+    pub fn replied(&self) {
         // Only the endpoint's owner counts, so that this need not be a read-modify-write.
         let answered = self.shared.invocations.load(Ordering::Relaxed) + 1;
         self.shared.invocations.store(answered, Ordering::Relaxed);

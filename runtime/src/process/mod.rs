@@ -11,6 +11,7 @@
 mod builtin;
 mod crew;
 mod engine;
+mod one_way;
 mod quiesce;
 mod serve;
 mod services;
@@ -38,6 +39,7 @@ pub use self::builtin::{
 };
 use self::crew::Crew;
 use self::engine::{Core, Engine, Shared};
+use self::one_way::{OWN_JOBS_FIRST, OneWayCalls};
 pub use self::quiesce::QuiesceError;
 use self::serve::Serve;
 pub use self::settings::{ProcessSettings, SettingsError};
@@ -114,6 +116,10 @@ pub struct ProcessStats {
     pub asleep_ns: u64,
     /// Nanoseconds of processor time that the OS process had, but for `spin_ns`.
     pub work_ns: u64,
+    /// One-way invocations that have begun since the start.
+    pub one_way: u64,
+    /// One-way invocations that failed: here, or on their way from here to another process.
+    pub one_way_failed: u64,
 }
 
 /// A running cloud process.
@@ -183,7 +189,11 @@ impl Process {
         shared.stepped = stepped;
         let shared = Arc::new(shared);
         let serve = Serve::new(Arc::clone(&shared), peers, sessions);
-        let token = OwnerToken::new(Core { endpoint, serve });
+        let token = OwnerToken::new(Core {
+            endpoint,
+            serve,
+            one_ways: OneWayCalls::new(),
+        });
         let engine = Arc::new(Engine { shared, token });
         // Set once, here.
         let _ = engine.shared.engine.set(Arc::downgrade(&engine));
@@ -252,6 +262,8 @@ impl Process {
             queued: shared.crew.queued() as u64,
             state_bytes: shared.state.used_bytes(),
             messages: shared.mailbox().len() as u64,
+            one_way: shared.one_way.load(Ordering::Relaxed),
+            one_way_failed: shared.one_way_failed.load(Ordering::Relaxed),
         }
     }
 
@@ -345,6 +357,10 @@ fn shared_make(
         leader_asleep: AtomicBool::new(false),
         monitor_asleep: AtomicBool::new(false),
         invocations: AtomicU64::new(0),
+        one_way: AtomicU64::new(0),
+        one_way_failed: AtomicU64::new(0),
+        own_jobs: AtomicU64::new(OWN_JOBS_FIRST),
+        one_way_closed: AtomicBool::new(false),
         quiet_wanted: AtomicBool::new(false),
         quiet: (Mutex::new(()), Condvar::new()),
         engine: OnceLock::new(),

@@ -31,6 +31,14 @@ pub enum QuiesceError {
         /// For how long they were waited for.
         waited_ms: u64,
     },
+    /// One-way invocations of other processes did not begin, nor fail.
+    #[error("{pending} one-way invocations of other processes have not begun {waited_ms} ms on")]
+    OneWay {
+        /// How many.
+        pending: u64,
+        /// For how long they were waited for.
+        waited_ms: u64,
+    },
     /// The process has ended.
     #[error("the process has ended")]
     Ended,
@@ -109,6 +117,10 @@ impl Process {
                 Ok(committed)
             }
             Err(error) => {
+                self.engine
+                    .shared
+                    .one_way_closed
+                    .store(false, Ordering::SeqCst);
                 self.engine.with_core(|core| {
                     core.serve.quiescing = false;
                     core.serve.sealed = false;
@@ -133,8 +145,12 @@ impl Process {
         let begun = engine.with_core(|core| {
             core.serve.quiescing = true;
             let mut turned_away: Vec<_> = core.serve.ready.drain(..).collect();
-            turned_away.extend(core.serve.shared.crew.queue_take(None));
-            let Core { endpoint, serve } = core;
+            // What the process has asked of itself is nobody else's to send again: it runs.
+            let crew = &core.serve.shared.crew;
+            turned_away.extend(crew.queue_take(|queued| !queued.is_own()));
+            let Core {
+                endpoint, serve, ..
+            } = core;
             for job in turned_away {
                 let (client, sequence) = (job.client, job.sequence);
                 let (status, none) = (Status::Quiescing, Payload::default());
@@ -145,6 +161,7 @@ impl Process {
         let patience = Duration::from_millis(engine.shared.settings.quiesce_timeout_ms);
         let quiet = self.quiet_wait(patience);
         let quiet = quiet || {
+            engine.shared.one_way_closed.store(true, Ordering::SeqCst);
             for worker in engine.shared.crew.workers() {
                 let job = worker.job.load(Ordering::Acquire);
                 worker.cancel.store(job, Ordering::Release);
@@ -153,11 +170,31 @@ impl Process {
             self.quiet_wait(patience)
         };
         match quiet {
-            true => Ok(()),
+            true => self.one_way_settle(patience),
             false => Err(QuiesceError::StillRunning {
                 running: engine.shared.crew.running() + engine.shared.crew.blocked(),
                 waited_ms: patience.as_millis() as u64 * 2,
             }),
+        }
+    }
+
+    /// Waits until one-way invocations of other processes have begun there, or failed: what is not
+    /// known of then would end with this process.
+    fn one_way_settle(&self, patience: Duration) -> Result<(), QuiesceError> {
+        let until = clock::now() + patience;
+        loop {
+            let pending = self
+                .engine
+                .with_core(|core| core.serve.peers.one_way().pending)
+                .ok_or(QuiesceError::Ended)?;
+            if pending == 0 {
+                return Ok(());
+            }
+            if clock::now() >= until {
+                let waited_ms = patience.as_millis() as u64;
+                return Err(QuiesceError::OneWay { pending, waited_ms });
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
         }
     }
 
@@ -178,7 +215,8 @@ impl Process {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let quiet = loop {
-            if shared.crew.running() + shared.crew.blocked() == 0 {
+            let busy = shared.crew.running() + shared.crew.blocked() + shared.crew.queued();
+            if busy == 0 {
                 break true;
             }
             let left = until.saturating_duration_since(clock::now());
@@ -220,7 +258,9 @@ impl Process {
             }
         }
         self.engine.with_core(|core| {
-            let Core { endpoint, serve } = core;
+            let Core {
+                endpoint, serve, ..
+            } = core;
             serve.close_all(endpoint);
             // The peers see the end before the sockets are gone.
             let patience = match serve.shared.stepped {

@@ -46,6 +46,8 @@ pub(super) struct ReadyJob {
     pub sequence: u64,
     pub input: Payload,
     pub deadline: Option<Instant>,
+    /// It is answered when it begins, and its deadline is for that.
+    pub one_way: bool,
 }
 
 /// Names in use on one channel at most.
@@ -395,6 +397,7 @@ impl Serve {
             sequence,
             input,
             deadline,
+            one_way: header.one_way,
         };
         self.ready.push_back(job);
         Flow::Stop
@@ -460,7 +463,7 @@ impl Serve {
         let Some(job) = self.sessions[session].session.job(sequence) else {
             return;
         };
-        for queued in self.shared.crew.queue_take(Some(job)) {
+        for queued in self.shared.crew.queue_take(|queued| queued.job == job) {
             let (client, sequence) = (queued.client, queued.sequence);
             self.reply(
                 ops,

@@ -34,7 +34,12 @@ impl Engine {
     }
 
     /// Begins a wait: what is delivered with this stamp is for it.
-    fn wait_begin(&self, worker: &Worker) -> Result<u32, InvokeError> {
+    pub fn wait_begin(&self, worker: &Worker, job: &Job) -> Result<u32, InvokeError> {
+        if job.short {
+            // It has the endpoint, so what it waits for would never come.
+            let text = "a function that is marked short may not wait";
+            return Err(InvokeError::Exhausted(text.into()));
+        }
         let spare = self.shared.crew.block()? && self.shared.stepped.is_none();
         self.shared.quiet_notify();
         if spare
@@ -52,7 +57,7 @@ impl Engine {
     }
 
     /// Waits for a delivery, leading if nobody else does.
-    fn wait(
+    pub fn wait(
         &self,
         worker: &Worker,
         job: &Job,
@@ -92,7 +97,7 @@ impl Engine {
         }
     }
 
-    fn wait_end(&self) {
+    pub fn wait_end(&self) {
         self.shared.crew.unblock();
     }
 
@@ -112,7 +117,7 @@ impl Engine {
         };
         let payload = Payload::copy_from(payload, &self.shared.pool)
             .map_err(|error| InvokeError::Exhausted(error.to_string()))?;
-        let stamp = self.wait_begin(&worker)?;
+        let stamp = self.wait_begin(&worker, job)?;
         let owned = match self.token.try_take() {
             Some(mut core) => {
                 let begun = self.call_begin(&mut core, job.worker, stamp, call, payload, options);
@@ -144,7 +149,7 @@ impl Engine {
         self.wait_end();
         match waited? {
             Delivery::Ended(outcome) => outcome,
-            Delivery::Message(_) => Err(InvokeError::Malformed("a message for a call".into())),
+            _ => Err(InvokeError::Malformed("a message for a call".into())),
         }
     }
 
@@ -246,7 +251,7 @@ impl Services for Engine {
         }
         let worker = self.worker_of(job)?;
         let deadline = deadline.or(job.deadline);
-        let stamp = self.wait_begin(&worker)?;
+        let stamp = self.wait_begin(&worker, job)?;
         let waiter = (job.worker as u64) << 32 | u64::from(stamp);
         {
             let mut mailbox = self.shared.mailbox();
@@ -267,7 +272,7 @@ impl Services for Engine {
         self.wait_end();
         match waited? {
             Delivery::Message(message) => Ok(message),
-            Delivery::Ended(_) => Err(InvokeError::Malformed("a result for a get".into())),
+            _ => Err(InvokeError::Malformed("a result for a get".into())),
         }
     }
 
@@ -297,6 +302,35 @@ impl Services for Engine {
         self.call(job, call, input, deadline)
     }
 
+    fn invoke_one_way(
+        &self,
+        job: &Job,
+        process: &str,
+        function: &str,
+        input: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<(), InvokeError> {
+        if process.is_empty() || process == &*self.shared.identity.name {
+            return self.one_way_own(function, input, deadline);
+        }
+        let worker = self.worker_of(job)?;
+        self.one_way_call(&worker, job, (process, function), input, deadline)
+    }
+
+    fn invoke_batch(
+        &self,
+        job: &Job,
+        process: &str,
+        function: &str,
+        inputs: &[&[u8]],
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Result<Payload, InvokeError>>, InvokeError> {
+        let calls = inputs
+            .iter()
+            .map(|input| self.invoke(job, process, function, input, deadline));
+        Ok(calls.collect())
+    }
+
     fn world_wait(
         &self,
         job: &Job,
@@ -305,7 +339,7 @@ impl Services for Engine {
     ) -> Result<World, InvokeError> {
         let worker = self.worker_of(job)?;
         let deadline = deadline.or(job.deadline);
-        self.wait_begin(&worker)?;
+        self.wait_begin(&worker, job)?;
         let outcome = loop {
             let now = clock::now();
             let look = now + CANCEL_LOOK;

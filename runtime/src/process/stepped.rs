@@ -78,7 +78,9 @@ impl Process {
 impl Engine {
     /// One round on the endpoint, and what time has made due.
     pub(super) fn core_step(&self, core: &mut Core) -> bool {
-        let Core { endpoint, serve } = core;
+        let Core {
+            endpoint, serve, ..
+        } = core;
         let mut happened = endpoint.progress(serve) > 0;
         let now = clock::now();
         if endpoint.timer_next().is_some_and(|timer| timer <= now) {

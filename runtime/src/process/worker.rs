@@ -83,12 +83,16 @@ impl Engine {
         &'a self,
         number: usize,
         worker: &Arc<Worker>,
-        job: ReadyJob,
+        mut job: ReadyJob,
         mut owned: Option<Owned<'a, Core>>,
     ) -> Option<Owned<'a, Core>> {
         let pace = self.pace(job.callee);
         let (session, client, sequence) = (job.session, job.client, job.sequence);
         let led = owned.is_some();
+        let one_way = job.one_way;
+        if one_way && !self.one_way_begin(&mut job, &mut owned) {
+            return owned;
+        }
         if pace != Pace::Short {
             owned = None;
             match pace {
@@ -99,7 +103,7 @@ impl Engine {
         let phase = self.token.phase();
         let started = (pace == Pace::Long).then(clock::now);
         let callee = job.callee;
-        let (status, payload) = self.job_execute(number, worker, job);
+        let (status, payload) = self.job_execute(number, worker, job, pace);
         if let (Callee::User(index), true, false) = (callee, led, pace == Pace::Short) {
             let long = match started {
                 Some(started) => clock::now() - started >= self.takeover(),
@@ -108,9 +112,15 @@ impl Engine {
             };
             self.shared.registry.function(index).seems_long_set(long);
         }
+        if one_way {
+            return self.one_way_end(callee, status, &payload, owned);
+        }
         if let Some(core) = owned.as_mut() {
-            let Core { endpoint, serve } = &mut **core;
+            let Core {
+                endpoint, serve, ..
+            } = &mut **core;
             serve.reply(endpoint, session, client, sequence, status, payload);
+            self.replied();
             return owned;
         }
         self.finish(session, client, sequence, status, payload)
@@ -121,6 +131,7 @@ impl Engine {
         number: usize,
         worker: &Arc<Worker>,
         ready: ReadyJob,
+        pace: Pace,
     ) -> (Status, Payload) {
         if ready
             .deadline
@@ -136,6 +147,7 @@ impl Engine {
                     id: ready.job,
                     worker: number,
                     depth: 0,
+                    short: pace == Pace::Short,
                     client: ready.client,
                     sequence: ready.sequence,
                     deadline: ready.deadline,
