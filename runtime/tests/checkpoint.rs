@@ -217,6 +217,7 @@ impl Caller {
             function: function.unwrap() as u32,
             deadline_us: 0,
             acked_delta: sequence as u32,
+            one_way: false,
             first: first.map(Incarnation),
         };
         let (header, len) = header.encode();
