@@ -59,6 +59,9 @@ pub enum CallError {
     /// The other process is not to be had.
     #[error("{0}")]
     Unavailable(String),
+    /// This process may not have it.
+    #[error("{0}")]
+    Forbidden(String),
     /// A limit of this process is reached.
     #[error("{0}")]
     LimitReached(String),
@@ -89,6 +92,7 @@ impl CallError {
             code::LIMIT_REACHED => return Self::LimitReached(text),
             code::BAD_ARGUMENT => return Self::BadArgument(text),
             code::UNAVAILABLE => return Self::Unavailable(text),
+            code::FORBIDDEN => return Self::Forbidden(text),
             _ => {}
         }
         match u16::try_from(code).ok().and_then(Status::from_code) {
@@ -371,6 +375,46 @@ impl<'a> Context<'a> {
     /// Bytes that are no such value; a bad key.
     pub fn state_load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CallError> {
         let view = self.state_view(key)?;
+        Ok(view.map(|view| codec::decode(&view)).transpose()?)
+    }
+
+    /// A state object of another process of this application, read by one-sided operations: no
+    /// function runs there, and from the second read on nobody is asked. It is the object as it was
+    /// at a moment within the read.
+    ///
+    /// # Errors
+    /// Unknown or dead processes; one that does not show its state ([`CallError::Forbidden`],
+    /// setting `state_read`); the deadline; no memory for it.
+    pub fn peer_state(&self, process: &str, key: &str) -> Result<Option<View>, CallError> {
+        optional(self.guest.peer_state(process, key, -1))
+    }
+
+    /// As [`peer_state`](Self::peer_state), with a deadline of its own.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn peer_state_within(
+        &self,
+        process: &str,
+        key: &str,
+        timeout: Duration,
+    ) -> Result<Option<View>, CallError> {
+        optional(
+            self.guest
+                .peer_state(process, key, timeout_us(Some(timeout))),
+        )
+    }
+
+    /// As [`peer_state`](Self::peer_state), as a value.
+    ///
+    /// # Errors
+    /// The same; bytes that are no such value.
+    pub fn peer_state_load<T: DeserializeOwned>(
+        &self,
+        process: &str,
+        key: &str,
+    ) -> Result<Option<T>, CallError> {
+        let view = self.peer_state(process, key)?;
         Ok(view.map(|view| codec::decode(&view)).transpose()?)
     }
 

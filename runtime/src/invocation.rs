@@ -109,6 +109,8 @@ pub enum Status {
     Malformed = 11,
     /// The mailbox is full.
     MailboxFull = 12,
+    /// Whoever asked may not have it.
+    Forbidden = 13,
 }
 
 impl Status {
@@ -128,6 +130,7 @@ impl Status {
             10 => Self::TooLarge,
             11 => Self::Malformed,
             12 => Self::MailboxFull,
+            13 => Self::Forbidden,
             _ => return None,
         })
     }
@@ -167,6 +170,9 @@ pub enum InvokeError {
     /// The receiver's mailbox is full.
     #[error("the mailbox of '{0}' is full")]
     MailboxFull(String),
+    /// Whoever asks may not have it.
+    #[error("forbidden: {0}")]
+    Forbidden(String),
     /// The directory knows no such process, or cannot bring it up.
     #[error("process '{process}' is not to be had: {reason}")]
     Unavailable {
@@ -320,6 +326,12 @@ impl Payload {
             Self::Inline(bytes) => Buf::from_vec(bytes.to_vec()),
             Self::Buf(buf) => buf,
         }
+    }
+}
+
+impl From<Buf> for Payload {
+    fn from(buf: Buf) -> Self {
+        Self::Buf(buf)
     }
 }
 

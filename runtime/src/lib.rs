@@ -22,6 +22,7 @@ pub mod directory;
 pub mod function;
 pub mod host;
 pub mod invocation;
+pub mod locate;
 pub mod mailbox;
 pub mod process;
 pub mod services;

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use praas_transport::clock;
 use praas_transport::sync::atomic::{AtomicU64, Ordering};
-use praas_transport::{BufPool, Identity};
+use praas_transport::{Buf, BufPool, Identity};
 
 use crate::invocation::{InvokeError, Payload};
 use crate::mailbox::{MailMessage, Source};
@@ -141,6 +141,19 @@ pub trait Services: Send + Sync {
         inputs: &[&[u8]],
         deadline: Option<Instant>,
     ) -> Result<Vec<Result<Payload, InvokeError>>, InvokeError>;
+
+    /// Reads a state object of a process (an empty name: this one) by one-sided operations: its
+    /// bytes and its version.
+    ///
+    /// # Errors
+    /// As for a client; besides, no worker left to stand in.
+    fn peer_state(
+        &self,
+        job: &Job,
+        process: &str,
+        key: &str,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(Buf, u64)>, InvokeError>;
 
     /// Waits until the world's generation is above `after`.
     ///

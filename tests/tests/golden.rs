@@ -8,7 +8,9 @@ use praas_runtime::host::{FromHost, ToHost};
 use praas_runtime::invocation::{
     Kind, RequestHeader, Status, passed_decode, passed_encode, short_header,
 };
+use praas_runtime::locate::{LOCATE_BYTES, LOCATED_FOLLOWS, LocateHeader, LocateKind, LocatedBody};
 use praas_runtime::process::ProcessSettings;
+use praas_runtime::state::Place;
 use praas_runtime::swap::SwapConfig;
 use praas_runtime::world::World;
 use praas_tests::golden::{Field, Golden, fields_cut, fields_traced};
@@ -17,7 +19,8 @@ use praas_transport::wire::{
     bulk_hello, refusal,
 };
 use praas_transport::{
-    Address, Credential, HostId, Identity, Incarnation, Keyring, RefuseReason, Role, Secret, Ticket,
+    Address, Credential, HostId, Identity, Incarnation, Keyring, RefuseReason, RemoteKey, Role,
+    Secret, Ticket,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -384,6 +387,81 @@ fn golden_mailbox() {
     golden.close();
 }
 
+#[test]
+fn golden_locate() {
+    let mut golden = Golden::open("locate", "docs/wire.md, \"Reads of state\"");
+    let header = [("kind", 1), ("flags", 1), ("status", 2), ("zero", 4)];
+    let ask = |flags| LocateHeader {
+        kind: LocateKind::Locate,
+        flags,
+        status: 0,
+    };
+    for (file, flags) in [("locate", 0), ("locate-whole", LOCATE_BYTES)] {
+        let bytes = [&ask(flags).encode()[..], b"key"].concat();
+        let fields = [&header[..], &[("key", 3)]].concat();
+        golden.hold(file, &fields_cut(&bytes, &fields));
+    }
+    let place = Place {
+        object: RemoteKey(0x1112_1314_1516_1718),
+        offset: 64,
+        len: 5,
+        words: RemoteKey(0x2122_2324_2526_2728),
+        word: 24,
+    };
+    let fields = [
+        ("version", 8),
+        ("object", 8),
+        ("offset", 8),
+        ("len", 8),
+        ("words", 8),
+        ("word", 8),
+        ("bytes", 5),
+    ];
+    let version = 0x0000_0003_0000_0009;
+    for (file, version, place, bytes, more, count) in [
+        ("located", version, Some(place), None, 0, 6),
+        (
+            "located-inline",
+            version,
+            Some(place),
+            Some(&b"bytes"[..]),
+            0,
+            7,
+        ),
+        ("located-follows", version, None, None, LOCATED_FOLLOWS, 1),
+        ("located-absent", 0, None, None, 0, 1),
+    ] {
+        let body = LocatedBody {
+            version,
+            place,
+            bytes,
+        };
+        let (flags, payload) = body.encode();
+        let located = LocateHeader {
+            kind: LocateKind::Located,
+            flags: flags | more,
+            status: 0,
+        };
+        assert_eq!(LocatedBody::decode(flags | more, &payload), Some(body));
+        let bytes = [&located.encode()[..], &payload].concat();
+        let fields = [&header[..], &fields[..count]].concat();
+        golden.hold(file, &fields_cut(&bytes, &fields));
+    }
+    let refused = LocateHeader {
+        kind: LocateKind::Located,
+        flags: 0,
+        status: Status::Forbidden as u16,
+    };
+    golden.hold("refused", &fields_cut(&refused.encode(), &header));
+    let bytes = LocateHeader {
+        kind: LocateKind::Bytes,
+        flags: 0,
+        status: 0,
+    };
+    golden.hold("bytes", &fields_cut(&bytes.encode(), &header));
+    golden.close();
+}
+
 const TCP: &str = "tcp:127.0.0.1:4711";
 
 #[test]
@@ -636,6 +714,7 @@ fn golden_abi() {
             size output_alloc error_set error_text name incarnation cancelled deadline_left_us
             view_release state_put state_view state_delete state_list state_compare_swap
             state_append message_put message_get invoke world log invoke_one_way invoke_batch
+            peer_state
         }),
     ];
     for table in tables {
@@ -650,7 +729,7 @@ fn golden_abi() {
         }));
         golden.hold(name, &fields);
     }
-    let numbers: [(&str, i64); 10] = [
+    let numbers: [(&str, i64); 11] = [
         ("ABI_VERSION", ABI_VERSION.into()),
         ("FLAG_SHORT", FLAG_SHORT as i64),
         ("FLAG_LONG", FLAG_LONG as i64),
@@ -661,6 +740,7 @@ fn golden_abi() {
         ("LIMIT_REACHED", code::LIMIT_REACHED.into()),
         ("BAD_ARGUMENT", code::BAD_ARGUMENT.into()),
         ("UNAVAILABLE", code::UNAVAILABLE.into()),
+        ("FORBIDDEN", code::FORBIDDEN.into()),
     ];
     golden.hold(
         "numbers",

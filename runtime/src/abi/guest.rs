@@ -349,6 +349,34 @@ impl Guest<'_> {
         self.view(code, view)
     }
 
+    pub(crate) fn peer_state(
+        &self,
+        process: &str,
+        key: &str,
+        timeout_us: i64,
+    ) -> Result<View, CallError> {
+        self.has(offset_of!(HostTable, peer_state))?;
+        let (process, key) = (Bytes::new(process.as_bytes()), Bytes::new(key.as_bytes()));
+        let mut view = RawView::NONE;
+        // SAFETY: as above; the table has the field.
+        let code =
+            unsafe { (self.host.peer_state)(self.call, process, key, timeout_us, &raw mut view) };
+        self.view(code, view)
+    }
+
+    /// Whether the host's table goes on behind the function at `offset`: hosts may be older.
+    fn has(&self, offset: usize) -> Result<(), CallError> {
+        // SAFETY: the size is the first word of every version's table.
+        let size = unsafe { (&raw const *self.host).cast::<usize>().read() };
+        match offset < size {
+            true => Ok(()),
+            false => Err(CallError::Other {
+                code: 0,
+                text: "the host is older than the module, and has no such function".into(),
+            }),
+        }
+    }
+
     pub(crate) fn log(&self, level: u32, text: &str) {
         // SAFETY: as above.
         unsafe { (self.host.log)(self.call, level, Bytes::new(text.as_bytes())) };

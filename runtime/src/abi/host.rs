@@ -104,6 +104,7 @@ pub(crate) fn host_table() -> &'static HostTable {
         log,
         invoke_one_way,
         invoke_batch,
+        peer_state,
     };
     &TABLE
 }
@@ -183,6 +184,7 @@ fn invoke_code(error: InvokeError) -> (i32, String) {
         InvokeError::TooLarge(_) => Status::TooLarge as i32,
         InvokeError::MailboxFull(_) => Status::MailboxFull as i32,
         InvokeError::Unavailable { .. } => code::UNAVAILABLE,
+        InvokeError::Forbidden(_) => code::FORBIDDEN,
         InvokeError::Malformed(_) => Status::Malformed as i32,
     };
     (code, error.to_string())
@@ -640,5 +642,34 @@ unsafe extern "C" fn log(handle: *mut CallHandle, level: u32, text: Bytes) {
         1 => tracing::warn!(function, "{text}"),
         2 => tracing::info!(function, "{text}"),
         _ => tracing::debug!(function, "{text}"),
+    }
+}
+
+unsafe extern "C" fn peer_state(
+    handle: *mut CallHandle,
+    process: Bytes,
+    key: Bytes,
+    timeout_us: i64,
+    out: *mut RawView,
+) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    // SAFETY: see above.
+    let (process, key) = match unsafe { (call.text(process), call.text(key)) } {
+        (Ok(process), Ok(key)) => (process, key),
+        (Err(code), _) | (_, Err(code)) => return code,
+    };
+    let deadline = deadline(timeout_us);
+    match call.services.peer_state(call.job, process, key, deadline) {
+        Ok(Some((buf, version))) => {
+            // SAFETY: see above.
+            unsafe { write(out, view(buf, version)) };
+            code::OK
+        }
+        Ok(None) => call.fail(
+            code::NOT_FOUND,
+            format!("process '{process}' has no state object '{key}'"),
+        ),
+        Err(error) => call.invoke_fail(error),
     }
 }

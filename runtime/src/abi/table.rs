@@ -29,6 +29,8 @@ pub mod code {
     pub const BAD_ARGUMENT: i32 = 103;
     /// The other process is not to be had.
     pub const UNAVAILABLE: i32 = 104;
+    /// Whoever asks may not have it.
+    pub const FORBIDDEN: i32 = 106;
 }
 
 /// Bytes somewhere; for optional arguments a null pointer is "none".
@@ -314,6 +316,14 @@ pub struct HostTable {
         timeout_us: i64,
         outcomes: *mut BatchOutcome,
     ) -> i32,
+    /// Reads a state object of a process (empty: this one) by one-sided operations.
+    pub peer_state: unsafe extern "C" fn(
+        call: CallPtr,
+        process: Bytes,
+        key: Bytes,
+        timeout_us: i64,
+        view: *mut RawView,
+    ) -> i32,
 }
 
 #[cfg(test)]
@@ -357,6 +367,7 @@ mod tests {
         assert_eq!(offset_of!(HostTable, message_put), 120);
         assert_eq!(offset_of!(HostTable, log), 152);
         assert_eq!(offset_of!(HostTable, invoke_batch), 168);
-        assert_eq!(size_of::<HostTable>(), 176);
+        assert_eq!(offset_of!(HostTable, peer_state), 176);
+        assert_eq!(size_of::<HostTable>(), 184);
     }
 }

@@ -15,13 +15,16 @@ use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::{Buf, Credential, WaitMode, Waker};
 use tokio::sync::oneshot;
 
-use super::core::{CallId, CallOptions, Refusal};
+use super::StateObject;
+use super::core::{CallId, CallOptions, Completed, Refusal};
 use super::shell::{ClientConfig, ClientError, Shell};
 use crate::directory::Resolved;
 use crate::invocation::{InvokeError, Payload};
 
-type Answer = oneshot::Sender<Result<Payload, InvokeError>>;
-type Answered = oneshot::Receiver<Result<Payload, InvokeError>>;
+/// How a call ended, or why it could not begin.
+type Outcome = Result<Completed, InvokeError>;
+type Answer = oneshot::Sender<Outcome>;
+type Answered = oneshot::Receiver<Outcome>;
 
 /// A one-way invocation that is under way: a future of its beginning.
 #[derive(Debug)]
@@ -37,7 +40,7 @@ impl Future for OneWay {
         let lost = Err(InvokeError::OutcomeUnknown);
         Pin::new(&mut self.begun)
             .poll(context)
-            .map(|begun| begun.unwrap_or(lost).map(drop))
+            .map(|begun| begun.unwrap_or(lost)?.outcome.map(drop))
     }
 }
 
@@ -45,6 +48,7 @@ enum Request {
     Invoke { process: String, function: String },
     OneWay { process: String, function: String },
     Put { process: String, key: String },
+    Read { process: String, key: String },
 }
 
 /// How long the thread goes on for one-way invocations that have not begun when the last handle is
@@ -157,7 +161,7 @@ impl AsyncClient {
             process: process.into(),
             function: function.into(),
         };
-        self.call(request, input.into(), options).await
+        self.call(request, input.into(), options).await?.outcome
     }
 
     /// Invokes a function without its output. It is under way when this returns; who awaits what is
@@ -194,7 +198,26 @@ impl AsyncClient {
             process: process.into(),
             key: key.into(),
         };
-        self.call(request, body.into(), options).await.map(|_| ())
+        let completed = self.call(request, body.into(), options).await?;
+        completed.outcome.map(|_| ())
+    }
+
+    /// Reads a state object of a process by one-sided operations; see
+    /// [`super::Client::state_read`].
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn state_read(
+        &self,
+        process: &str,
+        key: &str,
+        options: CallOptions,
+    ) -> Result<Option<StateObject>, InvokeError> {
+        let request = Request::Read {
+            process: process.into(),
+            key: key.into(),
+        };
+        self.call(request, Buf::default(), options).await?.object()
     }
 
     /// Tells where a process is, and what opens it from now on, to a client whose directory is a
@@ -223,12 +246,7 @@ impl AsyncClient {
         (ticket, answered)
     }
 
-    async fn call(
-        &self,
-        request: Request,
-        payload: Buf,
-        options: CallOptions,
-    ) -> Result<Payload, InvokeError> {
+    async fn call(&self, request: Request, payload: Buf, options: CallOptions) -> Outcome {
         let (ticket, answered) = self.command(request, payload, options);
         let mut guard = CancelGuard {
             shared: &self.shared,
@@ -267,7 +285,7 @@ fn run(shell: &mut Shell, shared: &Shared) {
         while let Some(completed) = shell.handler.peers.completed() {
             if let Some((_, answer)) = calls.by_ticket.remove(&completed.owner) {
                 // A caller that is gone has no use for it.
-                let _ = answer.send(completed.outcome);
+                let _ = answer.send(Ok(completed));
             }
         }
         if shared.ended.load(Ordering::Acquire) {
@@ -327,7 +345,8 @@ impl Calls {
         let process = match &request {
             Request::Invoke { process, .. }
             | Request::OneWay { process, .. }
-            | Request::Put { process, .. } => process,
+            | Request::Put { process, .. }
+            | Request::Read { process, .. } => process,
         };
         let submitted = peers
             .target(process)
@@ -336,6 +355,7 @@ impl Calls {
                 let room = match &request {
                     Request::Invoke { .. } | Request::OneWay { .. } => peers.room(target),
                     Request::Put { .. } => peers.room_put(target),
+                    Request::Read { .. } => peers.room_read(target),
                 };
                 match &request {
                     _ if !room => Err(Refusal::Full),
@@ -354,6 +374,9 @@ impl Calls {
                         let function = peers.function(target, function).map_err(Refusal::Never)?;
                         let payload = Payload::Buf(payload.clone());
                         peers.invoke_one_way(ops, target, function, payload, options, ticket, true)
+                    }
+                    Request::Read { key, .. } => {
+                        peers.state_read(ops, target, key, options, ticket)
                     }
                     Request::Put { key, .. } => peers.put(
                         ops,

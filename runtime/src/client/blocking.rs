@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use praas_transport::clock;
 
+use super::StateObject;
 use super::core::{CallId, CallOptions, Refusal, Target};
 use super::one_way::OneWayTally;
 use super::shell::{ClientConfig, ClientError, Shell};
@@ -225,6 +226,37 @@ impl Client {
             .peers
             .put(ops, target, key, body, options, 0);
         call.map_err(Refusal::into_error)
+    }
+
+    /// Reads a state object of a process by one-sided operations: no function runs there, and from
+    /// the second read on nobody is asked. `None` if there is no such object.
+    ///
+    /// # Errors
+    /// See [`InvokeError`]; [`InvokeError::Forbidden`] if the process does not show its state to
+    /// clients (setting `state_read`).
+    pub fn state_read(
+        &mut self,
+        process: &str,
+        key: &str,
+        options: CallOptions,
+    ) -> Result<Option<StateObject>, InvokeError> {
+        let target = self.shell.handler.peers.target(process)?;
+        self.room_wait(options.deadline, |shell| {
+            shell.handler.peers.room_read(target)
+        })?;
+        let ops = &mut self.shell.endpoint;
+        let peers = &mut self.shell.handler.peers;
+        let call = peers.state_read(ops, target, key, options, 0);
+        let call = call.map_err(Refusal::into_error)?;
+        loop {
+            while let Some(completed) = self.shell.handler.peers.completed() {
+                if completed.call == call {
+                    return completed.object();
+                }
+                self.ended.insert(completed.call, completed.outcome);
+            }
+            self.shell.step(None);
+        }
     }
 
     /// Waits for a call to end.

@@ -12,6 +12,8 @@
 //! the process is next; when a process died, whether the call ran is not known, and the caller
 //! hears so at once, unless the caller said that running it twice does no harm.
 
+mod reads;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -26,6 +28,7 @@ use crate::invocation::{
     AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, PASSED_MAX, Payload, RequestHeader, Status,
     passed_encode, short_header,
 };
+use crate::locate::{AM_STATE, LOCATE_BYTES, LocateHeader, LocateKind};
 
 /// What became of bytes that the core sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +122,8 @@ pub struct Completed {
     pub owner: u64,
     /// The output.
     pub outcome: Result<Payload, InvokeError>,
+    /// The version of an object that was read; zero if there is none, or it was no read.
+    pub version: u64,
 }
 
 /// Limits of a client, with their units.
@@ -155,6 +160,11 @@ enum Doing {
     },
     Put {
         key: Box<str>,
+    },
+    /// Reads a state object of the process, which was so often not where it was said to be.
+    Read {
+        key: Box<str>,
+        misses: u32,
     },
 }
 
@@ -196,6 +206,7 @@ struct Peer<C> {
     outstanding: usize,
     puts: VecDeque<Option<u32>>,
     puts_base: u64,
+    reads: Vec<u32>,
     /// Not sent on this channel, in the order of submission.
     unsent: VecDeque<CallId>,
     functions: Vec<Box<str>>,
@@ -240,10 +251,11 @@ impl<C> Peer<C> {
         }
     }
 
-    /// The calls of all invocations and puts that are under way.
+    /// The calls of all invocations, puts and reads that are under way.
     fn under_way(&self) -> impl Iterator<Item = u32> {
         let invocations = self.passed.values().chain(self.window.iter().flatten());
-        invocations.chain(self.puts.iter().flatten()).copied()
+        let puts = self.puts.iter().flatten();
+        invocations.chain(puts).chain(&self.reads).copied()
     }
 
     /// An invocation has its result.
@@ -351,6 +363,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             outstanding: 0,
             puts: VecDeque::new(),
             puts_base: 0,
+            reads: Vec::new(),
             unsent: VecDeque::new(),
             functions: Vec::new(),
             by_name: HashMap::new(),
@@ -639,6 +652,11 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                 again.push((call.sequence, id));
                 continue;
             }
+            if let Doing::Read { .. } = call.doing {
+                call.sent = false;
+                again.push((call.sequence, id));
+                continue;
+            }
             let put = matches!(call.doing, Doing::Put { .. });
             let twice = call.doubt.is_some_and(|doubt| doubt != incarnation);
             let repeat = call.options.idempotent || put && graceful || graceful && !twice;
@@ -892,6 +910,18 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     id.to_u64(),
                 )
             }
+            Doing::Read { key, misses } => {
+                // An object that changes faster than it can be read comes with the answer.
+                let whole = *misses > 1;
+                let header = LocateHeader {
+                    kind: LocateKind::Locate,
+                    flags: if whole { LOCATE_BYTES } else { 0 },
+                    status: 0,
+                };
+                let key = Payload::Inline(smallvec::SmallVec::from_slice(key.as_bytes()));
+                let (header, context) = (header.encode(), id.to_u64());
+                link.send(channel, AM_STATE, context, &header, &key, context)
+            }
         };
         match sent {
             Sent::Done | Sent::Pending => call.sent = true,
@@ -985,7 +1015,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     Doing::Invoke { function } | Doing::OneWay { function, .. } => {
                         peer.functions[*function as usize].to_string()
                     }
-                    Doing::Put { .. } => String::new(),
+                    Doing::Put { .. } | Doing::Read { .. } => String::new(),
                 };
                 InvokeError::UnknownFunction(name)
             }
@@ -1004,6 +1034,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             }),
             Status::Malformed => InvokeError::Malformed(text(&payload)),
             Status::MailboxFull => InvokeError::MailboxFull(peer.name.to_string()),
+            Status::Forbidden => InvokeError::Forbidden(text(&payload)),
         };
         self.complete(id, Err(error));
     }
@@ -1062,11 +1093,13 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     return;
                 }
             }
+            Doing::Read { .. } => peer.reads.retain(|read| *read != id.index),
         }
         self.completed.push_back(Completed {
             call: id,
             owner: call.owner,
             outcome,
+            version: 0,
         });
     }
 }

@@ -25,5 +25,27 @@ pub use self::core::{
 };
 pub use self::one_way::OneWayTally;
 pub use self::peers::{Directory, Peers};
-pub(crate) use self::shell::result_accept;
 pub use self::shell::{ClientConfig, ClientError};
+pub(crate) use self::shell::{result_accept, state_take};
+use crate::invocation::{InvokeError, Payload};
+
+/// A state object of a process, as it was at a moment within the read.
+#[derive(Debug, Clone)]
+pub struct StateObject {
+    /// Its bytes.
+    pub bytes: Payload,
+    /// Its version: it grows with every write.
+    pub version: u64,
+}
+
+impl Completed {
+    /// What came of a read of state: none, if there is no such object.
+    ///
+    /// # Errors
+    /// See [`InvokeError`].
+    pub fn object(self) -> Result<Option<StateObject>, InvokeError> {
+        let version = self.version;
+        let bytes = self.outcome?;
+        Ok((version != 0).then_some(StateObject { bytes, version }))
+    }
+}

@@ -3,6 +3,8 @@
 //! Clients and processes call others through the same [`Peers`]; it lives beside an endpoint and
 //! is given it with every call, so that whoever owns the endpoint owns this too.
 
+mod reads;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use praas_transport::{
     RefuseReason, SendError, address_choose,
 };
 
+use self::reads::Reads;
 use super::core::{
     CallId, CallOptions, ClientCore, Completed, CoreLimits, Link, Refusal, Sent, Target,
 };
@@ -38,6 +41,7 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 pub struct Peers {
     core: ClientCore<ChannelId>,
     outside: Outside,
+    reads: Reads,
 }
 
 /// All of [`Peers`] but the core: what the core's [`Link`] is made of.
@@ -160,6 +164,7 @@ impl Peers {
                 link: DirectoryLink::default(),
                 answers: VecDeque::new(),
             },
+            reads: Reads::default(),
         }
     }
 
@@ -397,6 +402,7 @@ impl Peers {
         if !self.core.owns(channel) {
             return false;
         }
+        self.reads_closed(channel);
         if for_good {
             self.core.on_refused(channel, &reason.to_string());
             return true;
@@ -424,6 +430,7 @@ impl Peers {
             },
             channel,
         );
+        self.reads_writable(ops, channel);
         self.settle(ops);
     }
 

@@ -5,15 +5,16 @@ use std::time::Instant;
 use praas_transport::clock;
 use praas_transport::{
     ChannelId, ChannelInfo, CloseReason, Credential, Disposition, Endpoint, Flow, Handler,
-    Identity, Incarnation, Incoming, Kinds, LargeMessage, Message, Ops, SendFailure, Ticket,
-    TransportConfig, TransportError, WaitMode,
+    Identity, Incarnation, Incoming, Kinds, LargeMessage, Message, OneSidedDone, Ops, SendFailure,
+    Ticket, TransportConfig, TransportError, WaitMode,
 };
 
 use super::core::CoreLimits;
 use super::peers::{Directory, Peers};
 use crate::invocation::{
-    AM_DIRECTORY, AM_INVOCATION, AM_MAILBOX, Kind, Payload, Status, short_header_read,
+    AM_DIRECTORY, AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, Payload, Status, short_header_read,
 };
+use crate::locate::AM_STATE;
 
 /// What a client needs to know.
 #[derive(Debug, Clone)]
@@ -170,6 +171,7 @@ impl Handler for ClientHandler {
             (AM_MAILBOX, Some((Kind::PutAck, status))) => {
                 self.peers.on_put_answer(ops, channel, message.tag, status);
             }
+            (AM_STATE, _) => state_take(&mut self.peers, ops, channel, message),
             _ => tracing::warn!(am = message.am, "a process sent a message of unknown kind"),
         }
         self.flow()
@@ -192,8 +194,17 @@ impl Handler for ClientHandler {
         } else if message.am == AM_DIRECTORY {
             self.peers
                 .on_directory(ops, channel, message.tag, &message.payload);
+        } else if message.am == AM_STATE {
+            let payload = Payload::Buf(message.payload);
+            self.peers
+                .on_state(ops, channel, message.tag, &message.header, payload);
         }
         Flow::Continue
+    }
+
+    fn on_one_sided(&mut self, ops: &mut Ops, _: ChannelId, done: OneSidedDone) -> Flow {
+        self.peers.on_one_sided(ops, done);
+        self.flow()
     }
 
     fn on_sent(
@@ -232,6 +243,22 @@ pub(crate) fn reply_read(am: u8, header: &[u8]) -> Option<(Kind, Status)> {
     Some((kind, Status::from_code(status)?))
 }
 
+/// A message about a read of state came eagerly.
+pub(crate) fn state_take(
+    peers: &mut Peers,
+    ops: &mut Ops,
+    channel: ChannelId,
+    message: Message<'_>,
+) {
+    match Payload::copy_from(message.payload, ops.pool()) {
+        Ok(payload) => peers.on_state(ops, channel, message.tag, message.header, payload),
+        Err(error) => {
+            let error = InvokeError::Exhausted(error.to_string());
+            peers.state_fail(channel, message.tag, error);
+        }
+    }
+}
+
 /// Whether to take a large result: one that is waited for, if there is memory for it. If there is
 /// none, the call ends here.
 pub(crate) fn result_accept(
@@ -243,6 +270,7 @@ pub(crate) fn result_accept(
     let answer = reply_read(incoming.am, incoming.header);
     let wanted = match incoming.am {
         AM_DIRECTORY => incoming.len <= 1 << 20,
+        AM_STATE => peers.wants_state(channel, incoming.tag),
         _ => matches!(answer, Some((Kind::Reply, _))) && peers.wants(channel, incoming.tag),
     };
     if !wanted {
@@ -261,7 +289,13 @@ pub(crate) fn result_accept(
         Ok(Err(error)) => (Status::Exhausted, error.to_string()),
         Err(error) => (Status::TooLarge, error.to_string()),
     };
-    if incoming.am == AM_INVOCATION {
+    if incoming.am == AM_STATE {
+        let error = match status {
+            Status::TooLarge => InvokeError::TooLarge(text),
+            _ => InvokeError::Exhausted(text),
+        };
+        peers.state_fail(channel, incoming.tag, error);
+    } else if incoming.am == AM_INVOCATION {
         let text = Payload::Inline(text.as_bytes().into());
         peers.on_reply(ops, channel, incoming.tag, status, text);
     }

@@ -27,8 +27,8 @@ use crate::mailbox::MailMessage;
 /// What a blocked worker was waiting for.
 #[derive(Debug)]
 pub(super) enum Delivery {
-    /// A call of its function has ended.
-    Ended(Result<Payload, InvokeError>),
+    /// A call of its function has ended; of a read, with the object's version.
+    Ended(Result<Payload, InvokeError>, u64),
     /// A message for its function.
     Message(MailMessage),
 }

@@ -102,6 +102,8 @@ pub(super) enum Post {
     OneWay(OneWayCall),
     /// Give up on a call.
     Cancel(CallId),
+    /// Close the regions of state objects that were replaced.
+    Retired,
     /// Anything else.
     Control(Control),
 }
@@ -114,6 +116,7 @@ type Control = Box<dyn FnOnce(&mut Core) + Send>;
 pub(super) enum Outgoing {
     Invoke { process: String, function: String },
     Put { process: String, key: String },
+    Read { process: String, key: String },
 }
 
 /// What the token owns.
@@ -251,10 +254,11 @@ impl Engine {
                             }
                         }
                         // Nobody waits any more if it cannot be delivered.
-                        Err(error) => drop(worker.deliver(stamp, Delivery::Ended(Err(error)))),
+                        Err(error) => drop(worker.deliver(stamp, Delivery::Ended(Err(error), 0))),
                     }
                 }
                 Post::OneWay(call) => core.one_ways.push_back(call),
+                Post::Retired => self.shared.state.retired_close(&mut core.endpoint),
                 Post::Cancel(call) => core.serve.peers.cancel(&mut core.endpoint, call),
                 Post::Control(control) => control(core),
             }
@@ -270,7 +274,8 @@ impl Engine {
             let (worker, stamp) = ((completed.owner >> 32) as usize, completed.owner as u32);
             if let Some(worker) = self.shared.crew.worker(worker) {
                 // A wait that is over has no use for it.
-                drop(worker.deliver(stamp, Delivery::Ended(completed.outcome)));
+                let delivery = Delivery::Ended(completed.outcome, completed.version);
+                drop(worker.deliver(stamp, delivery));
             }
         }
         if !core.one_ways.is_empty() {
@@ -302,6 +307,10 @@ impl Engine {
             Outgoing::Put { process, key } => {
                 let target = peers.target(&process)?;
                 peers.put(endpoint, target, &key, payload, options, owner)
+            }
+            Outgoing::Read { process, key } => {
+                let target = peers.target(&process)?;
+                peers.state_read(endpoint, target, &key, options, owner)
             }
         };
         begun.map_err(crate::client::Refusal::into_error)

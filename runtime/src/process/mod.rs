@@ -42,13 +42,13 @@ use self::engine::{Core, Engine, Shared};
 use self::one_way::{OWN_JOBS_FIRST, OneWayCalls};
 pub use self::quiesce::QuiesceError;
 use self::serve::Serve;
-pub use self::settings::{ProcessSettings, SettingsError};
+pub use self::settings::{ProcessSettings, SettingsError, StateRead};
 #[doc(hidden)]
 pub use self::stepped::Meanwhile;
 use crate::client::{CoreLimits, Directory, Peers};
 use crate::function::Registry;
 use crate::mailbox::{Mailbox, MailboxLimits};
-use crate::state::StateStore;
+use crate::state::{ShownStats, StateStore};
 use crate::swap::{ImageKind, ProcessImage};
 use crate::world::{World, WorldView};
 
@@ -189,6 +189,12 @@ impl Process {
         shared.stepped = stepped;
         let shared = Arc::new(shared);
         let serve = Serve::new(Arc::clone(&shared), peers, sessions);
+        let weak = Arc::downgrade(&shared);
+        shared.state.on_retired(move || {
+            if let Some(shared) = weak.upgrade() {
+                shared.post(engine::Post::Retired);
+            }
+        });
         let token = OwnerToken::new(Core {
             endpoint,
             serve,
@@ -265,6 +271,11 @@ impl Process {
             one_way: shared.one_way.load(Ordering::Relaxed),
             one_way_failed: shared.one_way_failed.load(Ordering::Relaxed),
         }
+    }
+
+    /// What of its state is shown to peers.
+    pub fn state_shown(&self) -> ShownStats {
+        self.engine.shared.state.shown()
     }
 
     fn abandon(&self) {

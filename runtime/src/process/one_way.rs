@@ -196,7 +196,7 @@ impl Engine {
         }
         self.wait_end();
         match waited? {
-            Delivery::Ended(outcome) => outcome.map(drop),
+            Delivery::Ended(outcome, _) => outcome.map(drop),
             _ => Err(InvokeError::Malformed("a delivery for another wait".into())),
         }
     }
@@ -219,7 +219,7 @@ impl Engine {
                 }
             };
             // Nobody waits any more if it cannot be delivered.
-            drop(worker.deliver(call.stamp, Delivery::Ended(begun)));
+            drop(worker.deliver(call.stamp, Delivery::Ended(begun, 0)));
         }
     }
 }

@@ -240,7 +240,11 @@ impl Process {
             if core.serve.shared.ended.load(Ordering::SeqCst) {
                 return None;
             }
-            core.serve.sealed |= kind == ImageKind::Final;
+            if kind == ImageKind::Final {
+                core.serve.sealed = true;
+                // Whoever reads it from now on shall do so where the process is next.
+                core.serve.shared.state.hide_all(&mut core.endpoint);
+            }
             Some(core.serve.image(kind))
         });
         Ok(image.flatten().ok_or(QuiesceError::Ended)??)

@@ -3,6 +3,8 @@
 //! Requests become jobs, puts go to the mailbox, answers go to the calls that wait for them. It
 //! is a handler of the endpoint, so nothing here blocks or runs a user's function.
 
+mod locate;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 use praas_transport::clock;
 use praas_transport::{
     Buf, ChannelId, ChannelInfo, CloseReason, Disposition, Flow, Handler, Incoming, LargeMessage,
-    Message, Ops, Posted, PostedBuf, SendFailure,
+    Message, OneSidedDone, Ops, Posted, PostedBuf, Role, SendFailure,
 };
 use slab::Slab;
 
@@ -22,6 +24,7 @@ use crate::invocation::{
     AM_DIRECTORY, AM_INVOCATION, AM_MAILBOX, Admit, Kind, Payload, RequestHeader, Session,
     SessionImage, Status, passed_decode, put_split, short_header, short_header_read,
 };
+use crate::locate::AM_STATE;
 use crate::mailbox::{MailMessage, Put, PutId};
 use crate::swap::ImageKind;
 
@@ -71,6 +74,7 @@ struct Served {
     incarnation: u64,
     session: usize,
     source: String,
+    role: Option<Role>,
     functions: Vec<Callee>,
     backlog: VecDeque<Reply>,
 }
@@ -591,6 +595,7 @@ impl Handler for Serve {
             incarnation,
             session,
             source,
+            role: info.peer.role,
             functions: Vec::new(),
             backlog: VecDeque::new(),
         });
@@ -632,6 +637,10 @@ impl Handler for Serve {
                 self.peers.on_put_answer(ops, channel, tag, status);
             }
             (AM_DIRECTORY, _) => self.peers.on_directory(ops, channel, tag, payload),
+            (AM_STATE, _) if self.peers.owns(channel) => {
+                crate::client::state_take(&mut self.peers, ops, channel, message);
+            }
+            (AM_STATE, _) => self.locate(ops, channel, tag, header, payload),
             _ => {
                 self.refuse(
                     ops,
@@ -682,6 +691,11 @@ impl Handler for Serve {
                 self.peers.on_directory(ops, channel, tag, &payload);
                 Flow::Continue
             }
+            (AM_STATE, _) => {
+                let payload = Payload::Buf(payload);
+                self.peers.on_state(ops, channel, tag, &header, payload);
+                Flow::Continue
+            }
             _ => Flow::Continue,
         }
     }
@@ -700,6 +714,11 @@ impl Handler for Serve {
         {
             self.peers.on_send_refused(ops, context, reason);
         }
+        Flow::Continue
+    }
+
+    fn on_one_sided(&mut self, ops: &mut Ops, _: ChannelId, done: OneSidedDone) -> Flow {
+        self.peers.on_one_sided(ops, done);
         Flow::Continue
     }
 

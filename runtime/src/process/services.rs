@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use praas_transport::clock;
 use praas_transport::sync::Owned;
 use praas_transport::sync::atomic::Ordering;
-use praas_transport::{BufPool, Identity};
+use praas_transport::{Buf, BufPool, Identity};
 
 use super::builtin::own_put;
 use super::crew::{Delivery, Worker};
@@ -101,14 +101,14 @@ impl Engine {
         self.shared.crew.unblock();
     }
 
-    /// Calls another process and waits for the answer.
+    /// Calls another process and waits for the answer; of a read, with the object's version.
     fn call(
         &self,
         job: &Job,
         call: Outgoing,
         payload: &[u8],
         deadline: Option<Instant>,
-    ) -> Result<Payload, InvokeError> {
+    ) -> Result<(Payload, u64), InvokeError> {
         let worker = self.worker_of(job)?;
         let deadline = deadline.or(job.deadline);
         let options = CallOptions {
@@ -148,7 +148,7 @@ impl Engine {
         }
         self.wait_end();
         match waited? {
-            Delivery::Ended(outcome) => outcome,
+            Delivery::Ended(outcome, version) => Ok((outcome?, version)),
             _ => Err(InvokeError::Malformed("a message for a call".into())),
         }
     }
@@ -299,7 +299,27 @@ impl Services for Engine {
             process: process.into(),
             function: function.into(),
         };
-        self.call(job, call, input, deadline)
+        let (output, _) = self.call(job, call, input, deadline)?;
+        Ok(output)
+    }
+
+    fn peer_state(
+        &self,
+        job: &Job,
+        process: &str,
+        key: &str,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(Buf, u64)>, InvokeError> {
+        if process.is_empty() || process == &*self.shared.identity.name {
+            let object = self.shared.state.object(key);
+            return Ok(object.map(|(buf, meta)| (buf, meta.version)));
+        }
+        let call = Outgoing::Read {
+            process: process.into(),
+            key: key.into(),
+        };
+        let (object, version) = self.call(job, call, &[], deadline)?;
+        Ok((version != 0).then(|| (object.into_buf(), version)))
     }
 
     fn invoke_one_way(

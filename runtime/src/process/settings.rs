@@ -3,6 +3,18 @@
 use praas_transport::{TransportConfig, WaitMode};
 use serde::{Deserialize, Serialize};
 
+/// Who may read a process's state objects by one-sided operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateRead {
+    /// Nobody.
+    None,
+    /// Processes of its application.
+    Processes,
+    /// Those, and the application's clients.
+    Clients,
+}
+
 /// Settings of a process. An application sets them for all of its processes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -22,6 +34,11 @@ pub struct ProcessSettings {
     pub wait: WaitMode,
     /// Bytes of state objects, keys included.
     pub state_max_bytes: u64,
+    /// Who may read state objects by one-sided operations.
+    pub state_read: StateRead,
+    /// State objects that can be read so at a time; the one that was asked for the longest ago
+    /// makes way. Those beyond are sent as messages.
+    pub state_shown_max: usize,
     /// Messages in the mailbox.
     pub mailbox_messages_max: usize,
     /// Bytes of messages in the mailbox, keys included.
@@ -49,6 +66,8 @@ impl Default for ProcessSettings {
             takeover_us: 50,
             wait: WaitMode::Adaptive,
             state_max_bytes: 8 << 30,
+            state_read: StateRead::Processes,
+            state_shown_max: 1024,
             mailbox_messages_max: 65_536,
             mailbox_max_bytes: 1 << 30,
             sessions_max: 4096,
@@ -89,6 +108,7 @@ impl ProcessSettings {
             ("queue_max", self.queue_max as u64, 1, 1 << 20),
             ("local_depth_max", self.local_depth_max.into(), 1, 256),
             ("takeover_us", self.takeover_us, 1, 1_000_000),
+            ("state_shown_max", self.state_shown_max as u64, 0, 1 << 16),
             ("sessions_max", self.sessions_max as u64, 1, 1 << 20),
             (
                 "session_inflight_max",
@@ -109,6 +129,7 @@ impl ProcessSettings {
                     "workers" => "at most 1024",
                     "workers_blocked_max" => "from 1 to 4096",
                     "local_depth_max" => "from 1 to 256",
+                    "state_shown_max" => "at most 65536",
                     "takeover_us" => "from 1 microsecond to a second",
                     "mailbox_messages_max" => "from 1 to 2^32",
                     _ => "from 1 to 2^20",

@@ -18,7 +18,7 @@
 //! A word is its object's version, and versions are never used twice: so a word may be used again
 //! for another object.
 
-use praas_transport::{Access, Buf, MemoryRegion, Ops, RegionError, RemoteKey};
+use praas_transport::{Access, Buf, BufGrow, BufPool, MemoryRegion, Ops, RegionError, RemoteKey};
 
 use super::{ObjectMeta, Objects, StateStore};
 
@@ -27,6 +27,11 @@ pub(super) type Slot = u32;
 
 /// Bytes of a word.
 const WORD_BYTES: u64 = 8;
+/// Objects below this many bytes are shown by a copy: they are in memory of their own, which peers
+/// of this host cannot map and devices would have to register.
+const SMALL_BELOW_BYTES: usize = 32 << 10;
+/// Memory that such copies share; it lasts as long as one of them.
+const COPIES_BYTES: usize = 64 << 10;
 
 /// The objects that peers may read.
 #[derive(Default)]
@@ -34,9 +39,9 @@ pub(super) struct Shown {
     /// The words; made with the first object.
     words: Option<MemoryRegion>,
     places: Vec<Option<Showing>>,
+    /// Copies of small objects, each written once.
+    copies: Option<BufGrow>,
     free: Vec<Slot>,
-    /// Counts locates: the place with the lowest was located the longest ago.
-    clock: u64,
     /// Regions that nothing leads to any more, to be closed by the endpoint's owner.
     retired: Vec<RemoteKey>,
     stats: ShownStats,
@@ -47,6 +52,7 @@ struct Showing {
     object: RemoteKey,
     bytes: u64,
     version: u64,
+    /// When it was located last: the count of locates then.
     seen: u64,
 }
 
@@ -59,6 +65,8 @@ pub struct ShownStats {
     pub bytes: u64,
     /// Bytes of objects that were replaced, and whose memory lasts until their regions are closed.
     pub retired_bytes: u64,
+    /// How often a peer has asked where an object is.
+    pub located: u64,
 }
 
 /// Where a peer reads an object.
@@ -144,7 +152,7 @@ impl Shown {
                 self.words.insert(words).clone()
             }
         };
-        let object = ops.region_share(buf.clone())?;
+        let object = ops.region_share(self.memory(ops.pool(), buf))?;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.places.push(None);
             self.places.len() as Slot - 1
@@ -155,7 +163,7 @@ impl Shown {
             object,
             bytes,
             version,
-            seen: self.clock,
+            seen: self.stats.located,
         });
         self.stats.objects += 1;
         self.stats.bytes += bytes;
@@ -164,9 +172,25 @@ impl Shown {
         Ok(slot)
     }
 
+    /// The memory by which an object is shown: its own, or that of a copy.
+    fn memory(&mut self, pool: &BufPool, buf: &Buf) -> Buf {
+        if buf.len() >= SMALL_BELOW_BYTES {
+            return buf.clone();
+        }
+        let copied = self.copies.as_mut().and_then(|copies| copy(copies, buf));
+        copied
+            .or_else(|| {
+                let mut copies = pool.grow(COPIES_BYTES).ok()?;
+                let copied = copy(&mut copies, buf);
+                self.copies = Some(copies);
+                copied
+            })
+            .unwrap_or_else(|| buf.clone())
+    }
+
     fn place(&mut self, slot: Slot) -> Option<Place> {
         let showing = self.places.get_mut(slot as usize)?.as_mut()?;
-        showing.seen = self.clock;
+        showing.seen = self.stats.located;
         Some(Place {
             object: showing.object,
             offset: 0,
@@ -175,6 +199,14 @@ impl Shown {
             word: word_at(slot),
         })
     }
+}
+
+/// A copy at the end of others, if there is room.
+fn copy(copies: &mut BufGrow, buf: &Buf) -> Option<Buf> {
+    let from = copies.grown().len();
+    copies
+        .extend(buf)
+        .then(|| copies.grown().slice(from..from + buf.len()))?
 }
 
 fn word_at(slot: Slot) -> u64 {
@@ -204,7 +236,7 @@ impl StateStore {
     pub fn locate(&self, ops: &mut Ops, key: &str, objects_max: usize) -> Option<Located> {
         let mut guard = self.lock();
         let objects = &mut *guard;
-        objects.shown.clock += 1;
+        objects.shown.stats.located += 1;
         let object = objects.by_key.get(key)?;
         let (buf, meta, mut slot) = (object.buf.clone(), object.meta, object.shown);
         if slot.is_none() && objects_max > 0 {
