@@ -5,3 +5,4 @@ pub mod cluster_lab;
 pub mod conformance;
 pub mod golden;
 pub mod lab;
+pub mod simulation;

@@ -59,6 +59,10 @@ impl Script {
             process: PROCESS.into(),
             image,
         });
+        self.note(Event::Committed {
+            process: PROCESS.into(),
+            image,
+        });
         image
     }
 

@@ -31,6 +31,7 @@ mod processes;
 mod questions;
 mod record;
 mod settings;
+mod simulated;
 mod socket;
 
 use std::io;
@@ -45,6 +46,8 @@ use praas_transport::{
 
 pub use self::config::{AgentConfig, ConfigError, Fence};
 use self::driver::{Driver, NodeInfo};
+#[doc(hidden)]
+pub use self::simulated::{SimulatedAgent, Wanted};
 use crate::daemon::{DaemonKind, DaemonLock, LockError};
 use crate::run_dir::{AgentAddr, RunDir};
 use crate::spawn::stop_signals_catch;

@@ -61,7 +61,8 @@ pub enum Action {
         /// The message.
         message: u64,
     },
-    /// Takes a message out of the mailbox, if there is one.
+    /// Takes a message out of the mailbox, if there is one; `Done` in reply is that it has taken
+    /// none, though there may be some.
     Take {
         /// Whose; nobody: anybody's.
         source: Option<String>,
@@ -159,6 +160,20 @@ pub enum Event {
     },
     /// An image, of what `Imaging` said last of its writer, is whole in storage.
     Durable {
+        /// The process.
+        process: String,
+        /// The image.
+        image: Image,
+    },
+    /// Its writer says that an image is whole: it must not get lost any more.
+    Committed {
+        /// The process.
+        process: String,
+        /// The image.
+        image: Image,
+    },
+    /// An image is deleted.
+    Deleted {
         /// The process.
         process: String,
         /// The image.

@@ -40,9 +40,10 @@ struct Following {
     lives: Vec<Life>,
     noted: Vec<Noted>,
     imaging: BTreeMap<u64, Time>,
-    durable: BTreeSet<Image>,
-    /// What was written before the life that is last began.
-    highest: Option<Image>,
+    /// Images that are in storage.
+    there: BTreeSet<Image>,
+    /// The highest that its writer has said to be whole.
+    committed: Option<Image>,
 }
 
 /// The lives of each process with its images and crashes, and what is wrong with them.
@@ -61,6 +62,14 @@ pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
             Event::Durable { process, image } => {
                 let following = all.entry(process).or_default();
                 found.extend(following.durable(at, process, *image));
+            }
+            Event::Committed { process, image } => {
+                let following = all.entry(process).or_default();
+                following.committed = following.committed.max(Some(*image));
+            }
+            Event::Deleted { process, image } => {
+                let following = all.entry(process).or_default();
+                following.there.remove(image);
             }
             Event::Started {
                 process,
@@ -112,16 +121,12 @@ pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
 impl Following {
     fn durable(&mut self, at: Time, process: &str, image: Image) -> Option<Violation> {
         let begin = self.imaging.get(&image.incarnation).copied().unwrap_or(at);
+        // One that was deleted may come again; nobody began from the first.
+        self.noted
+            .retain(|noted| !matches!(noted, Noted::Image(other, ..) if *other == image));
         self.noted.push(Noted::Image(image, begin, at));
-        let newest = self.lives.last().map_or(0, |life| life.incarnation);
-        if self.durable.insert(image) {
-            // What a life before this one writes late is without effect.
-            if image.incarnation >= newest {
-                self.highest = self.highest.max(Some(image));
-            }
-            return None;
-        }
-        Some(Violation {
+        let twice = !self.there.insert(image);
+        twice.then(|| Violation {
             promise: Promise::NewestImage,
             text: format!("image {image} of {process:?} is written twice"),
         })
@@ -152,16 +157,18 @@ impl Following {
             }
         }
         match from {
-            Some(image) if !self.durable.contains(&image) => {
+            Some(image) if !self.there.contains(&image) => {
                 let text = format!("{name} begins from {image}, which is not whole");
                 wrong(Promise::NewestImage, text);
             }
-            from if from < self.highest => {
-                let (from, highest) = (shown(from), shown(self.highest));
-                let text = format!("{name} begins from {from}, and not from {highest}");
-                wrong(Promise::NewestImage, text);
+            from => {
+                let newest = self.there.last().copied().max(self.committed);
+                if from < newest {
+                    let (from, newest) = (shown(from), shown(newest));
+                    let text = format!("{name} begins from {from}, and not from {newest}");
+                    wrong(Promise::NewestImage, text);
+                }
             }
-            _ => {}
         }
         self.lives.push(Life {
             incarnation,

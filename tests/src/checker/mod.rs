@@ -212,6 +212,7 @@ impl Part<'_> {
                         (Some(from), Some(Some(*message)))
                     }
                     Some(Reply::Message(None)) => (source.as_ref(), Some(None)),
+                    Some(_) => continue,
                     _ => (source.as_ref(), None),
                 };
                 let take = |queue: &mut Vec<Operation<QueueOp>>| {

@@ -1,0 +1,250 @@
+//! What processes in a simulation run: functions that do one thing, and tell the recorder.
+
+use std::time::Duration;
+
+use praas_runtime::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::world::here;
+use crate::checker::{Action, Event, Outcome, Reply};
+
+/// The function that runs at most once.
+pub(super) const APPLY: &str = "apply";
+/// The function that may run again.
+pub(super) const AGAIN: &str = "again";
+/// State objects under it grow by appending.
+pub(super) const APPENDED: &str = "append/";
+
+/// What a function is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Request {
+    /// Names the call, for the history.
+    pub call: u64,
+    pub todo: Todo,
+}
+
+/// The one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Todo {
+    Read(String),
+    Write(String, u64),
+    CompareSwap(String, Option<u64>, u64),
+    Add(String, u64),
+    Take(Option<String>, String),
+    /// Take, waiting up to so many milliseconds.
+    Wait(Option<String>, String, u64),
+    /// Invoke another process, with a deadline in milliseconds.
+    Invoke(String, Box<Request>, u64),
+    /// Put a message into another process's mailbox, with a deadline in milliseconds.
+    Put {
+        call: u64,
+        to: String,
+        key: String,
+        message: u64,
+        within_ms: u64,
+    },
+}
+
+/// A reply, as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Given {
+    Done,
+    Value(Option<u64>),
+    Wrote(bool),
+    Sum(u64),
+    Message(Option<(String, u64)>),
+}
+
+impl From<Given> for Reply {
+    fn from(given: Given) -> Self {
+        match given {
+            Given::Done => Self::Done,
+            Given::Value(value) => Self::Value(value),
+            Given::Wrote(wrote) => Self::Wrote(wrote),
+            Given::Sum(sum) => Self::Sum(sum),
+            Given::Message(message) => Self::Message(message),
+        }
+    }
+}
+
+impl Todo {
+    /// What the checker is told that it is.
+    pub fn action(&self) -> Action {
+        match self.clone() {
+            Self::Read(key) => Action::Read { key },
+            Self::Write(key, value) => Action::Write { key, value },
+            Self::CompareSwap(key, expected, value) => Action::CompareSwap {
+                key,
+                expected,
+                value,
+            },
+            Self::Add(key, amount) => Action::Add { key, amount },
+            Self::Take(source, key) | Self::Wait(source, key, _) => Action::Take { source, key },
+            Self::Invoke(..) | Self::Put { .. } => Action::Other,
+        }
+    }
+
+    /// Running it twice does no harm.
+    pub fn idempotent(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::Write(..))
+    }
+}
+
+#[praas_runtime::function]
+fn apply(context: &Context, request: Request) -> Result<Given, FunctionError> {
+    run(context, request)
+}
+
+#[praas_runtime::function(idempotent)]
+fn again(context: &Context, request: Request) -> Result<Given, FunctionError> {
+    run(context, request)
+}
+
+praas_runtime::module!(static "simulation", [apply, again]);
+
+fn run(context: &Context, request: Request) -> Result<Given, FunctionError> {
+    let (process, incarnation) = (context.process().to_owned(), context.incarnation());
+    let lives = || here(|world| world.lives(&process, incarnation));
+    let note = |event: Event| {
+        // What a killed process would have gone on to say, nobody hears.
+        if lives() {
+            here(|world| world.note(event));
+        }
+    };
+    let call = request.call;
+    note(Event::Began {
+        call,
+        process: process.clone(),
+        incarnation,
+    });
+    let given = act(context, request.todo)?;
+    note(Event::Ran {
+        call,
+        process: process.clone(),
+        incarnation,
+        reply: given.clone().into(),
+    });
+    Ok(given)
+}
+
+fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
+    Ok(match todo {
+        Todo::Read(key) => Given::Value(value(context, &key)?.0),
+        Todo::Write(key, value) => {
+            context.state_put(&key, &value.to_le_bytes())?;
+            Given::Done
+        }
+        Todo::CompareSwap(key, expected, new) => {
+            let (value, version) = value(context, &key)?;
+            let wrote = value == expected
+                && context
+                    .state_compare_swap(&key, version, &new.to_le_bytes())?
+                    .is_ok();
+            Given::Wrote(wrote)
+        }
+        Todo::Add(key, amount) if key.starts_with(APPENDED) => {
+            Given::Sum(context.state_append(&key, &vec![7; amount as usize])?)
+        }
+        Todo::Add(key, amount) => {
+            let sum = value(context, &key)?.0.unwrap_or(0) + amount;
+            context.state_put(&key, &sum.to_le_bytes())?;
+            Given::Sum(sum)
+        }
+        Todo::Take(source, key) => {
+            let message = context.message_try(source.as_deref(), &key)?;
+            Given::Message(message.map(|message| number(&message)))
+        }
+        Todo::Wait(source, key, ms) => {
+            let timeout = Some(Duration::from_millis(ms));
+            match context.message_get(source.as_deref(), &key, timeout) {
+                Ok(message) => Given::Message(Some(number(&message))),
+                // It has taken none, which is not to say that there was none.
+                Err(_) => Given::Done,
+            }
+        }
+        Todo::Invoke(process, request, ms) => {
+            called(&process, request.call, request.todo.action());
+            let within = Duration::from_millis(ms);
+            let call = request.call;
+            let input = praas_runtime::codec::encode(&*request)?;
+            let output = context.invoke_within(&process, APPLY, &input, within);
+            let outcome = match output {
+                Ok(view) => match praas_runtime::codec::decode::<Given>(&view) {
+                    Ok(given) => Outcome::Ok(given.into()),
+                    Err(error) => Outcome::Wrong(error.to_string()),
+                },
+                Err(error) => outcome(&error),
+            };
+            returned(call, outcome);
+            Given::Done
+        }
+        Todo::Put {
+            call,
+            to,
+            key,
+            message,
+            within_ms,
+        } => {
+            let source = context.process().to_owned();
+            let action = Action::Put {
+                source,
+                key: key.clone(),
+                message,
+            };
+            called(&to, call, action);
+            let within = Duration::from_millis(within_ms);
+            let put = context.message_put_within(&to, &key, &message.to_le_bytes(), within);
+            let outcome = match put {
+                Ok(()) => Outcome::Ok(Reply::Done),
+                Err(error) => outcome(&error),
+            };
+            returned(call, outcome);
+            Given::Done
+        }
+    })
+}
+
+fn called(process: &str, call: u64, action: Action) {
+    here(|world| {
+        world.note(Event::Called {
+            call,
+            process: process.into(),
+            action,
+            idempotent: false,
+        })
+    });
+}
+
+fn returned(call: u64, outcome: Outcome) {
+    here(|world| world.note(Event::Returned { call, outcome }));
+}
+
+/// What a function knows of a call of its that failed.
+fn outcome(error: &CallError) -> Outcome {
+    let text = error.to_string();
+    match error {
+        CallError::Unavailable(_) | CallError::MailboxFull(_) => Outcome::NotRun(text),
+        CallError::UnknownFunction(_) | CallError::Panicked(_) | CallError::Codec(_) => {
+            Outcome::Wrong(text)
+        }
+        // The function that was called failed, for instance because its own call did.
+        _ => Outcome::Unknown(text),
+    }
+}
+
+/// A state object's value and version; version zero is absent.
+fn value(context: &Context, key: &str) -> Result<(Option<u64>, u64), FunctionError> {
+    let Some(view) = context.state_view(key)? else {
+        return Ok((None, 0));
+    };
+    let bytes = view.first_chunk::<8>();
+    let bytes = bytes.ok_or_else(|| FunctionError::new("a state object that is no number"))?;
+    Ok((Some(u64::from_le_bytes(*bytes)), view.version()))
+}
+
+fn number(message: &Message) -> (String, u64) {
+    let bytes = message.payload.first_chunk::<8>().copied();
+    // What is no number was put by nobody: the checker says so.
+    let number = bytes.map_or(u64::MAX, u64::from_le_bytes);
+    (message.source.clone(), number)
+}

@@ -1,0 +1,136 @@
+//! A deterministic simulation: clients, processes, agents and a control plane on one thread.
+//!
+//! ```text
+//!   Client --mem, with faults--> Process (stepped) --> functions --> Recorder --> checker
+//!      |                            |      ^
+//!      | directory                  | swap | restore
+//!      v                            v      |
+//!   Node: SimulatedAgent          MemoryStorage, whose operations take time and fail
+//!      |
+//!   Control: the real registry, a disk, links that break
+//! ```
+//!
+//! Everything with decisions in it is the product's own code: runtime, transport, the registry, the
+//! agent's decisions on hosts, the format of images. What is played here is what they stand on:
+//! time and chance (`transport::clock`), who moves when, storage, the agent's sockets and the OS
+//! processes of hosts. One seed is one course of events, to the byte of the trace.
+//!
+//! A turn is somebody's step: of a process, a client, a directory, a link. What waits (a function
+//! in a call, an operation on storage) takes turns of the others on the same stack.
+
+mod caller;
+mod control;
+mod functions;
+mod node;
+mod storage;
+mod world;
+
+use std::time::Duration;
+
+use praas_transport::clock::Simulation;
+
+use self::world::World;
+use crate::checker::{History, Promise, Violation, check};
+
+const APPLICATION: &str = "sim";
+/// How long agents wait for what their hosts are to do.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is simulated.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Decides everything.
+    pub seed: u64,
+    /// Nodes.
+    pub nodes: usize,
+    /// Clients.
+    pub clients: usize,
+    /// Processes.
+    pub processes: u64,
+    /// Calls that clients make.
+    pub calls: u32,
+    /// Calls of a client that may be under way.
+    pub under_way_max: usize,
+    /// Turns between two calls at most.
+    pub pause_max: u64,
+    /// How often, in a thousand calls, something goes wrong besides.
+    pub upsets: u64,
+    /// How often, in a thousand operations, storage fails.
+    pub storage_fails: u64,
+}
+
+impl Plan {
+    /// The plan of a seed, which also decides how much of everything there is.
+    pub fn of(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(!seed);
+        Self {
+            seed,
+            nodes: random.usize(1..=2),
+            clients: random.usize(1..=3),
+            processes: random.u64(1..=3),
+            calls: random.u32(20..=60),
+            under_way_max: random.usize(1..=6),
+            pause_max: random.u64(1..=120),
+            upsets: [0, 100, 300][random.usize(..3)],
+            storage_fails: [0, 30, 150][random.usize(..3)],
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Run {
+    /// All that clients, functions and hosts saw.
+    pub history: History,
+    /// All that happened, a line each: microseconds, waits on the stack, what.
+    pub trace: Vec<String>,
+    /// What was not as it was promised.
+    pub violations: Vec<Violation>,
+}
+
+/// Runs a simulation on this thread.
+pub fn run(plan: &Plan) -> Run {
+    let simulation = Simulation::begin(plan.seed);
+    let world = World::begin(plan.clone());
+    let mut calls = 0;
+    while calls < plan.calls {
+        calls += 1;
+        world.want();
+        if world.random(1000) < plan.upsets {
+            world.upset();
+        }
+        for _ in 0..world.random(plan.pause_max) {
+            world.turn();
+        }
+    }
+    let settled = world.settle() && world.look();
+    let (history, trace) = world.end();
+    drop(simulation);
+    let mut violations = check(&history);
+    if !settled {
+        violations.push(Violation {
+            promise: Promise::Ends,
+            text: "not all calls have ended long after nothing went wrong any more".into(),
+        });
+    }
+    Run {
+        history,
+        trace,
+        violations,
+    }
+}
+
+impl Run {
+    /// What to show of a run that went wrong: the violations, and the last lines of the trace.
+    pub fn report(&self, plan: &Plan, lines: usize) -> String {
+        let from = self.trace.len().saturating_sub(lines);
+        let violations: Vec<_> = self.violations.iter().map(ToString::to_string).collect();
+        format!(
+            "seed {}:\n  {}\nthe last {lines} of {} lines:\n{}\n",
+            plan.seed,
+            violations.join("\n  "),
+            self.trace.len(),
+            self.trace[from..].join("\n")
+        )
+    }
+}

@@ -1,0 +1,592 @@
+//! A node: an agent, its directory, and the hosts of its processes.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use praas_cluster::agent::{SimulatedAgent, Wanted};
+use praas_control::agent::{FromAgent, StartCommand, ToAgent};
+use praas_runtime::client::Directory;
+use praas_runtime::codec;
+use praas_runtime::directory::{DirectoryAnswer, DirectoryRequest, Resolved};
+use praas_runtime::function::Registry;
+use praas_runtime::host::{FromHost, ToHost};
+use praas_runtime::invocation::AM_DIRECTORY;
+use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
+use praas_runtime::swap::{SwapConfig, swap_in};
+use praas_transport::{
+    Address, BufPool, ChannelId, CloseReason, Disposition, Endpoint, Flow, Handler, Identity,
+    Incarnation, Incoming, Kinds, LargeMessage, Listen, Message, Ops, Posted, WaitMode, clock,
+};
+
+use super::functions::module;
+use super::world::{World, meanwhile};
+use super::{APPLICATION, PATIENCE};
+use crate::checker::{End, Event, Image};
+
+type Failure = Box<dyn std::error::Error>;
+
+/// How long a question at a directory may wait.
+const QUESTION: Duration = Duration::from_secs(10);
+
+/// A node.
+pub(super) struct Node {
+    pub name: String,
+    pub agent: RefCell<SimulatedAgent>,
+    /// The link to the control plane.
+    pub link: RefCell<Option<u64>>,
+    pub hosts: RefCell<BTreeMap<String, Rc<Host>>>,
+    directory: RefCell<Endpoint>,
+    questions: RefCell<Questions>,
+    pub address: Address,
+}
+
+/// What is asked at a directory.
+#[derive(Default)]
+struct Questions {
+    last: u64,
+    /// By number: the process, who asks, since when.
+    open: BTreeMap<u64, (String, ChannelId, u64, std::time::Instant)>,
+    /// What came in since the last look.
+    asked: Vec<(String, ChannelId, u64)>,
+    /// Answers that wait for room.
+    unsent: VecDeque<(ChannelId, u64, Vec<u8>)>,
+}
+
+/// A host: an OS process that does not exist.
+pub(super) struct Host {
+    pub process: String,
+    pub incarnation: u64,
+    start: RefCell<Option<Box<StartCommand>>>,
+    pub serving: RefCell<Option<Rc<Process>>>,
+    to_host: RefCell<VecDeque<ToHost>>,
+    from_host: RefCell<VecDeque<FromHost>>,
+    /// It is gone, and the agent has not been told.
+    exited: RefCell<Option<&'static str>>,
+    /// It is in the middle of something, on the stack.
+    busy: RefCell<bool>,
+}
+
+impl Node {
+    pub fn new(world: &World, number: usize) -> Self {
+        let identity = Identity {
+            application: APPLICATION.into(),
+            name: "_directory".into(),
+            incarnation: Incarnation(0),
+            client_id: 1,
+        };
+        let authenticator = Some(Arc::new(world.keyring()) as _);
+        let endpoint = Endpoint::new(world.transport(), identity, authenticator);
+        let mut endpoint = endpoint.expect("an endpoint");
+        let name = format!("n{number}");
+        let at = Listen::Mem(world.address(&name));
+        let address = endpoint.listen(&at).expect("a name of its own");
+        Self {
+            name,
+            agent: RefCell::new(SimulatedAgent::new(APPLICATION, PATIENCE)),
+            link: RefCell::new(None),
+            hosts: RefCell::new(BTreeMap::new()),
+            directory: RefCell::new(endpoint),
+            questions: RefCell::new(Questions::default()),
+            address,
+        }
+    }
+
+    /// Connects to the control plane, if it is not.
+    pub fn connect(&self, world: &World) -> bool {
+        if self.link.borrow().is_some() {
+            return false;
+        }
+        let mut control = world.control.borrow_mut();
+        let number = control.connect();
+        let inventory = self.agent.borrow_mut().inventory();
+        let hello = FromAgent::Hello {
+            node: self.name.clone(),
+            cpus: 4,
+            memory_bytes: 1 << 30,
+            inventory,
+        };
+        if let Some(link) = control.links.get_mut(&number) {
+            link.from_agent.push_back(hello);
+        }
+        *self.link.borrow_mut() = Some(number);
+        world.trace(|| format!("{} connects", self.name));
+        true
+    }
+
+    /// The link has ended.
+    pub fn control_lost(&self) {
+        *self.link.borrow_mut() = None;
+        self.agent.borrow_mut().control_lost();
+    }
+
+    fn say(&self, world: &World, message: FromAgent) {
+        let link = *self.link.borrow();
+        let mut control = world.control.borrow_mut();
+        if let Some(link) = link.and_then(|link| control.links.get_mut(&link)) {
+            link.from_agent.push_back(message);
+        }
+    }
+
+    /// The next word of the control plane arrives.
+    pub fn hear(&self, world: &World) -> bool {
+        let Some(number) = *self.link.borrow() else {
+            return false;
+        };
+        let message = {
+            let mut control = world.control.borrow_mut();
+            match control.links.get_mut(&number) {
+                Some(link) => link.to_agent.pop_front(),
+                None => {
+                    drop(control);
+                    self.control_lost();
+                    return true;
+                }
+            }
+        };
+        match message {
+            None => return false,
+            Some(ToAgent::Resolved { request, result }) => {
+                let answer = match result {
+                    Ok(found) => DirectoryAnswer::Resolved(Resolved {
+                        incarnation: Incarnation(found.incarnation),
+                        addresses: found.addresses,
+                    }),
+                    Err(failure) => DirectoryAnswer::Failed(failure.to_string()),
+                };
+                self.answer(request, &answer);
+            }
+            Some(message) => {
+                let first = matches!(message, ToAgent::Applications(_));
+                self.agent.borrow_mut().told(clock::now(), message);
+                if first {
+                    self.questions_again(world);
+                }
+            }
+        }
+        self.act(world);
+        true
+    }
+
+    /// Does what the agent wants done.
+    fn act(&self, world: &World) {
+        loop {
+            let wanted = self.agent.borrow_mut().wanted();
+            if wanted.is_empty() {
+                return;
+            }
+            for wanted in wanted {
+                self.act_one(world, wanted);
+            }
+        }
+    }
+
+    fn act_one(&self, world: &World, wanted: Wanted) {
+        match wanted {
+            Wanted::Spawn(start) => {
+                let process = start.process.clone();
+                world.trace(|| format!("{} spawns {process} {}", self.name, start.incarnation));
+                let host = Host::new(start);
+                self.hosts
+                    .borrow_mut()
+                    .insert(process.clone(), Rc::new(host));
+                self.agent.borrow_mut().spawned(&process, 1);
+            }
+            Wanted::Send(to, message) => {
+                for process in to {
+                    if let Some(host) = self.hosts.borrow().get(&process) {
+                        host.to_host.borrow_mut().push_back((*message).clone());
+                    }
+                }
+            }
+            Wanted::Kill(process) => {
+                let host = self.hosts.borrow().get(&process).cloned();
+                if let Some(host) = host {
+                    host.kill(world);
+                }
+            }
+            Wanted::Say(message) => self.say(world, message),
+            Wanted::ImagesDelete(request, _) => {
+                let result = Err("the simulation deletes no images".into());
+                self.say(world, FromAgent::Answer { request, result });
+            }
+            Wanted::Serves(process) => {
+                let found = self.agent.borrow().serving(&process);
+                if let Some((incarnation, addresses)) = found {
+                    let answer = DirectoryAnswer::Resolved(Resolved {
+                        incarnation: Incarnation(incarnation),
+                        addresses,
+                    });
+                    let open = self.questions.borrow();
+                    let numbers = open.open.iter().filter(|(_, (of, ..))| *of == process);
+                    let numbers: Vec<u64> = numbers.map(|(number, _)| *number).collect();
+                    drop(open);
+                    for number in numbers {
+                        self.answer(number, &answer);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Goes on with the directory; whether anything happened.
+    pub fn directory_step(&self, world: &World) -> bool {
+        let happened = {
+            let mut questions = self.questions.borrow_mut();
+            let mut endpoint = self.directory.borrow_mut();
+            let happened = endpoint.progress(&mut *questions) > 0;
+            if endpoint
+                .timer_next()
+                .is_some_and(|timer| timer <= clock::now())
+            {
+                Endpoint::wait(&mut endpoint, Some(clock::now()));
+            }
+            happened
+        };
+        let asked = std::mem::take(&mut self.questions.borrow_mut().asked);
+        for (process, channel, tag) in asked {
+            let number = {
+                let mut questions = self.questions.borrow_mut();
+                questions.last += 1;
+                let number = questions.last;
+                let question = (process.clone(), channel, tag, clock::now());
+                questions.open.insert(number, question);
+                number
+            };
+            let found = self.agent.borrow().serving(&process);
+            match found {
+                Some((incarnation, addresses)) => {
+                    let answer = DirectoryAnswer::Resolved(Resolved {
+                        incarnation: Incarnation(incarnation),
+                        addresses,
+                    });
+                    self.answer(number, &answer);
+                }
+                None => self.question_forward(world, number, process),
+            }
+        }
+        self.questions_expire();
+        self.answers_send();
+        happened
+    }
+
+    fn question_forward(&self, world: &World, request: u64, process: String) {
+        self.say(
+            world,
+            FromAgent::Resolve {
+                request,
+                application: APPLICATION.into(),
+                process,
+                ensure: true,
+            },
+        );
+    }
+
+    /// A control plane is there again: it is asked what the one before was.
+    fn questions_again(&self, world: &World) {
+        let open: Vec<(u64, String)> = {
+            let questions = self.questions.borrow();
+            let open = questions.open.iter();
+            open.map(|(number, (process, ..))| (*number, process.clone()))
+                .collect()
+        };
+        for (number, process) in open {
+            self.question_forward(world, number, process);
+        }
+    }
+
+    fn questions_expire(&self) {
+        let now = clock::now();
+        let late: Vec<u64> = {
+            let questions = self.questions.borrow();
+            let open = questions.open.iter();
+            let late = open.filter(|(_, (_, _, _, since))| now - *since >= QUESTION);
+            late.map(|(number, _)| *number).collect()
+        };
+        for number in late {
+            let why = "the control plane does not answer";
+            self.answer(number, &DirectoryAnswer::Failed(why.into()));
+        }
+    }
+
+    fn answer(&self, number: u64, answer: &DirectoryAnswer) {
+        let asked = self.questions.borrow_mut().open.remove(&number);
+        if let Some((_, channel, tag, _)) = asked {
+            let bytes = codec::encode(answer).expect("an answer has an encoding");
+            let mut questions = self.questions.borrow_mut();
+            questions.unsent.push_back((channel, tag, bytes));
+        }
+    }
+
+    fn answers_send(&self) {
+        let mut questions = self.questions.borrow_mut();
+        let mut endpoint = self.directory.borrow_mut();
+        questions.unsent.retain(|(channel, tag, bytes)| {
+            let sent = endpoint.send(*channel, AM_DIRECTORY, *tag, &[], &[bytes]);
+            // Who asked may be gone.
+            matches!(sent, Ok(Posted::Busy))
+        });
+    }
+
+    /// A host's words, its end, and what is overdue.
+    pub fn hosts_hear(&self, world: &World) -> bool {
+        self.agent.borrow_mut().tick(clock::now());
+        let hosts: Vec<Rc<Host>> = self.hosts.borrow().values().cloned().collect();
+        let mut happened = false;
+        for host in hosts {
+            let message = host.from_host.borrow_mut().pop_front();
+            if let Some(message) = message {
+                happened = true;
+                let mut agent = self.agent.borrow_mut();
+                agent.said(clock::now(), &host.process, message);
+            } else if let Some(how) = host.exited.borrow_mut().take() {
+                happened = true;
+                self.hosts.borrow_mut().remove(&host.process);
+                let mut agent = self.agent.borrow_mut();
+                agent.died(clock::now(), &host.process, how);
+            }
+        }
+        self.act(world);
+        happened
+    }
+}
+
+impl Handler for Questions {
+    fn on_message(&mut self, _: &mut Ops, channel: ChannelId, message: Message<'_>) -> Flow {
+        if let (AM_DIRECTORY, Ok(DirectoryRequest::Resolve { process, .. })) =
+            (message.am, codec::decode(message.payload))
+        {
+            self.asked.push((process, channel, message.tag));
+        }
+        Flow::Continue
+    }
+
+    fn on_incoming(&mut self, _: &mut Ops, _: ChannelId, _: Incoming<'_>) -> Disposition {
+        Disposition::Refuse(0)
+    }
+
+    fn on_large(&mut self, _: &mut Ops, _: ChannelId, _: LargeMessage) -> Flow {
+        Flow::Continue
+    }
+
+    fn on_close(&mut self, _: &mut Ops, channel: ChannelId, _: CloseReason) -> Flow {
+        self.open.retain(|_, (_, of, ..)| *of != channel);
+        Flow::Continue
+    }
+}
+
+impl Host {
+    fn new(start: Box<StartCommand>) -> Self {
+        Self {
+            process: start.process.clone(),
+            incarnation: start.incarnation,
+            start: RefCell::new(Some(start)),
+            serving: RefCell::new(None),
+            to_host: RefCell::new(VecDeque::new()),
+            from_host: RefCell::new(VecDeque::new()),
+            exited: RefCell::new(None),
+            busy: RefCell::new(false),
+        }
+    }
+
+    fn say(&self, message: FromHost) {
+        self.from_host.borrow_mut().push_back(message);
+    }
+
+    fn exit(&self, how: &'static str) {
+        *self.exited.borrow_mut() = Some(how);
+        *self.serving.borrow_mut() = None;
+    }
+
+    /// Whether it is there, and nobody's hand is on it.
+    pub fn is_idle(&self) -> bool {
+        self.exited.borrow().is_none() && !*self.busy.borrow()
+    }
+
+    /// Kills it. What it has said already is heard.
+    pub fn kill(&self, world: &World) {
+        if self.exited.borrow().is_some() {
+            return;
+        }
+        world.trace(|| format!("{} {} is killed", self.process, self.incarnation));
+        world.dead(&self.process, self.incarnation);
+        if let Some(process) = self.serving.borrow_mut().take() {
+            process.kill();
+            world.note(Event::Ended {
+                process: self.process.clone(),
+                incarnation: self.incarnation,
+                how: End::Crashed,
+            });
+        }
+        self.exit("killed");
+    }
+
+    /// Starts, or obeys; whether there was anything to do.
+    pub fn step(&self, world: &World, node: &Node) -> bool {
+        if !self.is_idle() {
+            return false;
+        }
+        let start = self.start.borrow_mut().take();
+        if let Some(start) = start {
+            *self.busy.borrow_mut() = true;
+            self.begin(world, node, &start);
+            *self.busy.borrow_mut() = false;
+            return true;
+        }
+        let Some(process) = self.serving.borrow().clone() else {
+            return false;
+        };
+        // What it is told waits while a function of it is on the stack below us.
+        let stats = process.stats();
+        if stats.running + stats.blocked > 0 {
+            return false;
+        }
+        let Some(message) = self.to_host.borrow_mut().pop_front() else {
+            return false;
+        };
+        *self.busy.borrow_mut() = true;
+        self.obey(world, &process, message);
+        *self.busy.borrow_mut() = false;
+        true
+    }
+
+    fn begin(&self, world: &World, node: &Node, start: &StartCommand) {
+        let config = ProcessConfig {
+            application: start.application.clone(),
+            process: start.process.clone(),
+            incarnation: Incarnation(start.incarnation),
+            listen: vec![Listen::Mem(
+                world.address(&format!("{}/{}", start.process, start.incarnation)),
+            )],
+            authenticator: Arc::new(world.keyring()),
+            credential: world.credential(praas_transport::Role::Process, 0),
+            directory: Directory::Agent(vec![node.address.clone()]),
+            transports: Kinds::all(),
+            settings: ProcessSettings {
+                workers: 1,
+                workers_blocked_max: 4,
+                wait: WaitMode::Warm,
+                quiesce_timeout_ms: 2_000,
+                transport: world.transport(),
+                ..ProcessSettings::default()
+            },
+            registry: registry(),
+            restore: None,
+        };
+        let (mut from, mut generation) = (None, 0);
+        let process =
+            Process::start_stepped(config, meanwhile, |pool: &BufPool| -> Result<_, Failure> {
+                if !start.restore {
+                    return Ok(None);
+                }
+                let storage = world.storage();
+                let loaded = swap_in(&*storage, pool, &start.application, &start.process);
+                let loaded = loaded?;
+                Ok(match loaded {
+                    None if start.swap_generation > 0 => return Err("no image at all".into()),
+                    None => None,
+                    Some(loaded) => {
+                        generation = loaded.generation;
+                        from = Some(Image {
+                            incarnation: loaded.image.incarnation.0,
+                            generation,
+                        });
+                        Some(loaded.image)
+                    }
+                })
+            });
+        if self.exited.borrow().is_some() {
+            // It was killed while it started.
+            return;
+        }
+        match process {
+            Err(error) => {
+                world.trace(|| format!("{} {}: {error}", self.process, self.incarnation));
+                let error = error.to_string();
+                self.say(FromHost::Failed { error });
+                world.dead(&self.process, self.incarnation);
+                self.exit("it could not start");
+            }
+            Ok(process) => {
+                world.note(Event::Started {
+                    process: self.process.clone(),
+                    incarnation: self.incarnation,
+                    from,
+                });
+                self.say(FromHost::Ready {
+                    addresses: process.addresses().to_vec(),
+                    swap_generation: generation,
+                    rejected: Vec::new(),
+                });
+                *self.serving.borrow_mut() = Some(Rc::new(process));
+            }
+        }
+    }
+
+    fn obey(&self, world: &World, process: &Process, message: ToHost) {
+        match message {
+            ToHost::World(view) => process.world_update(view),
+            ToHost::SwapOut => self.swap_out(world, process),
+            ToHost::Start(_)
+            | ToHost::Adopted { .. }
+            | ToHost::Keys { .. }
+            | ToHost::Stop
+            | ToHost::Stats => {}
+        }
+    }
+
+    fn swap_out(&self, world: &World, process: &Process) {
+        let (name, incarnation) = (self.process.clone(), self.incarnation);
+        world.note(Event::Imaging {
+            process: name.clone(),
+            incarnation,
+        });
+        world.writing(&name, incarnation);
+        let swapped = process.swap_out(&*world.storage(), &swap_config());
+        world.written();
+        if self.exited.borrow().is_some() {
+            return;
+        }
+        match swapped {
+            Ok(committed) => {
+                world.dead(&name, incarnation);
+                world.note(Event::Committed {
+                    process: name.clone(),
+                    image: Image {
+                        incarnation,
+                        generation: committed.generation,
+                    },
+                });
+                world.note(Event::Ended {
+                    process: name,
+                    incarnation,
+                    how: End::Swapped,
+                });
+                self.say(FromHost::Swapped {
+                    generation: committed.generation,
+                    bytes: committed.bytes,
+                });
+                self.exit("swapped out");
+            }
+            Err(error) => {
+                world.trace(|| format!("{name} {incarnation}: not swapped out: {error}"));
+                let error = error.to_string();
+                self.say(FromHost::SwapFailed { error });
+            }
+        }
+    }
+}
+
+/// Small chunks and packs, so that there are several of each.
+fn swap_config() -> SwapConfig {
+    let settings = serde_json::json!({ "chunk_bytes": 64, "pack_max_bytes": 256 });
+    serde_json::from_value(settings).expect("settings of a swap")
+}
+
+fn registry() -> Registry {
+    let mut registry = Registry::new();
+    registry.module_add(module()).expect("a module of ours");
+    registry
+}

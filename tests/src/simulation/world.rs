@@ -1,0 +1,536 @@
+//! The world of a simulation: who is there, and whose turn it is.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use praas_control::machine::Verb;
+use praas_transport::clock::Simulation;
+use praas_transport::fault::FaultPlan;
+use praas_transport::sync::atomic::{AtomicU64, Ordering};
+use praas_transport::{Credential, Keyring, Role, Secret, Ticket, TransportConfig};
+
+use super::caller::Caller;
+use super::control::Control;
+use super::functions::{APPENDED, Request, Todo};
+use super::node::{Host, Node};
+use super::storage::MemoryStorage;
+use super::{APPLICATION, Plan};
+use crate::checker::{Action, Event, History, Recorder};
+
+/// How many waits may be on the stack before those above only let time pass.
+const DEPTH_MAX: u32 = 6;
+/// State objects that are used, and keys of messages.
+const KEYS: [&str; 3] = ["a", "n/b", "append/c"];
+const MAIL_KEYS: [&str; 2] = ["x", "y"];
+
+thread_local! {
+    static WORLD: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
+}
+
+fn client_id(number: usize) -> u128 {
+    number as u128 + 1
+}
+
+/// The world of this thread.
+pub(super) fn here<R>(ask: impl FnOnce(&World) -> R) -> R {
+    let world = WORLD.with_borrow(Option::clone);
+    ask(&world.expect("a simulation on this thread"))
+}
+
+/// What goes on while a function waits.
+pub(super) fn meanwhile() {
+    here(|world| world.turn_nested());
+}
+
+/// All there is.
+pub(super) struct World {
+    plan: Plan,
+    random: RefCell<fastrand::Rng>,
+    recorder: Recorder,
+    trace: RefCell<Vec<String>>,
+    secret: Secret,
+    /// Tells the addresses of simulations in one OS process apart.
+    number: u64,
+    pub control: RefCell<Control>,
+    nodes: RefCell<Vec<Rc<Node>>>,
+    callers: RefCell<Vec<Rc<RefCell<Caller>>>>,
+    storage: Arc<MemoryStorage>,
+    /// Lives that are over, by process and incarnation.
+    dead: RefCell<BTreeSet<(String, u64)>>,
+    /// Who is writing to storage, the innermost last.
+    writers: RefCell<Vec<(String, u64)>>,
+    depth: Cell<u32>,
+    numbers: Cell<u64>,
+    /// Turns in which nothing happened.
+    idle: Cell<u32>,
+    /// Nothing goes wrong any more.
+    calm: Cell<bool>,
+    faults: Cell<u64>,
+}
+
+impl World {
+    /// A world, which is this thread's until [`World::end`].
+    pub fn begin(plan: Plan) -> Rc<Self> {
+        static WORLDS: AtomicU64 = AtomicU64::new(0);
+        let secret = Secret::from_bytes([7; 32]);
+        let world = Rc::new(Self {
+            random: RefCell::new(fastrand::Rng::with_seed(plan.seed)),
+            recorder: Recorder::default(),
+            trace: RefCell::new(Vec::new()),
+            control: RefCell::new(Control::new(secret.clone())),
+            secret,
+            number: WORLDS.fetch_add(1, Ordering::Relaxed),
+            nodes: RefCell::new(Vec::new()),
+            callers: RefCell::new(Vec::new()),
+            storage: Arc::new(MemoryStorage::default()),
+            dead: RefCell::new(BTreeSet::new()),
+            writers: RefCell::new(Vec::new()),
+            depth: Cell::new(0),
+            numbers: Cell::new(0),
+            idle: Cell::new(0),
+            calm: Cell::new(false),
+            faults: Cell::new(0),
+            plan,
+        });
+        WORLD.set(Some(Rc::clone(&world)));
+        for number in 0..world.plan.nodes {
+            let node = Node::new(&world, number);
+            world.nodes.borrow_mut().push(Rc::new(node));
+        }
+        for number in 0..world.plan.clients {
+            let node = world.node(number % world.plan.nodes);
+            let credential = world.credential(Role::Client, client_id(number));
+            let caller = Caller::new(node.address.clone(), credential, world.transport());
+            let caller = Rc::new(RefCell::new(caller));
+            world.callers.borrow_mut().push(caller);
+        }
+        world
+    }
+
+    /// What was recorded and traced; the thread is free for another world.
+    pub fn end(self: Rc<Self>) -> (History, Vec<String>) {
+        WORLD.set(None);
+        let mut history = self.recorder.history();
+        history.functions_tell = true;
+        let trace = self.trace.take();
+        // Hosts hold on to nothing that holds on to the world.
+        (history, trace)
+    }
+
+    // What the parts ask.
+
+    pub fn random(&self, below: u64) -> u64 {
+        self.random.borrow_mut().u64(..below.max(1))
+    }
+
+    fn chance(&self, of_thousand: u64) -> bool {
+        self.random(1000) < of_thousand
+    }
+
+    pub fn note(&self, event: Event) {
+        self.trace(|| format!("{event:?}"));
+        self.recorder.note(event);
+    }
+
+    pub fn trace(&self, text: impl FnOnce() -> String) {
+        let at = Simulation::passed().as_micros();
+        let depth = self.depth.get();
+        let line = format!("{at:>9} {depth} {}", text());
+        self.trace.borrow_mut().push(line);
+    }
+
+    /// A number that was never given before.
+    fn number(&self) -> u64 {
+        self.numbers.set(self.numbers.get() + 1);
+        self.numbers.get()
+    }
+
+    pub fn address(&self, name: &str) -> String {
+        format!("simulation-{}/{name}", self.number)
+    }
+
+    pub fn keyring(&self) -> Keyring {
+        let ring = Keyring::new();
+        ring.insert(APPLICATION, 1, self.secret.clone());
+        ring
+    }
+
+    /// What a process (with client id zero) or a client shows.
+    pub fn credential(&self, role: Role, client_id: u128) -> Credential {
+        let ticket = Ticket {
+            application: APPLICATION.into(),
+            role,
+            client_id,
+            expires_unix_ms: u64::MAX,
+            key_id: 1,
+        };
+        Credential::issue(&self.secret, &ticket)
+    }
+
+    /// Settings of an endpoint, with faults of its own.
+    pub fn transport(&self) -> TransportConfig {
+        self.faults.set(self.faults.get() + 1);
+        let often = |world: &Self, most: u16| match world.chance(500) {
+            true => world.random(most.into()) as u16,
+            false => 0,
+        };
+        let fault = FaultPlan {
+            seed: self.plan.seed ^ self.faults.get() << 32,
+            busy: often(self, 8_000),
+            delay: often(self, 20_000),
+            delay_polls_max: 1 + self.random(20) as u32,
+            ..FaultPlan::default()
+        };
+        TransportConfig {
+            poll_interval_rounds: 64,
+            shm_expose: false,
+            fault: Some(fault),
+            ..TransportConfig::default()
+        }
+    }
+
+    pub fn storage(&self) -> Arc<MemoryStorage> {
+        Arc::clone(&self.storage)
+    }
+
+    /// Whether what this life of a process says is still heard.
+    pub fn lives(&self, process: &str, incarnation: u64) -> bool {
+        let dead = self.dead.borrow();
+        !dead.contains(&(process.to_owned(), incarnation))
+    }
+
+    pub fn dead(&self, process: &str, incarnation: u64) {
+        let mut dead = self.dead.borrow_mut();
+        dead.insert((process.to_owned(), incarnation));
+    }
+
+    pub fn writing(&self, process: &str, incarnation: u64) {
+        let mut writers = self.writers.borrow_mut();
+        writers.push((process.to_owned(), incarnation));
+    }
+
+    pub fn written(&self) {
+        self.writers.borrow_mut().pop();
+    }
+
+    /// Whether whoever uses the storage was not killed meanwhile.
+    pub fn writer_lives(&self) -> bool {
+        let writers = self.writers.borrow();
+        let writer = writers.last();
+        writer.is_none_or(|(process, incarnation)| self.lives(process, *incarnation))
+    }
+
+    pub fn storage_fails(&self) -> bool {
+        !self.calm.get() && self.chance(self.plan.storage_fails)
+    }
+
+    fn node(&self, number: usize) -> Rc<Node> {
+        Rc::clone(&self.nodes.borrow()[number])
+    }
+
+    fn hosts(&self) -> Vec<(Rc<Node>, Rc<Host>)> {
+        let mut all = Vec::new();
+        for node in self.nodes.borrow().iter() {
+            let hosts = node.hosts.borrow();
+            all.extend(
+                hosts
+                    .values()
+                    .map(|host| (Rc::clone(node), Rc::clone(host))),
+            );
+        }
+        all
+    }
+
+    // Turns.
+
+    /// An operation on storage takes time.
+    pub fn meanwhile_storage(&self) {
+        for _ in 0..self.random(12) {
+            self.turn_nested();
+        }
+    }
+
+    fn turn_nested(&self) {
+        self.depth.set(self.depth.get() + 1);
+        match self.depth.get() <= DEPTH_MAX {
+            true => self.turn(),
+            // Whoever waits so deep waits in vain, until its deadline.
+            false => Simulation::advance(Duration::from_millis(20)),
+        }
+        self.depth.set(self.depth.get() - 1);
+    }
+
+    /// Somebody's turn, and a little time.
+    pub fn turn(&self) {
+        Simulation::advance(Duration::from_micros(self.random(40)));
+        let happened = self.turn_one();
+        let idle = match happened {
+            true => 0,
+            false => self.idle.get() + 1,
+        };
+        self.idle.set(idle);
+        if idle > 60 {
+            // Everybody has been asked, more or less: only time brings something.
+            let ms = 1 << ((idle - 60) / 30).min(7);
+            Simulation::advance(Duration::from_millis(ms));
+        }
+    }
+
+    fn turn_one(&self) -> bool {
+        let hosts = self.hosts();
+        let nodes = self.nodes.borrow().len() as u64;
+        let callers = self.callers.borrow().len() as u64;
+        let all = nodes * 4 + callers * 2 + hosts.len() as u64 * 4;
+        let mut turn = self.random(all);
+        if turn < nodes * 4 {
+            let node = self.node((turn % nodes) as usize);
+            return match turn / nodes {
+                0 => node.directory_step(self),
+                1 => node.hosts_hear(self),
+                2 => node.hear(self),
+                _ => self.control_step(&node),
+            };
+        }
+        turn -= nodes * 4;
+        if turn < callers * 2 {
+            return self.caller_step((turn % callers) as usize);
+        }
+        turn -= callers * 2;
+        let (node, host) = &hosts[(turn / 4) as usize];
+        if turn.is_multiple_of(4) {
+            return host.step(self, node);
+        }
+        let process = host.serving.borrow().clone();
+        process.is_some_and(|process| process.step())
+    }
+
+    fn control_step(&self, node: &Node) -> bool {
+        let connected = self.chance(500) && node.connect(self);
+        let link = *node.link.borrow();
+        let mut control = self.control.borrow_mut();
+        control.tick();
+        connected || link.is_some_and(|link| control.hear(link))
+    }
+
+    fn caller_step(&self, number: usize) -> bool {
+        let caller = Rc::clone(&self.callers.borrow()[number]);
+        let (happened, events) = caller.borrow_mut().step();
+        for event in events {
+            self.note(event);
+        }
+        happened
+    }
+
+    // What is wanted, and what goes wrong.
+
+    fn pick<'a>(&self, of: &[&'a str]) -> &'a str {
+        of[self.random(of.len() as u64) as usize]
+    }
+
+    fn process(&self) -> String {
+        format!("p{}", self.random(self.plan.processes))
+    }
+
+    fn source(&self) -> Option<String> {
+        match self.random(3) {
+            0 => Some(self.process()),
+            _ => None,
+        }
+    }
+
+    /// Something for a function to do; `deep`: also what has it call others.
+    fn todo(&self, deep: bool) -> Todo {
+        let key = self.pick(&KEYS).to_owned();
+        let appended = key.starts_with(APPENDED);
+        match self.random(if deep { 20 } else { 13 }) {
+            0..=8 if appended => Todo::Add(key, 1 + self.random(40)),
+            0..=2 => Todo::Read(key),
+            3..=5 => Todo::Write(key, self.number()),
+            6 => Todo::Add(key, 1 + self.random(9)),
+            7..=8 => {
+                let expected = Some(self.random(self.numbers.get())).filter(|value| *value > 0);
+                Todo::CompareSwap(key, expected, self.number())
+            }
+            9..=12 => Todo::Take(self.source(), self.pick(&MAIL_KEYS).into()),
+            13..=14 => Todo::Wait(
+                self.source(),
+                self.pick(&MAIL_KEYS).into(),
+                1 + self.random(300),
+            ),
+            15..=16 => {
+                let request = Request {
+                    call: self.number(),
+                    todo: self.todo(false),
+                };
+                Todo::Invoke(self.process(), Box::new(request), 1 + self.random(2_000))
+            }
+            _ => Todo::Put {
+                call: self.number(),
+                to: self.process(),
+                key: self.pick(&MAIL_KEYS).into(),
+                message: self.number(),
+                within_ms: 1 + self.random(2_000),
+            },
+        }
+    }
+
+    fn within(&self) -> Option<Duration> {
+        let ms = self.random(20_000);
+        self.chance(600).then(|| Duration::from_millis(1 + ms))
+    }
+
+    /// A client wants something.
+    pub fn want(&self) {
+        let number = self.random(self.plan.clients as u64) as usize;
+        let caller = Rc::clone(&self.callers.borrow()[number]);
+        if caller.borrow().under_way() >= self.plan.under_way_max {
+            return;
+        }
+        let (process, within) = (self.process(), self.within());
+        let events = if self.chance(350) {
+            let action = Action::Put {
+                source: format!("client:{:032x}", client_id(number)),
+                key: self.pick(&MAIL_KEYS).into(),
+                message: self.number(),
+            };
+            let call = self.number();
+            caller.borrow_mut().put(&process, call, action, within)
+        } else {
+            let todo = self.todo(true);
+            let idempotent = todo.idempotent() && self.chance(300);
+            let request = Request {
+                call: self.number(),
+                todo,
+            };
+            let mut caller = caller.borrow_mut();
+            caller.invoke(&process, &request, within, idempotent)
+        };
+        for event in events {
+            self.note(event);
+        }
+    }
+
+    /// Something goes wrong, or is done to a process.
+    pub fn upset(&self) {
+        match self.random(100) {
+            0..=34 => {
+                let process = self.process();
+                self.trace(|| format!("swap {process}"));
+                self.control.borrow_mut().process(&process, Verb::Swap);
+            }
+            35..=54 => {
+                let hosts = self.hosts();
+                if let Some(at) = self.random(hosts.len() as u64).try_into().ok()
+                    && let Some((_, host)) = hosts.get::<usize>(at)
+                {
+                    host.kill(self);
+                }
+            }
+            55..=74 => {
+                let number = self.random(self.plan.clients as u64) as usize;
+                self.trace(|| format!("client {number} is cut off"));
+                let caller = Rc::clone(&self.callers.borrow()[number]);
+                caller.borrow_mut().sever();
+            }
+            75..=84 => {
+                let number = self.random(self.plan.clients as u64) as usize;
+                let caller = Rc::clone(&self.callers.borrow()[number]);
+                let which = self.random(8) as usize;
+                self.trace(|| format!("client {number} gives up on one"));
+                caller.borrow_mut().cancel(which);
+            }
+            85..=92 => {
+                let node = self.node(self.random(self.plan.nodes as u64) as usize);
+                let link = node.link.borrow_mut().take();
+                if let Some(link) = link {
+                    self.trace(|| format!("{} loses the control plane", node.name));
+                    self.control.borrow_mut().disconnect(link);
+                    node.control_lost();
+                }
+            }
+            93..=96 => {
+                self.trace(|| "the control plane is killed".into());
+                self.control.borrow_mut().restart();
+            }
+            _ => {
+                let process = self.process();
+                self.trace(|| format!("the control plane is killed over {process}"));
+                let verb = [Verb::Swap, Verb::Ensure][self.random(2) as usize];
+                self.control.borrow_mut().process_and_die(&process, verb);
+            }
+        }
+    }
+
+    // The end.
+
+    /// Nothing goes wrong any more, and all that is under way ends; whether it did.
+    pub fn settle(&self) -> bool {
+        self.calm.set(true);
+        let begun = Simulation::passed();
+        let busy = || {
+            self.callers
+                .borrow()
+                .iter()
+                .any(|c| c.borrow().under_way() > 0)
+        };
+        let mut turns = 0_u32;
+        while busy() {
+            turns += 1;
+            let late = Simulation::passed() - begun > Duration::from_secs(240);
+            if late || turns > 400_000 {
+                self.trace(|| format!("it never settles: {turns} turns"));
+                return false;
+            }
+            self.turn();
+        }
+        true
+    }
+
+    /// Reads every object and takes every message, so that what was lost is seen to be.
+    pub fn look(&self) -> bool {
+        for process in 0..self.plan.processes {
+            let process = format!("p{process}");
+            for key in KEYS.iter().filter(|key| !key.starts_with(APPENDED)) {
+                if !self.ask(&process, Todo::Read((*key).into())) {
+                    return false;
+                }
+            }
+            if !self.ask(&process, Todo::Add("append/c".into(), 1)) {
+                return false;
+            }
+            for key in MAIL_KEYS {
+                loop {
+                    let events = self.recorder.len();
+                    if !self.ask(&process, Todo::Take(None, key.into())) {
+                        return false;
+                    }
+                    let history = self.recorder.history();
+                    let more = history.events[events..].iter().any(|event| {
+                        matches!(event, Event::Ran { reply, .. }
+                            if matches!(reply, crate::checker::Reply::Message(Some(_))))
+                    });
+                    if !more {
+                        break;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn ask(&self, process: &str, todo: Todo) -> bool {
+        let request = Request {
+            call: self.number(),
+            todo,
+        };
+        let caller = Rc::clone(&self.callers.borrow()[0]);
+        let events = caller.borrow_mut().invoke(process, &request, None, false);
+        for event in events {
+            self.note(event);
+        }
+        self.settle()
+    }
+}

@@ -1,0 +1,64 @@
+//! Chaos in a simulation: many seeds, each checked; seeds that once failed, by name.
+
+use std::collections::BTreeMap;
+
+use praas_tests::simulation::{Plan, Run, run};
+
+/// How many seeds, if the environment does not say.
+const SEEDS: u64 = 200;
+
+fn seeds() -> u64 {
+    let asked = std::env::var("PRAAS_CHAOS_SEEDS");
+    asked.map_or(SEEDS, |text| {
+        text.parse().expect("PRAAS_CHAOS_SEEDS is a number")
+    })
+}
+
+fn first() -> u64 {
+    let asked = std::env::var("PRAAS_CHAOS_FIRST");
+    asked.map_or(1, |text| {
+        text.parse().expect("PRAAS_CHAOS_FIRST is a number")
+    })
+}
+
+#[test]
+fn chaos() {
+    let first = first();
+    let all: Vec<u64> = (first..first + seeds()).collect();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = all.len().div_ceil(threads).max(1);
+    let failed: BTreeMap<u64, String> = std::thread::scope(|scope| {
+        let shares: Vec<_> = all
+            .chunks(share)
+            .map(|seeds| scope.spawn(move || seeds.iter().filter_map(failure).collect::<Vec<_>>()))
+            .collect();
+        let shares = shares.into_iter();
+        shares
+            .flat_map(|share| share.join().expect("a simulation does not panic"))
+            .collect()
+    });
+    for report in failed.values().take(5) {
+        eprintln!("{report}");
+    }
+    let seeds: Vec<_> = failed.keys().collect();
+    assert!(failed.is_empty(), "{} seeds fail: {seeds:?}", failed.len());
+}
+
+/// What is wrong with a seed's run, if anything.
+fn failure(seed: &u64) -> Option<(u64, String)> {
+    let plan = Plan::of(*seed);
+    let run = run(&plan);
+    let failed = !run.violations.is_empty();
+    failed.then(|| (*seed, run.report(&plan, 60)))
+}
+
+#[test]
+fn one_seed_is_one_course_of_events() {
+    for seed in [1, 2, 3] {
+        let (one, other): (Run, Run) = (run(&Plan::of(seed)), run(&Plan::of(seed)));
+        for (line, (one, other)) in one.trace.iter().zip(&other.trace).enumerate() {
+            assert_eq!(one, other, "seed {seed}, line {line}");
+        }
+        assert_eq!(one, other);
+    }
+}
