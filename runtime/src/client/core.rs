@@ -213,6 +213,8 @@ struct Peer<C> {
     by_name: HashMap<Box<str>, u32>,
     /// Functions whose names the channel knows.
     interned: Vec<bool>,
+    /// It has turned calls away, and is left once it has answered the others.
+    leaving: bool,
     /// When to try again, after how long, and since when it fails.
     retry: Option<Instant>,
     backoff: Duration,
@@ -368,6 +370,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             functions: Vec::new(),
             by_name: HashMap::new(),
             interned: Vec::new(),
+            leaving: false,
             retry: None,
             backoff: RETRY_FIRST,
             failing_since: None,
@@ -635,6 +638,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let peer = &mut self.peers[target.0 as usize];
         let was_open = matches!(peer.link, Bond::Open(_));
         peer.link = Bond::Idle;
+        peer.leaving = false;
         if !was_open {
             self.retry_later(link.now(), target, reason);
             return;
@@ -998,16 +1002,19 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             stamp: call.stamp,
         };
         let text = |payload: &Payload| String::from_utf8_lossy(payload).into_owned();
-        let peer = &mut self.peers[call.target.0 as usize];
+        let target = call.target;
+        let peer = &mut self.peers[target.0 as usize];
         let error = match status {
-            Status::Ok => return self.complete(id, Ok(payload)),
+            Status::Ok => {
+                self.complete(id, Ok(payload));
+                return self.leave_if_due(link, target);
+            }
             Status::Quiescing => {
                 // Not run, and not going to be: it goes to wherever the process is next.
                 call.sent = false;
-                let target = call.target;
+                peer.leaving = true;
                 peer.unsent.push_back(id);
-                self.leave(link, target);
-                return;
+                return self.leave(link, target);
             }
             Status::FunctionError => InvokeError::Function(text(&payload)),
             Status::UnknownFunction => {
@@ -1037,6 +1044,16 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             Status::Forbidden => InvokeError::Forbidden(text(&payload)),
         };
         self.complete(id, Err(error));
+        self.leave_if_due(link, target);
+    }
+
+    /// A call has ended: it may be the last that a process going away was still to answer. Should
+    /// that process stay after all, what it has turned away must not wait for its end.
+    #[inline]
+    fn leave_if_due<L: Link<Channel = C>>(&mut self, link: &mut L, target: Target) {
+        if self.peers[target.0 as usize].leaving {
+            self.leave(link, target);
+        }
     }
 
     /// Leaves a process that is going away, once nothing of ours runs there any more.
@@ -1050,6 +1067,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             return;
         }
         peer.link = Bond::Idle;
+        peer.leaving = false;
         peer.retry = Some(link.now() + peer.backoff);
         peer.backoff = (peer.backoff * 2).min(RETRY_MAX);
         let mut unsent: Vec<CallId> = peer.unsent.drain(..).collect();
@@ -1069,7 +1087,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             let payload = Payload::default();
             let _ = link.send(channel, AM_INVOCATION, call.sequence, &header, &payload, 0);
         }
+        let target = call.target;
         self.complete(id, Err(error));
+        self.leave_if_due(link, target);
     }
 
     #[inline]

@@ -10,6 +10,7 @@ struct Notes {
     asked: Vec<Target>,
     sent: Vec<(u8, u64, Vec<u8>)>,
     channels: u32,
+    closed: Vec<u32>,
 }
 
 impl Link for Notes {
@@ -29,7 +30,9 @@ impl Link for Notes {
         self.asked.push(target);
     }
 
-    fn close(&mut self, _: u32) {}
+    fn close(&mut self, channel: u32) {
+        self.closed.push(channel);
+    }
 
     fn now(&self) -> Instant {
         self.now
@@ -42,6 +45,7 @@ fn opened() -> (ClientCore<u32>, Notes, Target, u32) {
         asked: Vec::new(),
         sent: Vec::new(),
         channels: 0,
+        closed: Vec::new(),
     };
     let mut core = ClientCore::new(CoreLimits::default());
     let target = core.target("p").unwrap();
@@ -89,4 +93,29 @@ fn a_deadline_that_the_header_cannot_say_is_not_told() {
             .unwrap();
         assert_eq!(deadline_told(&notes), told, "{left:?} are left");
     }
+}
+
+/// A swap that fails leaves the process where it was, on a channel that nobody closes.
+#[test]
+fn what_a_process_turned_away_goes_out_again_once_the_others_are_answered() {
+    let (mut core, mut notes, target, function) = opened();
+    let options = CallOptions::default();
+    let second = core.invoke(&mut notes, target, function, Payload::default(), options, 0);
+    let second = second.unwrap();
+    core.on_reply(&mut notes, 1, 1, Status::Quiescing, Payload::default());
+    assert_eq!(notes.closed, [], "the first one still runs there");
+    core.on_reply(&mut notes, 1, 0, Status::Ok, Payload::default());
+    assert_eq!(notes.closed, [1]);
+    notes.now += RETRY_FIRST;
+    let now = notes.now;
+    core.tick(&mut notes, now);
+    let resolved = Resolved {
+        incarnation: Incarnation(3),
+        addresses: vec![Address::Mem("p".into())],
+    };
+    core.on_resolved(&mut notes, target, Ok(resolved));
+    core.on_open(&mut notes, 2, Incarnation(3));
+    core.on_reply(&mut notes, 2, 1, Status::Ok, Payload::default());
+    core.completed().unwrap();
+    assert_eq!(core.completed().unwrap().call, second);
 }
