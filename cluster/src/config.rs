@@ -465,6 +465,7 @@ fn unit_of(key: &str, value: &Value) -> Option<&'static str> {
         ("_s", "s"),
         ("_rounds", "rounds"),
         ("_polls", "polls"),
+        ("_percent", "percent"),
     ];
     let known = suffixes.iter().find(|(suffix, _)| name.ends_with(suffix));
     Some(known.map_or("count", |(_, unit)| unit))

@@ -176,6 +176,90 @@ pub struct Process {
     pub swap_generation: u64,
     /// Why it failed; of one that lives, what was wrong with newer swap images than it began with.
     pub error: Option<String>,
+    /// What it counts, as its agent read it last; there is none before that.
+    #[serde(default)]
+    pub stats: Option<ProcessStats>,
+    /// Milliseconds since it was last seen to do anything, of one that is ready.
+    #[serde(default)]
+    pub idle_ms: Option<u64>,
+    /// The image that it began with, if any.
+    #[serde(default)]
+    pub restored: Option<Restored>,
+    /// Its last checkpoint.
+    #[serde(default)]
+    pub checkpoint: Option<Checkpoint>,
+    /// Why the last checkpoint that was tried is none.
+    #[serde(default)]
+    pub checkpoint_error: Option<String>,
+    /// How often it was started again after a failure, since the control plane's start.
+    #[serde(default)]
+    pub restarts: u64,
+    /// Milliseconds until it may start again, of one that has failed: its back-off.
+    #[serde(default)]
+    pub restart_in_ms: Option<u64>,
+}
+
+/// What a process counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProcessStats {
+    /// Invocations answered since its start.
+    pub invocations: u64,
+    /// Functions that run.
+    pub running: u64,
+    /// Functions that wait in a call of theirs.
+    pub blocked: u64,
+    /// Invocations that wait for a worker.
+    pub queued: u64,
+    /// Bytes of state objects, keys included.
+    pub state_bytes: u64,
+    /// Messages in the mailbox.
+    pub messages: u64,
+    /// Messages that were put since its start.
+    pub puts: u64,
+    /// Bytes of memory that its host has.
+    pub resident_bytes: u64,
+    /// Nanoseconds of busy-polling with nothing to be found; an estimate.
+    pub spin_ns: u64,
+    /// Nanoseconds that its endpoint's owner was blocked for.
+    pub asleep_ns: u64,
+    /// Nanoseconds of processor time that its host had, but for `spin_ns`.
+    pub work_ns: u64,
+}
+
+impl ProcessStats {
+    /// Whether functions run, wait, or are about to.
+    pub fn is_busy(&self) -> bool {
+        self.running + self.blocked + self.queued > 0
+    }
+
+    /// Changes whenever something was done, if nothing is done now.
+    pub fn done(&self) -> (u64, u64, u64, u64) {
+        (self.invocations, self.puts, self.messages, self.state_bytes)
+    }
+}
+
+/// The image that a process began with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Restored {
+    /// Its generation.
+    pub generation: u64,
+    /// Whether it is a checkpoint, written while the process served: what came after it is lost.
+    pub checkpoint: bool,
+    /// When it was written, in milliseconds since the Unix epoch; zero: it does not say.
+    pub written_unix_ms: u64,
+}
+
+/// An image that was written while the process served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Checkpoint {
+    /// Its generation.
+    pub generation: u64,
+    /// Bytes that were written for it; zero if nothing had changed since the image before.
+    pub bytes: u64,
+    /// Milliseconds that it took.
+    pub took_ms: u64,
+    /// When it was written, in milliseconds since the Unix epoch.
+    pub written_unix_ms: u64,
 }
 
 /// A node.
@@ -191,6 +275,9 @@ pub struct Node {
     pub memory_bytes: u64,
     /// Processes that are, or may be, there.
     pub processes: u32,
+    /// Bytes of memory that its hosts have, as its agent read it last.
+    #[serde(default)]
+    pub resident_bytes: u64,
 }
 
 /// A member of an application's world view.

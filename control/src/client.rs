@@ -218,6 +218,14 @@ impl ControlClient {
         self.process_do(application, process, "stop")
     }
 
+    /// Takes a checkpoint of a process, which serves on.
+    ///
+    /// # Errors
+    /// As every call; `ProcessFailed` if it cannot be written.
+    pub fn process_checkpoint(&self, application: &str, process: &str) -> Answer<Process> {
+        self.process_do(application, process, "checkpoint")
+    }
+
     /// Invokes a function, with allocation and swap-in of the process as needed.
     ///
     /// # Errors

@@ -48,6 +48,15 @@ pub struct ControlConfig {
     /// elsewhere; counted anew from the control plane's start. Agents and hosts that are cut off
     /// must have ended their processes before. Zero: only an operator declares nodes dead.
     pub lease_ms: u64,
+    /// Percent of a node's memory (the agent's setting `memory_bytes`) that its hosts may have
+    /// before the least active of its processes are swapped out; zero: never.
+    pub memory_high_percent: u32,
+    /// Percent of a node's memory below which no more are.
+    pub memory_low_percent: u32,
+    /// Processes of a node that are being swapped out for its memory at the same time.
+    pub pressure_swaps_max: usize,
+    /// Processes whose numbers are in the metrics, by application and name.
+    pub metrics_processes_max: usize,
     /// Applications that there may be.
     pub applications_max: usize,
     /// Processes, in any state, that there may be.
@@ -91,6 +100,10 @@ impl Default for ControlConfig {
             resolve_timeout_ms: 30_000,
             world_interval_ms: 20,
             lease_ms: 60_000,
+            memory_high_percent: 90,
+            memory_low_percent: 80,
+            pressure_swaps_max: 4,
+            metrics_processes_max: 1_000,
             applications_max: 10_000,
             processes_max: 100_000,
             waiters_max: 10_000,
@@ -138,12 +151,26 @@ impl ControlConfig {
             ("waiters_max", self.waiters_max),
             ("events_queued_max", self.events_queued_max),
             ("agent_queue_max_bytes", self.agent_queue_max_bytes),
+            ("pressure_swaps_max", self.pressure_swaps_max),
         ] {
             if value == 0 {
                 return Err(ConfigError {
                     name,
                     value: value.to_string(),
                     rule: "it must be at least 1",
+                });
+            }
+        }
+        for (name, value) in [
+            ("memory_high_percent", self.memory_high_percent),
+            ("memory_low_percent", self.memory_low_percent),
+        ] {
+            let high = self.memory_high_percent;
+            if value > 100 || (high > 0 && self.memory_low_percent > high) {
+                return Err(ConfigError {
+                    name,
+                    value: value.to_string(),
+                    rule: "it must be at most 100, and the lower mark not above the higher",
                 });
             }
         }

@@ -34,7 +34,7 @@ pub(crate) enum Input {
         reply: ReplySender,
     },
     Link(LinkEvent),
-    Counts(oneshot::Sender<Counts>),
+    Counts(usize, oneshot::Sender<Counts>),
     End,
 }
 
@@ -65,9 +65,10 @@ impl CoreSender {
         answer.await.unwrap_or_else(|_| Err(going_down()))
     }
 
-    pub(crate) async fn counts(&self) -> Result<Counts, Failure> {
+    /// Counts as of now, with so many processes at most.
+    pub(crate) async fn counts(&self, processes_max: usize) -> Result<Counts, Failure> {
         let (reply, answer) = oneshot::channel();
-        self.send(Input::Counts(reply))?;
+        self.send(Input::Counts(processes_max, reply))?;
         answer.await.map_err(|_| going_down())
     }
 
@@ -225,10 +226,12 @@ impl Running {
         let now = self.now();
         let event = match input {
             Input::End => return None,
-            Input::Counts(reply) => {
+            Input::Counts(processes_max, reply) => {
                 let counts = Counts {
                     states: self.registry.state_counts(),
                     agents: self.registry.agent_count() as u64,
+                    policy: self.registry.policy_counts(),
+                    processes: self.registry.processes_show(processes_max),
                 };
                 // Who asked may have hung up.
                 let _ = reply.send(counts);

@@ -22,6 +22,7 @@ mod files;
 pub mod gateway;
 pub mod machine;
 mod metrics;
+pub mod policy;
 mod server;
 pub mod store;
 mod tokens;

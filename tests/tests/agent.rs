@@ -108,7 +108,11 @@ fn hosts_of_a_killed_agent_are_found_again_whatever_became_of_them() {
     eventually("the dead one is known", || {
         (host("q")["state"] == "failed").then_some(())
     });
-    assert_eq!(host("p"), p);
+    let fixed = |process: &Value| {
+        let keys = ["state", "pid", "incarnation", "addresses"];
+        keys.map(|key| process[key].clone())
+    };
+    assert_eq!(fixed(&host("p")), fixed(&p));
     eventually("its record is gone", || {
         let record = lab.run_dir().join("hosts/a/q.json");
         (!is_there(&record)).then_some(())

@@ -565,6 +565,17 @@ fn golden_agent() {
         "application": "a", "process": "p", "incarnation": 7, "state": "ready", "pid": 4711,
         "addresses": [TCP], "swap_generation": 2, "error": "torn",
     });
+    let counted = json!({
+        "invocations": 1, "running": 2, "blocked": 3, "queued": 4, "state_bytes": 5,
+        "messages": 6, "puts": 7, "resident_bytes": 8, "spin_ns": 9, "asleep_ns": 10,
+        "work_ns": 11,
+    });
+    let stats = json!({
+        "application": "a", "process": "p", "incarnation": 7, "stats": counted,
+        "restored": {"generation": 2, "checkpoint": true, "written_unix_ms": 12},
+        "checkpoint": {"generation": 3, "bytes": 13, "took_ms": 14, "written_unix_ms": 15},
+        "checkpoint_error": "no",
+    });
     let resolve = json!({"request": 8, "application": "a", "process": "p", "ensure": true});
     for (file, json) in [
         (
@@ -582,6 +593,10 @@ fn golden_agent() {
             "from-answer-err",
             json!({"Answer": {"request": 1, "result": {"Err": "no"}}}),
         ),
+        (
+            "from-stats",
+            json!({"Stats": {"resident_bytes": 1 << 30, "hosts": [stats]}}),
+        ),
     ] {
         golden_agent_hold(&mut golden, file, &value::<FromAgent>(json));
     }
@@ -598,6 +613,7 @@ fn golden_agent() {
         ("to-start", json!({"Start": start})),
         ("to-swap-out", json!({"SwapOut": host})),
         ("to-stop", json!({"Stop": host})),
+        ("to-checkpoint", json!({"Checkpoint": host})),
         (
             "to-delete-images",
             json!({"DeleteImages": {"request": 5, "application": "a", "process": "p"}}),

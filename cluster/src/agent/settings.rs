@@ -1,5 +1,6 @@
 //! The settings of an application, as its hosts get them.
 
+use praas_control::policy::PolicySettings;
 use praas_runtime::process::ProcessSettings;
 use praas_runtime::swap::SwapConfig;
 use praas_transport::Kinds;
@@ -41,6 +42,10 @@ impl HostSettings {
         }
         let swap = take(&mut all, "swap").map_err(fail)?;
         let cpus = take(&mut all, "cpus").map_err(fail)?;
+        // These are the control plane's, which has looked at them.
+        for name in PolicySettings::NAMES {
+            all.remove(name);
+        }
         let process: ProcessSettings = serde_json::from_value(Value::Object(all)).map_err(fail)?;
         process
             .check()
@@ -69,8 +74,8 @@ mod tests {
 
     #[test]
     fn settings_are_read_or_refused_by_name() {
-        let text =
-            r#"{"workers": 3, "transports": ["tcp"], "swap": {"chunk_bytes": 4096}, "cpus": 2}"#;
+        let text = r#"{"workers": 3, "transports": ["tcp"], "swap": {"chunk_bytes": 4096}, "cpus": 2,
+                "restart": "always"}"#;
         let settings = HostSettings::parse(text).unwrap();
         assert_eq!(settings.process.workers, 3);
         assert_eq!(settings.transports, Some(TransportKind::Tcp.into()));

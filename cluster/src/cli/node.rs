@@ -66,7 +66,7 @@ pub fn node(context: &Context, command: NodeCommand) -> Result<(), CliError> {
     let control = context.control(None)?;
     match command {
         NodeCommand::List => {
-            let header = ["NODE", "AGENT", "CPUS", "MEMORY", "PROCESSES"];
+            let header = ["NODE", "AGENT", "CPUS", "MEMORY", "USED", "PROCESSES"];
             context
                 .output
                 .list(&control.node_list()?, &header, |node: &Node| {
@@ -75,6 +75,7 @@ pub fn node(context: &Context, command: NodeCommand) -> Result<(), CliError> {
                         if node.connected { "connected" } else { "away" }.into(),
                         node.cpus.to_string(),
                         size_shown(node.memory_bytes),
+                        size_shown(node.resident_bytes),
                         node.processes.to_string(),
                     ]
                 })

@@ -1,12 +1,13 @@
 //! Processes: create, swap, stop, delete, and see what there is.
 
 use clap::{Args, Subcommand};
-use praas_control::api::Process;
+use praas_control::api::{Process, ProcessStats};
 use praas_runtime::process::FUNCTIONS;
 use serde_json::json;
 
 use super::call::client_for;
 use super::error::CliError;
+use super::output::size_shown;
 use super::{Context, call};
 
 #[derive(Debug, Subcommand)]
@@ -20,12 +21,19 @@ pub enum ProcessCommand {
     },
     /// Show one process
     Show(NameArgs),
+    /// Show what the processes of an application count: work, memory, time
+    Stats {
+        /// The application
+        application: String,
+    },
     /// Name the functions of a process
     Functions(NameArgs),
     /// Swap a process out: its state goes to storage, its resources are freed
     Swap(NameArgs),
     /// Swap a process in, or start it again after a failure
     SwapIn(NameArgs),
+    /// Take a checkpoint of a process, which serves on: what it comes back from after a failure
+    Checkpoint(NameArgs),
     /// Stop a process: it finishes what runs and ends; its state is not kept
     Stop(NameArgs),
     /// Stop a process, delete its swap images and forget it
@@ -64,6 +72,10 @@ pub fn process(context: &Context, command: ProcessCommand) -> Result<(), CliErro
         ProcessCommand::Swap(name) => act(context, &name, Verb::Swap),
         ProcessCommand::SwapIn(name) => act(context, &name, Verb::SwapIn),
         ProcessCommand::Stop(name) => act(context, &name, Verb::Stop),
+        ProcessCommand::Checkpoint(name) => checkpoint(context, &name),
+        ProcessCommand::Stats { application } => {
+            stats(context, &context.control(None)?.process_list(&application)?)
+        }
         ProcessCommand::List { application } => {
             list(context, &context.control(None)?.process_list(&application)?)
         }
@@ -149,6 +161,85 @@ fn act(context: &Context, name: &NameArgs, verb: Verb) -> Result<(), CliError> {
     })
 }
 
+fn checkpoint(context: &Context, name: &NameArgs) -> Result<(), CliError> {
+    let control = context.control(name.wait_ms)?;
+    let (application, process) = (&name.application, &name.process);
+    let working = context
+        .output
+        .working(&format!("taking a checkpoint of {application}/{process}"));
+    let done = control.process_checkpoint(application, process);
+    drop(working);
+    let done = done?;
+    context.output.answer(&done, || match &done.checkpoint {
+        Some(taken) => format!(
+            "generation {}  {}/{}  {} in {} ms",
+            taken.generation,
+            done.application,
+            done.name,
+            size_shown(taken.bytes),
+            taken.took_ms
+        ),
+        None => format!("on its way  {}/{}", done.application, done.name),
+    })
+}
+
+fn stats(context: &Context, processes: &[Process]) -> Result<(), CliError> {
+    let header = [
+        "PROCESS",
+        "STATE",
+        "CALLS",
+        "RUN",
+        "WAIT",
+        "QUEUE",
+        "STATE SIZE",
+        "RESIDENT",
+        "MESSAGES",
+        "WORK S",
+        "SPIN S",
+        "ASLEEP S",
+        "IDLE S",
+        "RESTARTS",
+        "CHECKPOINT",
+    ];
+    context.output.list(processes, &header, stats_row)
+}
+
+fn stats_row(process: &Process) -> Vec<String> {
+    let number = |of: fn(&ProcessStats) -> u64| {
+        let stats = process.stats.as_ref();
+        stats.map_or_else(String::new, |stats| of(stats).to_string())
+    };
+    let size = |of: fn(&ProcessStats) -> u64| {
+        let stats = process.stats.as_ref();
+        stats.map_or_else(String::new, |stats| size_shown(of(stats)))
+    };
+    let seconds = |ns: fn(&ProcessStats) -> u64| {
+        let stats = process.stats.as_ref();
+        stats.map_or_else(String::new, |stats| {
+            format!("{:.3}", ns(stats) as f64 / 1e9)
+        })
+    };
+    let idle = process.idle_ms.map(|ms| format!("{:.1}", ms as f64 / 1e3));
+    let checkpoint = process.checkpoint.map(|taken| taken.generation.to_string());
+    vec![
+        process.name.clone(),
+        process.state.to_string(),
+        number(|stats| stats.invocations),
+        number(|stats| stats.running),
+        number(|stats| stats.blocked),
+        number(|stats| stats.queued),
+        size(|stats| stats.state_bytes),
+        size(|stats| stats.resident_bytes),
+        number(|stats| stats.messages),
+        seconds(|stats| stats.work_ns),
+        seconds(|stats| stats.spin_ns),
+        seconds(|stats| stats.asleep_ns),
+        idle.unwrap_or_default(),
+        process.restarts.to_string(),
+        checkpoint.unwrap_or_default(),
+    ]
+}
+
 fn functions(context: &Context, name: &NameArgs) -> Result<(), CliError> {
     let mut client = client_for(context, &name.application, None)?;
     let names: Vec<String> = call::typed(
@@ -219,6 +310,13 @@ mod tests {
             addresses: vec!["tcp:127.0.0.1:9".parse().unwrap()],
             swap_generation: 1,
             error: None,
+            stats: None,
+            idle_ms: None,
+            restored: None,
+            checkpoint: None,
+            checkpoint_error: None,
+            restarts: 0,
+            restart_in_ms: None,
         };
         assert_eq!(
             row(&process),

@@ -285,7 +285,7 @@ impl Work {
             }
             if iteration == SWAP_AFTER {
                 let worker = &workers[workers.len() / 2];
-                swapped = Some(Away::Out(self.worker_out(control, worker)?));
+                swapped = Some(Away::Out(Box::new(self.worker_out(control, worker)?)));
             }
         }
         Err(DemoError::Endless(ITERATIONS_MAX))
@@ -357,7 +357,7 @@ impl Work {
 /// Where the worker is that is swapped out meanwhile.
 enum Away {
     /// In storage; what it was before.
-    Out(Process),
+    Out(Box<Process>),
     /// Here again.
     Back,
 }

@@ -6,8 +6,10 @@
 //!     | -- Hello{node, inventory} --------------------> |  first word on every channel
 //!     | <------------------------- Applications, World  |
 //!     | <-- Start / SwapOut / Stop / DeleteImages ----- |
+//!     | <-- Checkpoint -------------------------------- |
 //!     | -- Report{state} -----------------------------> |  whenever a host's state changes
 //!     | -- Answer{request} ---------------------------> |  after the reports that belong to it
+//!     | -- Stats{hosts} ------------------------------> |  every so often, what has changed
 //!     | -- Resolve{request} --------------------------> |
 //!     | <---------------------------- Resolved{request} |
 //! ```
@@ -42,7 +44,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use self::link::{AgentLink, LinkError, LinkEvent, LinkSender};
-use crate::api::{CLUSTER_APPLICATION, Member, ProcessState};
+use crate::api::{CLUSTER_APPLICATION, Checkpoint, Member, ProcessState, ProcessStats, Restored};
 use crate::error::Failure;
 
 /// The active message id of this protocol.
@@ -115,6 +117,35 @@ pub enum FromAgent {
         /// Done, or why not.
         result: Result<(), String>,
     },
+    /// What hosts count, of those of which it has changed since it was last said on this channel.
+    Stats {
+        /// Bytes of memory that all hosts of the node have.
+        resident_bytes: u64,
+        /// The hosts, at most [`STATS_HOSTS_MAX`].
+        hosts: Vec<HostStats>,
+    },
+}
+
+/// Hosts that one message tells the numbers of, at most: so that none is long.
+pub const STATS_HOSTS_MAX: usize = 256;
+
+/// What a host counts, and what is known of its images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStats {
+    /// The application.
+    pub application: String,
+    /// The process.
+    pub process: String,
+    /// The incarnation.
+    pub incarnation: u64,
+    /// What it counts.
+    pub stats: ProcessStats,
+    /// The image that it began with.
+    pub restored: Option<Restored>,
+    /// Its last checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+    /// Why the last one that was tried is none.
+    pub checkpoint_error: Option<String>,
 }
 
 /// A host that is to be started.
@@ -214,6 +245,8 @@ pub enum ToAgent {
         /// Where the process is, or why it cannot be had.
         result: Result<ResolvedProcess, Failure>,
     },
+    /// Take a checkpoint of a host, which serves on. Answered when it is whole, or is none.
+    Checkpoint(HostCommand),
 }
 
 /// What an agent shows when it dials the control plane.
@@ -423,6 +456,7 @@ mod tests {
                 swap_generation: 1,
             })),
             ToAgent::SwapOut(host_command()),
+            ToAgent::Checkpoint(host_command()),
             ToAgent::Stop(host_command()),
             ToAgent::DeleteImages {
                 request: 5,
@@ -465,6 +499,18 @@ mod tests {
                 application: "a".into(),
                 process: "p".into(),
                 ensure: true,
+            },
+            FromAgent::Stats {
+                resident_bytes: 9,
+                hosts: vec![HostStats {
+                    application: "a".into(),
+                    process: "p".into(),
+                    incarnation: 3,
+                    stats: ProcessStats::default(),
+                    restored: None,
+                    checkpoint: None,
+                    checkpoint_error: Some("full".into()),
+                }],
             },
             FromAgent::Answer {
                 request: 1,

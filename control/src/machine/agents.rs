@@ -23,7 +23,14 @@ impl Registry {
                 inventory,
             } => self.hello(now, link, (node, cpus, memory_bytes), inventory),
             FromAgent::Report(report) => self.report(link, report),
-            FromAgent::Answer { request, result } => self.answered(link, request, result),
+            FromAgent::Answer { request, result } => {
+                self.checkpoint_answered(link, request, result.clone());
+                self.answered(link, request, result);
+            }
+            FromAgent::Stats {
+                resident_bytes,
+                hosts,
+            } => self.stats(link, resident_bytes, hosts),
             FromAgent::Resolve {
                 request,
                 application,
@@ -52,7 +59,7 @@ impl Registry {
     fn resolve(&self, key: &Key) -> Result<Reply, Failure> {
         self.app(&key.application)?;
         match self.entry(key) {
-            Some(entry) if entry.serves() => Ok(Reply::Process(entry.show())),
+            Some(entry) if entry.serves() => self.shown(key),
             Some(entry) if entry.record.state == ProcessState::Gone => Err(stopped(key)),
             Some(entry) => {
                 let detail = format!("{key} is {}", entry.record.state);
@@ -88,6 +95,7 @@ impl Registry {
             link: Some(link),
             cpus,
             memory_bytes,
+            resident_bytes: 0,
             live: node.live,
             silent_since: None,
         };
@@ -130,6 +138,7 @@ impl Registry {
         for key in self.keys(|entry| !entry.waiters.is_empty()) {
             self.drive(&key);
         }
+        self.policy_hello(&name);
     }
 
     fn report(&mut self, link: u64, report: HostReport) {
@@ -306,6 +315,7 @@ impl Registry {
         }
         for key in self.keys(|entry| entry.record.node.as_deref() == Some(name.as_str())) {
             self.command_end(&key);
+            self.checkpoint_lost(&key, "the agent of its node is away");
             if let Some(entry) = self.entry_mut(&key) {
                 entry.vouched = false;
             }
@@ -331,6 +341,7 @@ impl Registry {
             cpus: node.cpus,
             memory_bytes: node.memory_bytes,
             processes: node.live,
+            resident_bytes: node.resident_bytes,
         });
         nodes.collect()
     }

@@ -25,6 +25,9 @@
 //! used before. So no process has two live incarnations, whatever is lost in between.
 
 mod agents;
+mod policy;
+#[cfg(test)]
+mod policy_tests;
 mod process;
 mod requests;
 #[cfg(test)]
@@ -36,6 +39,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use praas_transport::{Address, Secret};
 
+pub use self::policy::PolicyCounts;
+use self::policy::{Policy, Watch};
 use crate::agent::{FromAgent, ToAgent};
 use crate::api::{
     Application, ApplicationSpec, Member, Node, Process, ProcessState, Settings, TokenInfo, World,
@@ -43,6 +48,7 @@ use crate::api::{
 use crate::config::ControlConfig;
 use crate::error::Failure;
 use crate::files::hex_encode;
+use crate::policy::PolicySettings;
 use crate::store::{ApplicationRecord, Change, ProcessRecord, Snapshot, TokenRecord};
 
 /// What is asked of the registry.
@@ -114,6 +120,8 @@ pub enum Verb {
     Stop,
     /// Stop it, delete its images and forget it.
     Delete,
+    /// Take a checkpoint of it.
+    Checkpoint,
 }
 
 /// What the registry answers.
@@ -126,7 +134,7 @@ pub enum Reply {
     /// Applications.
     Applications(Vec<Application>),
     /// A process.
-    Process(Process),
+    Process(Box<Process>),
     /// Processes.
     Processes(Vec<Process>),
     /// Nodes.
@@ -216,6 +224,12 @@ pub struct Limits {
     pub world_interval_ms: u64,
     /// Milliseconds of silence after which a node counts as dead; zero: never.
     pub lease_ms: u64,
+    /// Percent of a node's memory above which processes are swapped out; zero: never.
+    pub memory_high_percent: u32,
+    /// Percent of a node's memory below which that ends.
+    pub memory_low_percent: u32,
+    /// Processes of a node that are swapped out at the same time for its memory.
+    pub pressure_swaps_max: usize,
 }
 
 impl From<&ControlConfig> for Limits {
@@ -230,6 +244,9 @@ impl From<&ControlConfig> for Limits {
             resolve_timeout_ms: config.resolve_timeout_ms,
             world_interval_ms: config.world_interval_ms,
             lease_ms: config.lease_ms,
+            memory_high_percent: config.memory_high_percent,
+            memory_low_percent: config.memory_low_percent,
+            pressure_swaps_max: config.pressure_swaps_max,
         }
     }
 }
@@ -292,12 +309,14 @@ struct Entry {
     /// The command that `doing` is about.
     command: u64,
     waiters: VecDeque<Waiter>,
+    watch: Watch,
 }
 
 #[derive(Debug)]
 struct App {
     record: ApplicationRecord,
     settings: Settings,
+    policy: PolicySettings,
     generation: u64,
     /// The world has changed since it was sent.
     dirty: bool,
@@ -311,6 +330,7 @@ struct NodeEntry {
     link: Option<u64>,
     cpus: u32,
     memory_bytes: u64,
+    resident_bytes: u64,
     live: u32,
     /// Since when the agent is away, until its lease has lapsed.
     silent_since: Option<u64>,
@@ -339,6 +359,7 @@ pub struct Registry {
     incarnation_next: u64,
     command_last: u64,
     waiter_last: u64,
+    policy: Policy,
     actions: Vec<Action>,
 }
 
@@ -368,6 +389,7 @@ impl Registry {
             incarnation_next: snapshot.incarnation_next.max(1),
             command_last: command_first,
             waiter_last: 0,
+            policy: Policy::default(),
             actions: Vec::new(),
         };
         for record in snapshot.applications {
@@ -410,6 +432,7 @@ impl Registry {
     /// Takes what happened at `now`, in milliseconds of a clock that never goes back, and says
     /// what is to be done.
     pub fn handle(&mut self, now: u64, event: Event) -> Vec<Action> {
+        self.policy.now = now;
         match event {
             Event::Request {
                 id,
@@ -422,6 +445,7 @@ impl Registry {
         }
         self.leases_lapse(now);
         self.waiters_expire(now);
+        self.policy_run();
         self.worlds_send(now);
         std::mem::take(&mut self.actions)
     }
@@ -439,7 +463,20 @@ impl Registry {
             .values()
             .filter_map(|node| node.lease_end(self.limits.lease_ms))
             .min();
-        [waiter, world, lease].into_iter().flatten().min()
+        let policy = self.policy.deadline_next();
+        [waiter, world, lease, policy].into_iter().flatten().min()
+    }
+
+    /// What was done without being asked for.
+    pub fn policy_counts(&self) -> PolicyCounts {
+        self.policy.counts
+    }
+
+    /// Processes as they are, at most so many: by application, then by name.
+    pub fn processes_show(&self, processes_max: usize) -> Vec<Process> {
+        let entries = self.apps.values().flat_map(|app| app.processes.values());
+        let shown = entries.map(|entry| entry.show(self.policy.now));
+        shown.take(processes_max).collect()
     }
 
     /// How many processes are in each state.
@@ -491,7 +528,11 @@ impl Registry {
             true => record.node.clone(),
             false => None,
         };
+        entry
+            .watch
+            .follow(self.policy.now, &entry.record, &app.policy);
         if entry.record != record {
+            self.policy.changed(key);
             let change = Change::Process(entry.record.clone());
             self.actions.push(Action::Persist(change));
             if let Some(node) = live_on(&record) {
@@ -569,8 +610,15 @@ impl NodeEntry {
 
 impl App {
     fn new(record: ApplicationRecord, now: u64) -> Self {
+        let settings: Settings = serde_json::from_str(&record.settings).unwrap_or_default();
+        let policy = PolicySettings::parse(&settings).unwrap_or_else(|failure| {
+            // Of an earlier version: new applications are refused.
+            tracing::warn!(application = record.name, %failure, "policies are at their defaults");
+            PolicySettings::default()
+        });
         Self {
-            settings: serde_json::from_str(&record.settings).unwrap_or_default(),
+            settings,
+            policy,
             record,
             generation: 0,
             dirty: false,
@@ -601,6 +649,7 @@ impl App {
 impl Entry {
     fn new(record: ProcessRecord) -> Self {
         Self {
+            watch: Watch::new(&record),
             record,
             pid: 0,
             addresses: Vec::new(),
@@ -622,8 +671,8 @@ impl Entry {
         self.record.state == ProcessState::Ready && self.vouched && self.doing == Doing::Nothing
     }
 
-    fn show(&self) -> Process {
-        let record = &self.record;
+    fn show(&self, now: u64) -> Process {
+        let (record, watch) = (&self.record, &self.watch);
         Process {
             application: record.application.clone(),
             name: record.name.clone(),
@@ -635,6 +684,13 @@ impl Entry {
             addresses: self.addresses.clone(),
             swap_generation: record.swap_generation,
             error: record.error.clone(),
+            stats: watch.stats,
+            idle_ms: watch.idle_ms(now),
+            restored: watch.restored.clone(),
+            checkpoint: watch.checkpoint,
+            checkpoint_error: watch.checkpoint_error.clone(),
+            restarts: watch.restarts,
+            restart_in_ms: watch.restart_in_ms(now),
         }
     }
 

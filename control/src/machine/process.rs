@@ -68,6 +68,7 @@ impl Registry {
             };
             let under_way = match entry.step_next(front.want) {
                 Step::Wait => false,
+                Step::Start if self.start_held(key) => false,
                 Step::Start => self.start(key),
                 Step::Swap => self.swap(key),
                 Step::Stop => self.stop(key),
@@ -104,10 +105,10 @@ impl Registry {
             keep
         });
         entry.waiters = waiters;
-        let shown = entry.show();
         for (number, deadline, origin) in done {
             self.deadlines.remove(&(deadline, number));
-            self.answer(origin, Ok(Reply::Process(shown.clone())));
+            let shown = self.shown(key);
+            self.answer(origin, shown);
         }
     }
 
@@ -126,7 +127,7 @@ impl Registry {
     }
 
     /// Starts a new incarnation; `false` if there is no node for it.
-    fn start(&mut self, key: &Key) -> bool {
+    pub(super) fn start(&mut self, key: &Key) -> bool {
         let Some((node, link)) = self.place() else {
             return false;
         };
@@ -135,6 +136,7 @@ impl Registry {
         let change = Change::IncarnationNext(self.incarnation_next);
         self.actions.push(Action::Persist(change));
         let request = self.command_add(link, key, Doing::Start);
+        self.start_note(key);
         self.update(key, |entry| {
             if entry.record.state == ProcessState::Gone {
                 // A new life: what was swapped out in the one before is not its own.
@@ -170,7 +172,7 @@ impl Registry {
         true
     }
 
-    fn swap(&mut self, key: &Key) -> bool {
+    pub(super) fn swap(&mut self, key: &Key) -> bool {
         let Some((link, command)) = self.host_command(key, Doing::Swap) else {
             return false;
         };
@@ -265,6 +267,7 @@ impl Registry {
             _ => None,
         };
         self.command_end(key);
+        self.checkpoint_lost(key, "its host has ended");
         let why = error.clone().unwrap_or_default();
         self.update(key, |entry| {
             entry.record.state = state;
@@ -309,7 +312,7 @@ impl Registry {
     }
 
     /// Answers all who want `want`, or all there are, with `failure`.
-    fn waiters_answer(&mut self, key: &Key, want: Option<Want>, failure: &Failure) {
+    pub(super) fn waiters_answer(&mut self, key: &Key, want: Option<Want>, failure: &Failure) {
         let Some(entry) = self.entry_mut(key) else {
             return;
         };
@@ -348,6 +351,7 @@ impl Registry {
             return;
         };
         self.process_count -= 1;
+        self.policy.forget(key, &entry.watch);
         if entry.record.incarnation != 0 {
             let change = Change::ProcessRemoved(key.application.clone(), key.process.clone());
             self.actions.push(Action::Persist(change));
@@ -365,7 +369,7 @@ impl Registry {
         };
         let under_way = |entry: &&Entry| entry.doing != Doing::Nothing;
         let result = match self.entry(key).filter(under_way) {
-            Some(entry) => Ok(Reply::Process(entry.show())),
+            Some(_) => self.shown(key),
             None => Err(self.late(key)),
         };
         self.answer(waiter.origin, result);
@@ -392,6 +396,9 @@ impl Registry {
                 let failure = self.late(&key);
                 self.answer(waiter.origin, Err(failure));
                 self.drive(&key);
+            } else if let Some(origin) = self.checkpointer_take(&key, number) {
+                let detail = format!("the checkpoint of {key} is not there yet");
+                self.answer(origin, Err(Failure::new(ErrorKind::Timeout, detail)));
             }
         }
     }

@@ -4,6 +4,7 @@ use super::{Action, App, Entry, Key, Origin, Registry, Reply, Request, Verb, Wai
 use crate::agent::{ApplicationKey, ResolvedProcess, ToAgent};
 use crate::api::{ApplicationSpec, ProcessState, name_check};
 use crate::error::{ErrorKind, Failure};
+use crate::policy::PolicySettings;
 use crate::store::{ApplicationRecord, Change, ProcessRecord, TokenRecord};
 use praas_transport::Secret;
 
@@ -43,7 +44,7 @@ impl Registry {
                 .app(&name)
                 .map(|app| Reply::Key(app.record.key_id, app.record.secret.clone())),
             Request::ProcessList(name) => self.app(&name).map(|app| {
-                let shown = app.processes.values().map(Entry::show);
+                let shown = app.processes.values().map(|entry| entry.show(now));
                 Reply::Processes(shown.collect())
             }),
             Request::NodeList => Ok(Reply::Nodes(self.nodes_show())),
@@ -115,6 +116,7 @@ impl Registry {
             let shown: String = bad.chars().take(40).collect();
             return invalid(format!("module {shown:?} is no path"));
         }
+        PolicySettings::parse(&spec.settings)?;
         let settings = serde_json::to_string(&spec.settings)
             .map_err(|error| Failure::new(ErrorKind::Invalid, error.to_string()))?;
         if settings.len() > self.limits.settings_max_bytes {
@@ -277,14 +279,21 @@ impl Registry {
         let want = match self.verb_check(key, verb) {
             Ok(Some(want)) => want,
             Ok(None) => {
-                let shown = self.entry(key).map(|entry| Reply::Process(entry.show()));
-                let result = shown.ok_or_else(|| never_created(key));
-                return self.answer(origin, result);
+                return match verb {
+                    Verb::Checkpoint => self.checkpoint_request(origin, wait_ms, key),
+                    _ => {
+                        let shown = self.shown(key);
+                        self.answer(origin, shown);
+                    }
+                };
             }
             Err(failure) => return self.answer(origin, Err(failure)),
         };
         if self.entry(key).is_none() {
             self.entry_add(key);
+        }
+        if matches!(verb, Verb::SwapIn | Verb::Create) {
+            self.hold_lift(key);
         }
         self.waiter_last += 1;
         let number = self.waiter_last;
@@ -340,7 +349,13 @@ impl Registry {
             {
                 Err(stopped(key))
             }
-            Verb::Ensure | Verb::SwapIn => Ok(Some(Want::Ready)),
+            Verb::Ensure => match self.hold_failure(key) {
+                Some(failure) => Err(failure),
+                None => Ok(Some(Want::Ready)),
+            },
+            Verb::SwapIn => Ok(Some(Want::Ready)),
+            Verb::Checkpoint if entry.serves() => Ok(None),
+            Verb::Checkpoint => conflict("only of a process that serves"),
             Verb::Swap if matches!(state, ProcessState::Failed | ProcessState::Gone) => {
                 conflict("there is nothing to swap out")
             }

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 
 use super::tests::spec;
 use super::{Action, Event, Limits, Registry, Reply, Request, Verb};
-use crate::agent::{FromAgent, HostCommand, HostReport, ToAgent};
-use crate::api::ProcessState;
+use crate::agent::{FromAgent, HostCommand, HostReport, HostStats, ToAgent};
+use crate::api::{ProcessState, ProcessStats};
 use crate::store::{Change, Snapshot};
 use praas_transport::Secret;
 
@@ -53,6 +53,11 @@ enum Op {
         noticed: bool,
     },
     Restart,
+    /// An agent says what its hosts count; an odd number runs something.
+    Stats {
+        node: u8,
+        done: u8,
+    },
     Pass(u64),
 }
 
@@ -127,7 +132,7 @@ impl Disk {
 }
 
 impl World {
-    fn new(auto_create: bool) -> Self {
+    fn new(auto_create: bool, policies: bool) -> Self {
         let mut world = Self {
             registry: Registry::restore(limits(), Snapshot::default(), 0, 0),
             disk: Disk::default(),
@@ -143,6 +148,11 @@ impl World {
         };
         let mut spec = spec("a");
         spec.auto_create = auto_create;
+        if policies {
+            let text =
+                r#"{"idle_swap_ms": 300, "checkpoint_interval_ms": 200, "restart": "always"}"#;
+            spec.settings = serde_json::from_str(text).unwrap();
+        }
         world.ask(
             Request::ApplicationCreate {
                 spec,
@@ -269,6 +279,7 @@ impl World {
             ToAgent::SwapOut(command) => self.agents[node].swap(&command),
             ToAgent::Stop(command) => self.agents[node].stop(&command),
             ToAgent::DeleteImages { request, .. } => self.agents[node].say_answer(request, Ok(())),
+            ToAgent::Checkpoint(command) => self.agents[node].checkpoint(&command),
             // The first word after a hello.
             ToAgent::Applications(_) => self.agents[node].cut_since = None,
             _ => {}
@@ -322,6 +333,7 @@ impl World {
                 self.disconnect(node(at), noticed);
             }
             Op::Restart => self.restart(),
+            Op::Stats { node: at, done } => self.agents[node(at)].stats_say(done),
             Op::Pass(ms) => {
                 self.now += ms;
                 for agent in &mut self.agents {
@@ -421,6 +433,35 @@ impl Agent {
         }
     }
 
+    fn checkpoint(&mut self, command: &HostCommand) {
+        let result = match self.find(command) {
+            Some(host) if host.phase == Phase::Ready => Ok(()),
+            _ => Err("it does not serve".into()),
+        };
+        self.say_answer(command.request, result);
+    }
+
+    fn stats_say(&mut self, done: u8) {
+        let hosts = self.hosts.iter().map(|host| HostStats {
+            application: "a".into(),
+            process: host.process.clone(),
+            incarnation: host.incarnation,
+            stats: ProcessStats {
+                invocations: done.into(),
+                running: u64::from(done % 2),
+                ..ProcessStats::default()
+            },
+            restored: None,
+            checkpoint: None,
+            checkpoint_error: None,
+        });
+        let message = FromAgent::Stats {
+            resident_bytes: u64::from(done % 4 == 3),
+            hosts: hosts.collect(),
+        };
+        self.say(message);
+    }
+
     fn stop(&mut self, command: &HostCommand) {
         match self.find(command) {
             Some(host) => host.phase = Phase::Stopping(command.request),
@@ -461,7 +502,7 @@ impl Agent {
 }
 
 fn request(verb: u8, process: u8) -> Request {
-    const VERBS: [Verb; 8] = [
+    const VERBS: [Verb; 9] = [
         Verb::Create,
         Verb::Ensure,
         Verb::Ensure,
@@ -470,6 +511,7 @@ fn request(verb: u8, process: u8) -> Request {
         Verb::Stop,
         Verb::Delete,
         Verb::Show,
+        Verb::Checkpoint,
     ];
     Request::Process {
         application: "a".into(),
@@ -493,6 +535,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (any::<u8>(), any::<bool>())
             .prop_map(|(node, noticed)| Op::Break { node, noticed }),
         1 => Just(Op::Restart),
+        4 => (any::<u8>(), any::<u8>()).prop_map(|(node, done)| Op::Stats { node, done }),
         2 => (0_u64..500).prop_map(Op::Pass),
     ]
 }
@@ -504,11 +547,15 @@ proptest! {
     fn no_process_lives_twice_and_every_request_is_answered_once(
         ops in prop::collection::vec(op(), 0..120),
         auto_create: bool,
+        policies: bool,
     ) {
-        let mut world = World::new(auto_create);
+        let mut world = World::new(auto_create, policies);
         for op in ops {
             world.step(op);
         }
+        world.settle();
+        // Back-offs are over.
+        world.step(Op::Pass(1_000_000));
         world.settle();
         // Once all is well, whatever came before, a process can be had.
         let before = world.ready_seen;
@@ -522,5 +569,6 @@ proptest! {
         prop_assert!(world.registry.deadlines.is_empty());
         world.settle();
         prop_assert!(world.registry.commands.is_empty(), "{:?}", world.registry.commands);
+        prop_assert!(world.registry.policy.is_at_rest(), "{:?}", world.registry.policy);
     }
 }

@@ -32,7 +32,7 @@ fn create(name: &str) -> Request {
     }
 }
 
-fn process(verb: Verb) -> Request {
+pub(super) fn process(verb: Verb) -> Request {
     Request::Process {
         application: "a".into(),
         process: "p".into(),
@@ -40,15 +40,20 @@ fn process(verb: Verb) -> Request {
     }
 }
 
-struct Bench {
-    registry: Registry,
-    now: u64,
+pub(super) struct Bench {
+    pub(super) registry: Registry,
+    pub(super) now: u64,
     last: u64,
-    actions: Vec<Action>,
+    pub(super) actions: Vec<Action>,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
+        Self::with(create("a"))
+    }
+
+    /// With application a as it is created.
+    pub(super) fn with(create: Request) -> Self {
         let registry = Registry::restore(limits(), Snapshot::default(), 0, 0);
         let mut bench = Self {
             registry,
@@ -56,21 +61,21 @@ impl Bench {
             last: 0,
             actions: Vec::new(),
         };
-        bench.ask(create("a"));
+        bench.ask(create);
         assert!(matches!(bench.answers().as_slice(), [(1, Ok(_))]));
         bench
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(super) fn handle(&mut self, event: Event) {
         let actions = self.registry.handle(self.now, event);
         self.actions.extend(actions);
     }
 
-    fn ask(&mut self, request: Request) -> u64 {
+    pub(super) fn ask(&mut self, request: Request) -> u64 {
         self.ask_wait(request, 1_000)
     }
 
-    fn ask_wait(&mut self, request: Request, wait_ms: u64) -> u64 {
+    pub(super) fn ask_wait(&mut self, request: Request, wait_ms: u64) -> u64 {
         self.last += 1;
         let id = self.last;
         self.handle(Event::Request {
@@ -81,11 +86,11 @@ impl Bench {
         id
     }
 
-    fn say(&mut self, link: u64, message: FromAgent) {
+    pub(super) fn say(&mut self, link: u64, message: FromAgent) {
         self.handle(Event::Said { link, message });
     }
 
-    fn hello(&mut self, link: u64, node: &str, inventory: Vec<HostReport>) {
+    pub(super) fn hello(&mut self, link: u64, node: &str, inventory: Vec<HostReport>) {
         self.say(
             link,
             FromAgent::Hello {
@@ -98,7 +103,7 @@ impl Bench {
     }
 
     /// What was answered since the last call.
-    fn answers(&mut self) -> Vec<(u64, Result<Reply, Failure>)> {
+    pub(super) fn answers(&mut self) -> Vec<(u64, Result<Reply, Failure>)> {
         let mut answers = Vec::new();
         self.actions.retain(|action| match action {
             Action::Answer { id, result } => {
@@ -110,7 +115,7 @@ impl Bench {
         answers
     }
 
-    fn kinds(&mut self) -> Vec<(u64, Option<ErrorKind>)> {
+    pub(super) fn kinds(&mut self) -> Vec<(u64, Option<ErrorKind>)> {
         let answers = self.answers().into_iter();
         answers
             .map(|(id, result)| (id, result.err().map(|failure| failure.kind)))
@@ -118,7 +123,7 @@ impl Bench {
     }
 
     /// The commands since the last call, with their links; views and keys left out.
-    fn told(&mut self) -> Vec<(u64, ToAgent)> {
+    pub(super) fn told(&mut self) -> Vec<(u64, ToAgent)> {
         let mut told = Vec::new();
         self.actions.retain(|action| match action {
             Action::Tell { link, message } => {
@@ -132,7 +137,7 @@ impl Bench {
         told
     }
 
-    fn started(&mut self) -> StartCommand {
+    pub(super) fn started(&mut self) -> StartCommand {
         match self.told().as_slice() {
             [(_, ToAgent::Start(start))] => (**start).clone(),
             other => panic!("no start but {other:?}"),
@@ -140,7 +145,7 @@ impl Bench {
     }
 
     /// A process that is ready, on node n over link 1.
-    fn ready(&mut self) -> StartCommand {
+    pub(super) fn ready(&mut self) -> StartCommand {
         self.hello(1, "n", vec![]);
         self.ask(process(Verb::Create));
         let start = self.started();
@@ -150,13 +155,13 @@ impl Bench {
         start
     }
 
-    fn show(&self) -> Process {
+    pub(super) fn show(&self) -> Process {
         let app = self.registry.app("a").unwrap();
-        app.processes["p"].show()
+        app.processes["p"].show(self.now)
     }
 }
 
-fn report(start: &StartCommand, state: ProcessState) -> HostReport {
+pub(super) fn report(start: &StartCommand, state: ProcessState) -> HostReport {
     HostReport {
         application: start.application.clone(),
         process: start.process.clone(),
@@ -169,7 +174,7 @@ fn report(start: &StartCommand, state: ProcessState) -> HostReport {
     }
 }
 
-fn swapped(start: &StartCommand, generation: u64) -> FromAgent {
+pub(super) fn swapped(start: &StartCommand, generation: u64) -> FromAgent {
     FromAgent::Report(HostReport {
         swap_generation: generation,
         ..report(start, ProcessState::Swapped)
@@ -370,7 +375,7 @@ fn a_stopped_process_starts_only_when_created_again_and_then_empty() {
     let again = bench.started();
     assert!(!again.restore, "its images are of another life");
     bench.say(1, FromAgent::Report(report(&again, ProcessState::Failed)));
-    bench.ask(process(Verb::Ensure));
+    bench.ask(process(Verb::SwapIn));
     assert!(!bench.started().restore);
 }
 

@@ -208,12 +208,22 @@ macro_rules! replies {
 replies! {
     Application => Application,
     Applications => Vec<Application>,
-    Process => Process,
     Processes => Vec<Process>,
     Nodes => Vec<Node>,
     World => World,
     Token => TokenInfo,
     Tokens => Vec<TokenInfo>,
+}
+
+impl TryFrom<Reply> for Process {
+    type Error = Failure;
+
+    fn try_from(reply: Reply) -> Result<Self, Failure> {
+        match reply {
+            Reply::Process(process) => Ok(*process),
+            other => Err(reply_unexpected(&other)),
+        }
+    }
 }
 
 impl TryFrom<Reply> for () {

@@ -60,6 +60,7 @@ struct Limits {
     wait_default_ms: u64,
     wait_max_ms: u64,
     ticket_valid_max_ms: u64,
+    metrics_processes_max: usize,
 }
 
 type App = Arc<Shared>;
@@ -76,6 +77,7 @@ impl Shared {
                 wait_default_ms: config.wait_default_ms,
                 wait_max_ms: config.wait_max_ms,
                 ticket_valid_max_ms: config.ticket_valid_max_ms,
+                metrics_processes_max: config.metrics_processes_max,
             },
         }
     }
@@ -110,6 +112,7 @@ fn routes_all(invoke_body_max_bytes: usize) -> OpenApiRouter<App> {
         .routes(routes!(processes::swap))
         .routes(routes!(processes::swap_in))
         .routes(routes!(processes::stop))
+        .routes(routes!(processes::checkpoint))
         .routes(routes!(system::node_list))
         .routes(routes!(system::node_forget))
         .routes(routes!(tokens::create, tokens::list))

@@ -194,3 +194,35 @@ pub(super) async fn stop(
     let what = (Verb::Stop, ProcessState::Gone, StatusCode::OK);
     act(&shared, [application, process], wait_ms, what).await
 }
+
+/// Take a checkpoint of a process, which serves on: an image to come back from after a failure.
+#[utoipa::path(
+    post, path = "/v1/applications/{application}/processes/{process}/checkpoint",
+    tag = "processes", operation_id = "process_checkpoint",
+    params(("application" = String, Path), ("process" = String, Path), WaitParams),
+    responses(
+        (status = 200, description = "It is taken", body = Process),
+        (status = 202, description = "It is being taken", body = Process),
+        Refusal,
+    ),
+)]
+pub(super) async fn checkpoint(
+    caller: Caller,
+    State(shared): State<App>,
+    names: Names<2>,
+    WaitMs(wait_ms): WaitMs,
+) -> Answer {
+    let [application, process] = names.0;
+    caller.may(&application)?;
+    let request = Ask::Process {
+        application,
+        process,
+        verb: Verb::Checkpoint,
+    };
+    let process: Process = shared.core.ask(request, wait_ms).await?.try_into()?;
+    let status = match wait_ms {
+        0 => StatusCode::ACCEPTED,
+        _ => StatusCode::OK,
+    };
+    Ok((status, axum::Json(process)))
+}

@@ -23,24 +23,29 @@ pub(super) async fn health(State(shared): State<App>) -> Result<axum::Json<Healt
         return Err(Failure::new(ErrorKind::Unavailable, detail));
     }
     // The answer also tells that the core is alive.
-    shared.core.counts().await?;
+    shared.core.counts(0).await?;
     Ok(axum::Json(Health {
         status: "ok".into(),
         version: env!("CARGO_PKG_VERSION").into(),
     }))
 }
 
-/// The metrics, in the text format of Prometheus. Any token will do: they name no application.
+/// The metrics, in the text format of Prometheus. Any token will do; processes are named, and their
+/// numbers told, to role admin only.
 #[utoipa::path(
     get, path = "/metrics", tag = "system", operation_id = "metrics",
     responses((status = 200, description = "As of now", body = String,
         content_type = "application/openmetrics-text"), Refusal),
 )]
 pub(super) async fn metrics(
-    _: Caller,
+    caller: Caller,
     State(shared): State<App>,
 ) -> Result<([(HeaderName, &'static str); 1], String), Failure> {
-    let counts = shared.core.counts().await?;
+    let processes_max = match caller.admin() {
+        Ok(()) => shared.limits.metrics_processes_max,
+        Err(_) => 0,
+    };
+    let counts = shared.core.counts(processes_max).await?;
     let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let text = shared.core.metrics.render(&counts);
     Ok(([(header::CONTENT_TYPE, media)], text))

@@ -213,6 +213,7 @@ impl Agent {
             ToAgent::SwapOut(command) => self.host_end(ops, &command, ProcessState::Swapped),
             ToAgent::Stop(command) => self.host_end(ops, &command, ProcessState::Gone),
             ToAgent::DeleteImages { request, .. } => self.done(ops, request, None),
+            ToAgent::Checkpoint(command) => self.done(ops, command.request, None),
             ToAgent::Applications(_) => {}
             ToAgent::World {
                 application,

@@ -198,6 +198,10 @@ impl Hosts {
                     false => self.actions.push(Action::ImagesDelete(request, key)),
                 }
             }
+            ToAgent::Checkpoint(command) => {
+                let why = "this agent takes no checkpoints".into();
+                self.answer(command.request, Err(why));
+            }
             ToAgent::Applications(keys) => self.keys_update(keys),
             ToAgent::World {
                 application,
