@@ -369,6 +369,22 @@ impl<'a> Context<'a> {
         self.guest.state_append(key, value)
     }
 
+    /// Replaces a state object by what `write` makes of it, without copying: `write` is given the
+    /// value that the object has (nothing, if there is none) and memory of `len` bytes, holding
+    /// anything, for the next one. If another function was faster, `write` is called again; if it
+    /// returns an error, the object stays as it is. The new version.
+    ///
+    /// # Errors
+    /// Those of `write`; the process's memory limit; a bad key; cancelled while others were faster.
+    pub fn state_update(
+        &self,
+        key: &str,
+        len: usize,
+        mut write: impl FnMut(&[u8], &mut [u8]) -> Result<(), CallError>,
+    ) -> Result<u64, CallError> {
+        self.guest.state_update(key, len, &mut write)
+    }
+
     /// A state object as a value.
     ///
     /// # Errors
@@ -448,6 +464,55 @@ impl<'a> Context<'a> {
     ) -> Result<(), CallError> {
         self.guest
             .message_put(to, key, payload, timeout_us(Some(timeout)))
+    }
+
+    /// Puts one message into the mailboxes of several processes at once (`None`: of all other
+    /// members of the application that are not gone) and waits for all of them, at most until this
+    /// invocation's deadline: what became of it at each. Its bytes are shared, not copied for each.
+    ///
+    /// # Errors
+    /// A key that cannot be: nobody was sent anything.
+    pub fn message_broadcast(
+        &self,
+        to: Option<&[&str]>,
+        key: &str,
+        payload: &[u8],
+    ) -> Result<Vec<(String, Result<(), CallError>)>, CallError> {
+        Self::outcomes_read(&self.guest.message_broadcast(to, key, payload, -1)?)
+    }
+
+    /// As [`message_broadcast`](Self::message_broadcast), with a deadline of its own.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn message_broadcast_within(
+        &self,
+        to: Option<&[&str]>,
+        key: &str,
+        payload: &[u8],
+        timeout: Duration,
+    ) -> Result<Vec<(String, Result<(), CallError>)>, CallError> {
+        let timeout = timeout_us(Some(timeout));
+        Self::outcomes_read(&self.guest.message_broadcast(to, key, payload, timeout)?)
+    }
+
+    fn outcomes_read(view: &View) -> Result<Vec<(String, Result<(), CallError>)>, CallError> {
+        let mut fields = Fields { bytes: view };
+        let count = u32::from_le_bytes(fields.take()?);
+        let mut outcomes = Vec::new();
+        for _ in 0..count {
+            let name = fields.text()?;
+            let code = i32::from_le_bytes(fields.take()?);
+            let text = fields.text()?;
+            outcomes.push((
+                name,
+                match code {
+                    code::OK => Ok(()),
+                    code => Err(CallError::from_code(code, &text)),
+                },
+            ));
+        }
+        Ok(outcomes)
     }
 
     /// Takes a message out of this process's mailbox, from one source or (`None`) from anybody,

@@ -338,6 +338,50 @@ impl From<Buf> for Payload {
 /// Bytes that a message's key may have.
 pub const KEY_MAX_BYTES: usize = 255;
 
+/// A message on its way: key and body in one piece, as they travel, copied once however often it
+/// is sent and to however many.
+#[derive(Debug, Clone)]
+pub struct PutBody {
+    key_len: u32,
+    joined: Payload,
+}
+
+impl PutBody {
+    /// Joins key and body.
+    ///
+    /// # Errors
+    /// A key above [`KEY_MAX_BYTES`]; no memory.
+    pub fn new(
+        key: &str,
+        body: &[u8],
+        pool: &praas_transport::BufPool,
+    ) -> Result<Self, InvokeError> {
+        if key.len() > KEY_MAX_BYTES {
+            let text = format!("a message's key has at most 255 bytes, not {}", key.len());
+            return Err(InvokeError::Malformed(text));
+        }
+        let key_len = key.len() as u32;
+        let len = key.len() + body.len();
+        if len <= PAYLOAD_INLINE_BYTES {
+            let mut bytes = InlineBytes::from_slice(key.as_bytes());
+            bytes.extend_from_slice(body);
+            let joined = Payload::Inline(bytes);
+            return Ok(Self { key_len, joined });
+        }
+        let buf = pool.alloc(len);
+        let mut buf = buf.map_err(|error| InvokeError::Exhausted(error.to_string()))?;
+        buf[..key.len()].copy_from_slice(key.as_bytes());
+        buf[key.len()..].copy_from_slice(body);
+        let joined = Payload::Buf(buf.freeze());
+        Ok(Self { key_len, joined })
+    }
+
+    /// The key's length, which the header of the put says, and the payload.
+    pub fn into_parts(self) -> (u32, Payload) {
+        (self.key_len, self.joined)
+    }
+}
+
 /// Key and body of a put, whose payload is both; the header's word is the key's length.
 pub fn put_split(header: &[u8], payload: Payload) -> Option<(String, Buf)> {
     let (_, key_len) = short_header_read(header)?;

@@ -80,6 +80,17 @@ pub trait Services: Send + Sync {
         deadline: Option<Instant>,
     ) -> Result<(), InvokeError>;
 
+    /// Puts one message into the mailboxes of several processes, all at once, and waits for all of
+    /// them: what became of it at each, in their order. Its bytes are shared, not copied for each.
+    fn message_broadcast(
+        &self,
+        job: &Job,
+        to: &[&str],
+        key: &str,
+        payload: &[u8],
+        deadline: Option<Instant>,
+    ) -> Vec<Result<(), InvokeError>>;
+
     /// Takes a message out of the own mailbox, waiting for it until the deadline.
     ///
     /// # Errors

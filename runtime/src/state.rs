@@ -11,7 +11,7 @@ use std::ops::Bound;
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use praas_transport::clock;
-use praas_transport::{Buf, BufGrow, BufPool, PoolExhausted};
+use praas_transport::{Buf, BufGrow, BufMut, BufPool, PoolExhausted};
 use serde::{Deserialize, Serialize};
 
 pub use self::shown::{Located, Place, ShownStats};
@@ -176,6 +176,30 @@ impl StateStore {
         let buf = self.pool.copy_from(bytes)?;
         let len = buf.len() as u64;
         self.write(key, Some(expected), |_| len, |_| Ok(buf.into()))
+    }
+
+    /// Makes memory that was filled elsewhere the object, without copying it, if the object is at
+    /// version `expected` (zero: absent; `None`: whatever it is); its new version. The memory is
+    /// taken, unless the version is another one.
+    ///
+    /// # Errors
+    /// As [`StateStore::compare_swap`].
+    pub fn commit(
+        &self,
+        key: &str,
+        expected: Option<u64>,
+        draft: &mut Option<BufMut>,
+    ) -> Result<u64, StateError> {
+        let len = draft.as_ref().map_or(0, |draft| draft.len() as u64);
+        self.write(
+            key,
+            expected,
+            |_| len,
+            |_| {
+                let buf = draft.take().map(BufMut::freeze);
+                Ok(buf.unwrap_or_default().into())
+            },
+        )
     }
 
     /// Adds bytes to the end of an object, which is made if absent; its new length. The object has

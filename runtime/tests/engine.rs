@@ -85,9 +85,48 @@ fn objects(context: &Context) -> Result<Vec<String>, FunctionError> {
         .collect())
 }
 
+/// Adds to the object `sum`, in its memory; refuses zero.
+#[praas_runtime::function]
+fn sums(context: &Context, term: u64) -> Result<(), FunctionError> {
+    context.state_update("sum", 8, |old, new| {
+        if term == 0 {
+            return Err(CallError::BadArgument("nothing to add".into()));
+        }
+        let old = old.try_into().map_or(0, u64::from_le_bytes);
+        new.copy_from_slice(&(old + term).to_le_bytes());
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Tells this process and one that is not there; what became of it.
+#[praas_runtime::function]
+fn broadcasts(context: &Context) -> Result<Vec<String>, FunctionError> {
+    let nobody = context.message_broadcast(None, "news", b"to nobody")?;
+    assert!(nobody.is_empty(), "{nobody:?}");
+    let long = context.message_broadcast(Some(&["p"]), &"k".repeat(256), b"");
+    assert!(matches!(long, Err(CallError::BadArgument(_))), "{long:?}");
+    let to = ["q", "p"];
+    let told = context.message_broadcast(Some(&to), "news", b"big news")?;
+    let got = context.message_try(Some("p"), "news")?;
+    assert_eq!(
+        got.as_ref().map(|got| &*got.payload),
+        Some(&b"big news"[..])
+    );
+    Ok(told
+        .into_iter()
+        .map(|(name, outcome)| match outcome {
+            Ok(()) => format!("{name} has it"),
+            Err(error) => format!("{name}: {error}"),
+        })
+        .collect())
+}
+
 praas_runtime::module!(
     static "tests",
-    [noop, echo, add, panics, waits, spins, nests, objects]
+    [
+        noop, echo, add, panics, waits, spins, nests, objects, sums, broadcasts
+    ]
 );
 
 fn start(listen: Listen, settings: ProcessSettings) -> (Process, Client) {
@@ -217,6 +256,33 @@ fn state_is_seen_as_it_was() {
     over_all(WaitMode::Warm, |_, _, client| {
         let listed: Vec<String> = client.invoke_value("p", "objects", &()).unwrap();
         assert_eq!(listed, ["b/1 3", "b/2 3"]);
+    });
+}
+
+#[test]
+fn additions_in_place_are_never_lost() {
+    over_all(WaitMode::Warm, |name, _, client| {
+        let sums = client.function("p", "sums").unwrap();
+        let one = praas_runtime::codec::encode(&1_u64).unwrap();
+        let calls: Vec<_> = (0..500)
+            .map(|_| client.submit(sums, &one, CallOptions::default()).unwrap())
+            .collect();
+        for call in calls {
+            client.wait(call).unwrap();
+        }
+        let refused = client.invoke_value::<_, ()>("p", "sums", &0_u64);
+        assert!(matches!(refused, Err(InvokeError::Function(text)) if text == "nothing to add"));
+        let sum = client.invoke("p", "praas.state.get", b"sum").unwrap();
+        assert_eq!(sum, 500_u64.to_le_bytes(), "{name}");
+    });
+}
+
+#[test]
+fn a_broadcast_tells_of_each_receiver() {
+    over_all(WaitMode::Warm, |_, _, client| {
+        let told: Vec<String> = client.invoke_value("p", "broadcasts", &()).unwrap();
+        let unknown = "q: process 'q' is not to be had: it is not in the list of processes";
+        assert_eq!(told, [unknown, "p has it"]);
     });
 }
 

@@ -730,7 +730,7 @@ fn golden_abi() {
             size output_alloc error_set error_text name incarnation cancelled deadline_left_us
             view_release state_put state_view state_delete state_list state_compare_swap
             state_append message_put message_get invoke world log invoke_one_way invoke_batch
-            peer_state
+            peer_state state_alloc state_commit message_broadcast
         }),
     ];
     for table in tables {
@@ -751,6 +751,7 @@ fn golden_abi() {
         ("FLAG_LONG", FLAG_LONG as i64),
         ("FLAG_IDEMPOTENT", FLAG_IDEMPOTENT as i64),
         ("MESSAGE_PEEK", MESSAGE_PEEK.into()),
+        ("BROADCAST_TO_MAX", BROADCAST_TO_MAX.into()),
         ("NOT_FOUND", code::NOT_FOUND.into()),
         ("CONFLICT", code::CONFLICT.into()),
         ("LIMIT_REACHED", code::LIMIT_REACHED.into()),

@@ -202,6 +202,91 @@ impl Guest<'_> {
         self.check(code).map(|()| len)
     }
 
+    /// Memory for the next value of a state object, to be filled before it is committed.
+    ///
+    /// # Safety
+    /// Nothing of it is used after a commit that is done, or another call of this.
+    #[allow(clippy::mut_from_ref)] // Each call gives memory of its own.
+    unsafe fn state_alloc(&self, len: usize) -> Result<&mut [u8], CallError> {
+        self.offers(offset_of!(HostTable, state_commit))?;
+        let mut memory = ptr::null_mut();
+        // SAFETY: as above.
+        let code = unsafe { (self.host.state_alloc)(self.call, len, &raw mut memory) };
+        self.check(code)?;
+        match len {
+            0 => Ok(&mut []),
+            // SAFETY: the host has given so many initialised bytes, to us alone, until what the
+            // caller of this keeps to.
+            _ => Ok(unsafe { std::slice::from_raw_parts_mut(memory, len) }),
+        }
+    }
+
+    /// Writes an object in its own memory: `write` is given the value that it has and memory of
+    /// `len` bytes for the next one, until nobody was faster.
+    pub(crate) fn state_update(
+        &self,
+        key: &str,
+        len: usize,
+        write: &mut dyn FnMut(&[u8], &mut [u8]) -> Result<(), CallError>,
+    ) -> Result<u64, CallError> {
+        // SAFETY: the loop ends with the first commit that is done, and allocates once.
+        let draft = unsafe { self.state_alloc(len) }?;
+        let bytes = Bytes::new(key.as_bytes());
+        loop {
+            let old = match self.state_view(key) {
+                Ok(view) => Some(view),
+                Err(CallError::NotFound(_)) => None,
+                Err(error) => return Err(error),
+            };
+            write(old.as_deref().unwrap_or(&[]), draft)?;
+            let (expected, mut version) = (old.map_or(0, |view| view.version()), 0);
+            // SAFETY: as above.
+            let code =
+                unsafe { (self.host.state_commit)(self.call, bytes, expected, &raw mut version) };
+            match code {
+                code::CONFLICT if self.cancelled() => return Err(CallError::Cancelled),
+                code::CONFLICT => {}
+                code => return self.check(code).map(|()| version),
+            }
+        }
+    }
+
+    /// Names, codes and texts of a broadcast to these processes, or to all others.
+    pub(crate) fn message_broadcast(
+        &self,
+        to: Option<&[&str]>,
+        key: &str,
+        payload: &[u8],
+        timeout_us: i64,
+    ) -> Result<View, CallError> {
+        self.offers(offset_of!(HostTable, message_broadcast))?;
+        let names: Vec<Bytes> = to
+            .unwrap_or_default()
+            .iter()
+            .map(|name| Bytes::new(name.as_bytes()))
+            .collect();
+        let to = to.map_or(ptr::null(), |_| names.as_ptr());
+        let (key, payload) = (Bytes::new(key.as_bytes()), Bytes::new(payload));
+        let mut view = RawView::NONE;
+        // SAFETY: as above.
+        let code = unsafe {
+            (self.host.message_broadcast)(
+                self.call,
+                to,
+                names.len(),
+                key,
+                payload,
+                timeout_us,
+                &raw mut view,
+            )
+        };
+        match view.handle.is_null() {
+            // The outcomes say more than the code does.
+            false => self.view(code::OK, view),
+            true => self.view(code, view),
+        }
+    }
+
     pub(crate) fn message_put(
         &self,
         to: &str,

@@ -22,15 +22,17 @@ enum Output {
 }
 
 /// One running invocation; modules hold it as a [`CallHandle`].
-struct Call<'a> {
-    services: &'a dyn Services,
-    job: &'a Job,
+pub(super) struct Call<'a> {
+    pub(super) services: &'a dyn Services,
+    pub(super) job: &'a Job,
     function: &'a str,
     output: Output,
+    /// Memory for the next value of a state object.
+    pub(super) draft: Option<BufMut>,
     /// What the function says of its failure.
     error: String,
     /// What went wrong in the host last.
-    last: String,
+    pub(super) last: String,
 }
 
 /// Runs a function to its end.
@@ -48,6 +50,7 @@ pub(crate) fn call_run(
         job,
         function,
         output,
+        draft: None,
         error: String::new(),
         last: String::new(),
     };
@@ -105,6 +108,9 @@ pub(crate) fn host_table() -> &'static HostTable {
         invoke_one_way,
         invoke_batch,
         peer_state,
+        state_alloc: super::draft::state_alloc,
+        state_commit: super::draft::state_commit,
+        message_broadcast: super::broadcast::message_broadcast,
     };
     &TABLE
 }
@@ -113,7 +119,7 @@ pub(crate) fn host_table() -> &'static HostTable {
 ///
 /// # Safety
 /// The handle is one that an entry was given, and the entry has not returned.
-unsafe fn call<'a>(handle: *mut CallHandle) -> &'a mut Call<'a> {
+pub(super) unsafe fn call<'a>(handle: *mut CallHandle) -> &'a mut Call<'a> {
     // SAFETY: the caller says so; an entry uses its handle from one place at a time.
     unsafe { &mut *handle.cast::<Call<'a>>() }
 }
@@ -122,14 +128,14 @@ unsafe fn call<'a>(handle: *mut CallHandle) -> &'a mut Call<'a> {
 ///
 /// # Safety
 /// The pointer is null or good for writing.
-unsafe fn write<T>(to: *mut T, value: T) {
+pub(super) unsafe fn write<T>(to: *mut T, value: T) {
     if !to.is_null() {
         // SAFETY: the caller says so.
         unsafe { to.write(value) }
     }
 }
 
-fn view(buf: Buf, version: u64) -> RawView {
+pub(super) fn view(buf: Buf, version: u64) -> RawView {
     let buf = Box::new(buf);
     let bytes = Bytes::new(&buf);
     RawView {
@@ -140,12 +146,12 @@ fn view(buf: Buf, version: u64) -> RawView {
 }
 
 impl Call<'_> {
-    fn fail(&mut self, code: i32, text: impl ToString) -> i32 {
+    pub(super) fn fail(&mut self, code: i32, text: impl ToString) -> i32 {
         self.last = text.to_string();
         code
     }
 
-    fn state_fail(&mut self, error: &StateError) -> i32 {
+    pub(super) fn state_fail(&mut self, error: &StateError) -> i32 {
         let code = match error {
             StateError::LimitReached { .. } | StateError::Pool(_) => code::LIMIT_REACHED,
             StateError::BadKey(_) => code::BAD_ARGUMENT,
@@ -154,7 +160,7 @@ impl Call<'_> {
         self.fail(code, error)
     }
 
-    fn invoke_fail(&mut self, error: InvokeError) -> i32 {
+    pub(super) fn invoke_fail(&mut self, error: InvokeError) -> i32 {
         let (code, text) = invoke_code(error);
         self.fail(code, text)
     }
@@ -163,7 +169,7 @@ impl Call<'_> {
     ///
     /// # Safety
     /// As for [`Bytes::as_slice`].
-    unsafe fn text<'b>(&mut self, bytes: Bytes) -> Result<&'b str, i32> {
+    pub(super) unsafe fn text<'b>(&mut self, bytes: Bytes) -> Result<&'b str, i32> {
         // SAFETY: the caller says so.
         let bytes = unsafe { bytes.as_slice() };
         std::str::from_utf8(bytes).map_err(|_| self.fail(code::BAD_ARGUMENT, "not UTF-8"))
@@ -190,7 +196,7 @@ fn invoke_code(error: InvokeError) -> (i32, String) {
     (code, error.to_string())
 }
 
-fn deadline(timeout_us: i64) -> Option<Instant> {
+pub(super) fn deadline(timeout_us: i64) -> Option<Instant> {
     let us = u64::try_from(timeout_us).ok()?;
     clock::now().checked_add(Duration::from_micros(us))
 }

@@ -9,10 +9,12 @@
 //!
 //! No Rust type, allocator or unwinding crosses. Tables begin with their size and grow only at
 //! their ends; output memory is the host's; panics are caught inside the module. `docs/abi.md`
-//! has the tables to the byte, `bindings/c/praas.h` is their print.
+//! has the tables to the byte, `bindings/c/include/praas.h` is their print.
 
 #![allow(unsafe_code)]
 
+mod broadcast;
+mod draft;
 mod guest;
 mod host;
 mod module;
@@ -24,7 +26,7 @@ pub(crate) use self::host::call_run;
 pub use self::module::{MODULE_FUNCTIONS_MAX, ModuleError};
 pub(crate) use self::module::{module_check, module_load};
 pub use self::table::{
-    ABI_VERSION, BatchOutcome, Bytes, CallHandle, EntryFn, FLAG_IDEMPOTENT, FLAG_LONG, FLAG_SHORT,
-    FUNCTION_TABLE_FIRST_BYTES, FunctionTable, HostTable, MESSAGE_PEEK, MODULE_SYMBOL, MessageView,
-    ModuleTable, RawView, code,
+    ABI_VERSION, BROADCAST_TO_MAX, BatchOutcome, Bytes, CallHandle, EntryFn, FLAG_IDEMPOTENT,
+    FLAG_LONG, FLAG_SHORT, FUNCTION_TABLE_FIRST_BYTES, FunctionTable, HostTable, MESSAGE_PEEK,
+    MODULE_SYMBOL, MessageView, ModuleTable, RawView, VERSION_ANY, code,
 };

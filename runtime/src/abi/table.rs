@@ -15,6 +15,12 @@ pub const FLAG_IDEMPOTENT: u64 = 4;
 /// Flag of `message_get`: look, do not take.
 pub const MESSAGE_PEEK: u32 = 1;
 
+/// Version of `state_commit` that takes any object, and none.
+pub const VERSION_ANY: u64 = u64::MAX;
+
+/// Processes that one broadcast may name.
+pub const BROADCAST_TO_MAX: u32 = 65_536;
+
 /// Return codes besides those of [`crate::invocation::Status`].
 pub mod code {
     /// Done.
@@ -324,6 +330,29 @@ pub struct HostTable {
         timeout_us: i64,
         view: *mut RawView,
     ) -> i32,
+    /// Memory for the next value of a state object: `len` bytes at `*out`, aligned to 64 bytes,
+    /// holding anything. `state_commit` makes it the value; a later call replaces it, and the end
+    /// of the function frees it.
+    pub state_alloc: unsafe extern "C" fn(call: CallPtr, len: usize, out: *mut *mut u8) -> i32,
+    /// Makes the memory of `state_alloc` an object's value, without copying it, if the object is at
+    /// version `expected` (0: absent; `u64::MAX`: whatever it is); `version` is what it is then. On
+    /// a conflict the memory stays, for another try; after anything else it is gone.
+    pub state_commit:
+        unsafe extern "C" fn(call: CallPtr, key: Bytes, expected: u64, version: *mut u64) -> i32,
+    /// Puts one message into the mailboxes of several processes at once, sharing its bytes: the
+    /// `to_count` names at `to`, or (null) all other members of the world that are not gone. Done
+    /// if all have acknowledged it; else the code of the first that did not. In any case, but for
+    /// arguments that cannot be, `outcomes` has a count (u32) and for each receiver its name's
+    /// length (u32), name, code (i32), and the length (u32) and text of its error, little-endian.
+    pub message_broadcast: unsafe extern "C" fn(
+        call: CallPtr,
+        to: *const Bytes,
+        to_count: usize,
+        key: Bytes,
+        payload: Bytes,
+        timeout_us: i64,
+        outcomes: *mut RawView,
+    ) -> i32,
 }
 
 #[cfg(test)]
@@ -368,6 +397,7 @@ mod tests {
         assert_eq!(offset_of!(HostTable, log), 152);
         assert_eq!(offset_of!(HostTable, invoke_batch), 168);
         assert_eq!(offset_of!(HostTable, peer_state), 176);
-        assert_eq!(size_of::<HostTable>(), 184);
+        assert_eq!(offset_of!(HostTable, message_broadcast), 200);
+        assert_eq!(size_of::<HostTable>(), 208);
     }
 }

@@ -12,14 +12,14 @@ use std::time::Duration;
 use crossbeam_queue::SegQueue;
 use praas_transport::clock;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use praas_transport::{Buf, Credential, WaitMode, Waker};
+use praas_transport::{Buf, BufPool, Credential, WaitMode, Waker};
 use tokio::sync::oneshot;
 
 use super::StateObject;
 use super::core::{CallId, CallOptions, Completed, Refusal};
 use super::shell::{ClientConfig, ClientError, Shell};
 use crate::directory::Resolved;
-use crate::invocation::{InvokeError, Payload};
+use crate::invocation::{InvokeError, Payload, PutBody};
 
 /// How a call ended, or why it could not begin.
 type Outcome = Result<Completed, InvokeError>;
@@ -45,10 +45,24 @@ impl Future for OneWay {
 }
 
 enum Request {
-    Invoke { process: String, function: String },
-    OneWay { process: String, function: String },
-    Put { process: String, key: String },
-    Read { process: String, key: String },
+    Invoke {
+        process: String,
+        function: String,
+        input: Buf,
+    },
+    OneWay {
+        process: String,
+        function: String,
+        input: Buf,
+    },
+    Put {
+        process: String,
+        body: PutBody,
+    },
+    Read {
+        process: String,
+        key: String,
+    },
 }
 
 /// How long the thread goes on for one-way invocations that have not begun when the last handle is
@@ -59,7 +73,6 @@ enum Command {
     Call {
         ticket: u64,
         request: Request,
-        payload: Buf,
         options: CallOptions,
         answer: Answer,
     },
@@ -76,6 +89,7 @@ enum Command {
 struct Shared {
     commands: SegQueue<Command>,
     waker: Waker,
+    pool: BufPool,
     next: AtomicU64,
     ended: AtomicBool,
 }
@@ -132,6 +146,7 @@ impl AsyncClient {
         let shared = Arc::new(Shared {
             commands: SegQueue::new(),
             waker: shell.endpoint.waker(),
+            pool: shell.endpoint.pool().clone(),
             next: AtomicU64::new(1),
             ended: AtomicBool::new(false),
         });
@@ -160,8 +175,9 @@ impl AsyncClient {
         let request = Request::Invoke {
             process: process.into(),
             function: function.into(),
+            input: input.into(),
         };
-        self.call(request, input.into(), options).await?.outcome
+        self.call(request, options).await?.outcome
     }
 
     /// Invokes a function without its output. It is under way when this returns; who awaits what is
@@ -178,8 +194,9 @@ impl AsyncClient {
         let request = Request::OneWay {
             process: process.into(),
             function: function.into(),
+            input: input.into(),
         };
-        let (_, begun) = self.command(request, input.into(), options);
+        let (_, begun) = self.command(request, options);
         OneWay { begun }
     }
 
@@ -194,12 +211,38 @@ impl AsyncClient {
         body: impl Into<Buf>,
         options: CallOptions,
     ) -> Result<(), InvokeError> {
-        let request = Request::Put {
-            process: process.into(),
-            key: key.into(),
+        let body = PutBody::new(key, &body.into(), &self.shared.pool)?;
+        let process = process.into();
+        let request = Request::Put { process, body };
+        self.call(request, options).await?.outcome.map(|_| ())
+    }
+
+    /// Puts one message into the mailboxes of several processes, all at once: what became of it at
+    /// each, in the order of their names. Its bytes are shared, not copied for each.
+    pub async fn message_broadcast(
+        &self,
+        processes: &[&str],
+        key: &str,
+        body: impl Into<Buf>,
+        options: CallOptions,
+    ) -> Vec<Result<(), InvokeError>> {
+        let body = match PutBody::new(key, &body.into(), &self.shared.pool) {
+            Ok(body) => body,
+            Err(error) => return vec![Err(error); processes.len()],
         };
-        let completed = self.call(request, body.into(), options).await?;
-        completed.outcome.map(|_| ())
+        let begun: Vec<_> = processes
+            .iter()
+            .map(|process| {
+                let (process, body) = ((*process).into(), body.clone());
+                self.call_begin(Request::Put { process, body }, options)
+            })
+            .collect();
+        let mut outcomes = Vec::with_capacity(begun.len());
+        for call in begun {
+            let completed = call.outcome().await;
+            outcomes.push(completed.and_then(|completed| completed.outcome.map(|_| ())));
+        }
+        outcomes
     }
 
     /// Reads a state object of a process by one-sided operations; see
@@ -217,7 +260,7 @@ impl AsyncClient {
             process: process.into(),
             key: key.into(),
         };
-        self.call(request, Buf::default(), options).await?.object()
+        self.call(request, options).await?.object()
     }
 
     /// Tells where a process is, and what opens it from now on, to a client whose directory is a
@@ -231,31 +274,46 @@ impl AsyncClient {
         self.shared.waker.wake();
     }
 
+    async fn call(&self, request: Request, options: CallOptions) -> Outcome {
+        self.call_begin(request, options).outcome().await
+    }
+
+    fn call_begin(&self, request: Request, options: CallOptions) -> Begun<'_> {
+        let (ticket, answered) = self.command(request, options);
+        let guard = CancelGuard {
+            shared: &self.shared,
+            ticket,
+            done: false,
+        };
+        Begun { answered, guard }
+    }
+
     /// Hands a call to the thread: its ticket, and where its outcome arrives.
-    fn command(&self, request: Request, payload: Buf, options: CallOptions) -> (u64, Answered) {
+    fn command(&self, request: Request, options: CallOptions) -> (u64, Answered) {
         let ticket = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.shared.commands.push(Command::Call {
             ticket,
             request,
-            payload,
             options,
             answer,
         });
         self.shared.waker.wake();
         (ticket, answered)
     }
+}
 
-    async fn call(&self, request: Request, payload: Buf, options: CallOptions) -> Outcome {
-        let (ticket, answered) = self.command(request, payload, options);
-        let mut guard = CancelGuard {
-            shared: &self.shared,
-            ticket,
-            done: false,
-        };
-        let outcome = answered.await;
-        guard.done = true;
-        // The thread ends only after the last handle, and this is one.
+/// A call that the thread was told of.
+struct Begun<'a> {
+    answered: Answered,
+    guard: CancelGuard<'a>,
+}
+
+impl Begun<'_> {
+    async fn outcome(mut self) -> Outcome {
+        let outcome = self.answered.await;
+        self.guard.done = true;
+        // The thread ends only after the last handle, and this is one's.
         outcome.unwrap_or(Err(InvokeError::Cancelled))
     }
 }
@@ -314,7 +372,7 @@ fn run(shell: &mut Shell, shared: &Shared) {
 impl Calls {
     /// Begins a call; gives the command back if there is no room for it yet.
     fn begin(&mut self, shell: &mut Shell, command: Command) -> Option<Command> {
-        let (ticket, request, payload, options, answer) = match command {
+        let (ticket, request, options, answer) = match command {
             Command::Cancel { ticket } => {
                 if let Some((call, _)) = self.by_ticket.remove(&ticket) {
                     shell.handler.peers.cancel(&mut shell.endpoint, call);
@@ -336,10 +394,9 @@ impl Calls {
             Command::Call {
                 ticket,
                 request,
-                payload,
                 options,
                 answer,
-            } => (ticket, request, payload, options, answer),
+            } => (ticket, request, options, answer),
         };
         let (peers, ops) = (&mut shell.handler.peers, &mut *shell.endpoint);
         let process = match &request {
@@ -359,33 +416,26 @@ impl Calls {
                 };
                 match &request {
                     _ if !room => Err(Refusal::Full),
-                    Request::Invoke { function, .. } => {
+                    Request::Invoke {
+                        function, input, ..
+                    } => {
                         let function = peers.function(target, function).map_err(Refusal::Never)?;
-                        peers.invoke(
-                            ops,
-                            target,
-                            function,
-                            Payload::Buf(payload.clone()),
-                            options,
-                            ticket,
-                        )
+                        let input = Payload::Buf(input.clone());
+                        peers.invoke(ops, target, function, input, options, ticket)
                     }
-                    Request::OneWay { function, .. } => {
+                    Request::Put { body, .. } => {
+                        peers.put(ops, target, body.clone(), options, ticket)
+                    }
+                    Request::OneWay {
+                        function, input, ..
+                    } => {
                         let function = peers.function(target, function).map_err(Refusal::Never)?;
-                        let payload = Payload::Buf(payload.clone());
-                        peers.invoke_one_way(ops, target, function, payload, options, ticket, true)
+                        let input = Payload::Buf(input.clone());
+                        peers.invoke_one_way(ops, target, function, input, options, ticket, true)
                     }
                     Request::Read { key, .. } => {
                         peers.state_read(ops, target, key, options, ticket)
                     }
-                    Request::Put { key, .. } => peers.put(
-                        ops,
-                        target,
-                        key,
-                        Payload::Buf(payload.clone()),
-                        options,
-                        ticket,
-                    ),
                 }
             });
         match submitted {
@@ -396,7 +446,6 @@ impl Calls {
             Err(Refusal::Full) => Some(Command::Call {
                 ticket,
                 request,
-                payload,
                 options,
                 answer,
             }),

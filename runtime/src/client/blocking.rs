@@ -10,7 +10,7 @@ use super::core::{CallId, CallOptions, Refusal, Target};
 use super::one_way::OneWayTally;
 use super::shell::{ClientConfig, ClientError, Shell};
 use crate::codec;
-use crate::invocation::{InvokeError, Payload};
+use crate::invocation::{InvokeError, Payload, PutBody};
 
 /// A function of a process, looked up once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -201,6 +201,30 @@ impl Client {
         self.wait(call).map(|_| ())
     }
 
+    /// Puts one message into the mailboxes of several processes, all at once, and waits for all
+    /// of them: what became of it at each, in the order of their names. Its bytes are shared, not
+    /// copied for each.
+    pub fn message_broadcast(
+        &mut self,
+        processes: &[&str],
+        key: &str,
+        body: &[u8],
+        options: CallOptions,
+    ) -> Vec<Result<(), InvokeError>> {
+        let body = match PutBody::new(key, body, self.shell.endpoint.pool()) {
+            Ok(body) => body,
+            Err(error) => return vec![Err(error); processes.len()],
+        };
+        let calls: Vec<_> = processes
+            .iter()
+            .map(|process| self.body_submit(process, body.clone(), options))
+            .collect();
+        calls
+            .into_iter()
+            .map(|call| self.wait(call?).map(|_| ()))
+            .collect()
+    }
+
     /// Begins a put; many may be under way, and arrive in this order. [`Client::wait`] tells when
     /// the message is there.
     ///
@@ -213,18 +237,23 @@ impl Client {
         body: &[u8],
         options: CallOptions,
     ) -> Result<CallId, InvokeError> {
+        let body = PutBody::new(key, body, self.shell.endpoint.pool())?;
+        self.body_submit(process, body, options)
+    }
+
+    fn body_submit(
+        &mut self,
+        process: &str,
+        body: PutBody,
+        options: CallOptions,
+    ) -> Result<CallId, InvokeError> {
         let target = self.shell.handler.peers.target(process)?;
-        let body = Payload::copy_from(body, self.shell.endpoint.pool())
-            .map_err(|error| InvokeError::Exhausted(error.to_string()))?;
         self.room_wait(options.deadline, |shell| {
             shell.handler.peers.room_put(target)
         })?;
         let ops = &mut self.shell.endpoint;
-        let call = self
-            .shell
-            .handler
-            .peers
-            .put(ops, target, key, body, options, 0);
+        let peers = &mut self.shell.handler.peers;
+        let call = peers.put(ops, target, body, options, 0);
         call.map_err(Refusal::into_error)
     }
 

@@ -25,8 +25,8 @@ use slab::Slab;
 use super::one_way::OneWayTally;
 use crate::directory::Resolved;
 use crate::invocation::{
-    AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, PASSED_MAX, Payload, RequestHeader, Status,
-    passed_encode, short_header,
+    AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, PASSED_MAX, Payload, PutBody, RequestHeader,
+    Status, passed_encode, short_header,
 };
 use crate::locate::{AM_STATE, LOCATE_BYTES, LocateHeader, LocateKind};
 
@@ -158,8 +158,9 @@ enum Doing {
         function: u32,
         told: bool,
     },
+    /// The payload is the key, of so many bytes, and the body.
     Put {
-        key: Box<str>,
+        key_len: u32,
     },
     /// Reads a state object of the process, which was so often not where it was said to be.
     Read {
@@ -480,32 +481,28 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     /// Submits a put of a message.
     ///
     /// # Errors
-    /// Too many under way, or a key that cannot be.
+    /// Too many under way.
     pub fn put<L: Link<Channel = C>>(
         &mut self,
         link: &mut L,
         target: Target,
-        key: &str,
-        body: Payload,
+        body: PutBody,
         options: CallOptions,
         owner: u64,
     ) -> Result<CallId, Refusal> {
-        if key.len() > 255 {
-            let text = format!("a message's key has at most 255 bytes, not {}", key.len());
-            return Err(Refusal::Never(InvokeError::Malformed(text)));
-        }
         let peer = &mut self.peers[target.0 as usize];
         if peer.puts.len() >= PUTS_INFLIGHT_MAX {
             return Err(Refusal::Full);
         }
         let sequence = peer.puts_base + peer.puts.len() as u64;
+        let (key_len, payload) = body.into_parts();
         let id = self.call_add(Call {
             stamp: 0,
             owner,
             target,
-            doing: Doing::Put { key: key.into() },
+            doing: Doing::Put { key_len },
             sequence,
-            payload: body,
+            payload,
             options,
             sent: false,
             doubt: None,
@@ -899,18 +896,14 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     context,
                 )
             }
-            Doing::Put { key } => {
-                let header = short_header(Kind::Put, 0, key.len() as u32);
-                let mut bytes = Vec::with_capacity(key.len() + call.payload.len());
-                bytes.extend_from_slice(key.as_bytes());
-                bytes.extend_from_slice(&call.payload);
-                let payload = Payload::Buf(bytes.into());
+            Doing::Put { key_len } => {
+                let header = short_header(Kind::Put, 0, *key_len);
                 link.send(
                     channel,
                     AM_MAILBOX,
                     call.sequence,
                     &header,
-                    &payload,
+                    &call.payload,
                     id.to_u64(),
                 )
             }

@@ -20,7 +20,7 @@ use super::core::{
 };
 use super::one_way::OneWayTally;
 use crate::directory::{DirectoryAnswer, DirectoryRequest, Resolved};
-use crate::invocation::{AM_DIRECTORY, InvokeError, Payload, Status};
+use crate::invocation::{AM_DIRECTORY, InvokeError, Payload, PutBody, Status};
 
 /// Where processes are looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -242,13 +242,12 @@ impl Peers {
     /// See [`ClientCore::put`].
     ///
     /// # Errors
-    /// Too many under way, or a key that cannot be.
+    /// Too many under way.
     pub fn put(
         &mut self,
         ops: &mut Ops,
         target: Target,
-        key: &str,
-        body: Payload,
+        body: PutBody,
         options: CallOptions,
         owner: u64,
     ) -> Result<CallId, Refusal> {
@@ -256,7 +255,7 @@ impl Peers {
             ops,
             outside: &mut self.outside,
         };
-        let call = self.core.put(&mut link, target, key, body, options, owner);
+        let call = self.core.put(&mut link, target, body, options, owner);
         self.settle(ops);
         call
     }

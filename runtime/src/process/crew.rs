@@ -19,8 +19,9 @@ use std::thread::Thread;
 use crossbeam_utils::CachePadded;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use super::broadcast::Gather;
 use super::serve::ReadyJob;
-use crate::client::CallId;
+use crate::client::{CallId, Completed};
 use crate::invocation::{InvokeError, Payload};
 use crate::mailbox::MailMessage;
 
@@ -31,6 +32,8 @@ pub(super) enum Delivery {
     Ended(Result<Payload, InvokeError>, u64),
     /// A message for its function.
     Message(MailMessage),
+    /// All calls of a broadcast have ended.
+    Gathered(Vec<Result<(), InvokeError>>),
 }
 
 /// What is handed to a blocked worker; a delivery with an old stamp is for a wait that is over.
@@ -38,6 +41,8 @@ pub(super) enum Delivery {
 pub(super) struct Inbox {
     pub stamp: u32,
     pub call: Option<CallId>,
+    /// The calls of a broadcast, until all have ended.
+    pub gather: Option<Gather>,
     pub delivery: Option<Delivery>,
 }
 
@@ -69,6 +74,31 @@ impl Worker {
         drop(inbox);
         self.thread.unpark();
         None
+    }
+
+    /// A call has ended. A wait that is over has no use for it.
+    pub fn ended(&self, stamp: u32, completed: Completed) {
+        let Completed {
+            call,
+            outcome,
+            version,
+            ..
+        } = completed;
+        let mut inbox = self.inbox();
+        let now = inbox.stamp == stamp;
+        let delivery = match inbox.gather.as_mut().filter(|_| now) {
+            None => Delivery::Ended(outcome, version),
+            Some(gather) => {
+                gather.ended(call, outcome.map(|_| ()));
+                let Some(outcomes) = gather.outcomes() else {
+                    return;
+                };
+                inbox.gather = None;
+                Delivery::Gathered(outcomes)
+            }
+        };
+        drop(inbox);
+        drop(self.deliver(stamp, delivery));
     }
 }
 

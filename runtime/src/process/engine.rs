@@ -25,7 +25,7 @@ use super::settings::ProcessSettings;
 use super::stepped::Meanwhile;
 use crate::client::{CallId, CallOptions};
 use crate::function::Registry;
-use crate::invocation::{InvokeError, Payload, Status};
+use crate::invocation::{InvokeError, Payload, PutBody, Status};
 use crate::mailbox::{MailMessage, Mailbox, Put, PutId};
 use crate::state::StateStore;
 use crate::world::WorldView;
@@ -95,7 +95,6 @@ pub(super) enum Post {
         worker: usize,
         stamp: u32,
         call: Outgoing,
-        payload: Payload,
         options: CallOptions,
     },
     /// Call another process one-way, as soon as there is room.
@@ -114,9 +113,19 @@ type Control = Box<dyn FnOnce(&mut Core) + Send>;
 /// A call to another process.
 #[derive(Debug)]
 pub(super) enum Outgoing {
-    Invoke { process: String, function: String },
-    Put { process: String, key: String },
-    Read { process: String, key: String },
+    Invoke {
+        process: String,
+        function: String,
+        input: Payload,
+    },
+    Put {
+        process: String,
+        body: PutBody,
+    },
+    Read {
+        process: String,
+        key: String,
+    },
 }
 
 /// What the token owns.
@@ -236,10 +245,9 @@ impl Engine {
                     worker,
                     stamp,
                     call,
-                    payload,
                     options,
                 } => {
-                    let begun = self.call_begin(core, worker, stamp, call, payload, options);
+                    let begun = self.call_begin(core, worker, stamp, call, options);
                     let Some(worker) = self.shared.crew.worker(worker) else {
                         continue;
                     };
@@ -273,9 +281,7 @@ impl Engine {
             }
             let (worker, stamp) = ((completed.owner >> 32) as usize, completed.owner as u32);
             if let Some(worker) = self.shared.crew.worker(worker) {
-                // A wait that is over has no use for it.
-                let delivery = Delivery::Ended(completed.outcome, completed.version);
-                drop(worker.deliver(stamp, delivery));
+                worker.ended(stamp, completed);
             }
         }
         if !core.one_ways.is_empty() {
@@ -290,7 +296,6 @@ impl Engine {
         worker: usize,
         stamp: u32,
         call: Outgoing,
-        payload: Payload,
         options: CallOptions,
     ) -> Result<CallId, InvokeError> {
         let owner = (worker as u64) << 32 | u64::from(stamp);
@@ -299,14 +304,18 @@ impl Engine {
         } = core;
         let peers = &mut serve.peers;
         let begun = match call {
-            Outgoing::Invoke { process, function } => {
+            Outgoing::Invoke {
+                process,
+                function,
+                input,
+            } => {
                 let target = peers.target(&process)?;
                 let function = peers.function(target, &function)?;
-                peers.invoke(endpoint, target, function, payload, options, owner)
+                peers.invoke(endpoint, target, function, input, options, owner)
             }
-            Outgoing::Put { process, key } => {
+            Outgoing::Put { process, body } => {
                 let target = peers.target(&process)?;
-                peers.put(endpoint, target, &key, payload, options, owner)
+                peers.put(endpoint, target, body, options, owner)
             }
             Outgoing::Read { process, key } => {
                 let target = peers.target(&process)?;

@@ -8,6 +8,7 @@
 //!
 //! [`Process::start`] brings one up in this OS process; a host does nothing else.
 
+mod broadcast;
 mod builtin;
 mod crew;
 mod engine;

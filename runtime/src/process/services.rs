@@ -18,7 +18,7 @@ use super::engine::{Core, Engine, Outgoing, Post};
 use super::serve::Callee;
 use super::worker::worker_start;
 use crate::client::CallOptions;
-use crate::invocation::{InvokeError, Payload, Status};
+use crate::invocation::{InvokeError, KEY_MAX_BYTES, Payload, PutBody, Status};
 use crate::mailbox::{MailMessage, Put, Source};
 use crate::services::{Job, Services};
 use crate::state::StateStore;
@@ -28,7 +28,7 @@ use crate::world::{World, WorldView};
 const CANCEL_LOOK: Duration = Duration::from_millis(20);
 
 impl Engine {
-    fn worker_of(&self, job: &Job) -> Result<Arc<Worker>, InvokeError> {
+    pub(super) fn worker_of(&self, job: &Job) -> Result<Arc<Worker>, InvokeError> {
         let worker = self.shared.crew.worker(job.worker);
         worker.ok_or_else(|| InvokeError::Malformed("the job belongs to no worker".into()))
     }
@@ -52,6 +52,7 @@ impl Engine {
         let mut inbox = worker.inbox();
         inbox.stamp = inbox.stamp.wrapping_add(1);
         inbox.call = None;
+        inbox.gather = None;
         inbox.delivery = None;
         Ok(inbox.stamp)
     }
@@ -106,7 +107,6 @@ impl Engine {
         &self,
         job: &Job,
         call: Outgoing,
-        payload: &[u8],
         deadline: Option<Instant>,
     ) -> Result<(Payload, u64), InvokeError> {
         let worker = self.worker_of(job)?;
@@ -115,12 +115,10 @@ impl Engine {
             deadline,
             idempotent: false,
         };
-        let payload = Payload::copy_from(payload, &self.shared.pool)
-            .map_err(|error| InvokeError::Exhausted(error.to_string()))?;
         let stamp = self.wait_begin(&worker, job)?;
         let owned = match self.token.try_take() {
             Some(mut core) => {
-                let begun = self.call_begin(&mut core, job.worker, stamp, call, payload, options);
+                let begun = self.call_begin(&mut core, job.worker, stamp, call, options);
                 match begun {
                     Ok(call) => worker.inbox().call = Some(call),
                     Err(error) => {
@@ -136,7 +134,6 @@ impl Engine {
                     worker,
                     stamp,
                     call,
-                    payload,
                     options,
                 });
                 None
@@ -149,7 +146,22 @@ impl Engine {
         self.wait_end();
         match waited? {
             Delivery::Ended(outcome, version) => Ok((outcome?, version)),
-            _ => Err(InvokeError::Malformed("a message for a call".into())),
+            _ => Err(InvokeError::Malformed("something else for a call".into())),
+        }
+    }
+
+    /// Puts a message into the process's own mailbox.
+    pub(super) fn own_put(&self, key: &str, payload: &[u8]) -> Result<(), InvokeError> {
+        if key.len() > KEY_MAX_BYTES {
+            let text = format!("a message's key has at most 255 bytes, not {}", key.len());
+            return Err(InvokeError::Malformed(text));
+        }
+        match own_put(&self.shared, key, payload) {
+            Ok(Put::Stored | Put::Duplicate) => Ok(()),
+            Ok(Put::Full) => Err(InvokeError::MailboxFull(
+                self.shared.identity.name.to_string(),
+            )),
+            Err(text) => Err(InvokeError::Exhausted(text)),
         }
     }
 
@@ -221,22 +233,24 @@ impl Services for Engine {
         payload: &[u8],
         deadline: Option<Instant>,
     ) -> Result<(), InvokeError> {
-        if key.len() > 255 {
-            let text = format!("a message's key has at most 255 bytes, not {}", key.len());
-            return Err(InvokeError::Malformed(text));
-        }
         if to == &*self.shared.identity.name {
-            return match own_put(&self.shared, key, payload) {
-                Ok(Put::Stored | Put::Duplicate) => Ok(()),
-                Ok(Put::Full) => Err(InvokeError::MailboxFull(to.into())),
-                Err(text) => Err(InvokeError::Exhausted(text)),
-            };
+            return self.own_put(key, payload);
         }
-        let call = Outgoing::Put {
-            process: to.into(),
-            key: key.into(),
-        };
-        self.call(job, call, payload, deadline).map(|_| ())
+        let body = PutBody::new(key, payload, &self.shared.pool)?;
+        let process = to.into();
+        self.call(job, Outgoing::Put { process, body }, deadline)
+            .map(|_| ())
+    }
+
+    fn message_broadcast(
+        &self,
+        job: &Job,
+        to: &[&str],
+        key: &str,
+        payload: &[u8],
+        deadline: Option<Instant>,
+    ) -> Vec<Result<(), InvokeError>> {
+        self.broadcast(job, to, key, payload, deadline)
     }
 
     fn message_get(
@@ -272,7 +286,7 @@ impl Services for Engine {
         self.wait_end();
         match waited? {
             Delivery::Message(message) => Ok(message),
-            _ => Err(InvokeError::Malformed("a result for a get".into())),
+            _ => Err(InvokeError::Malformed("something else for a get".into())),
         }
     }
 
@@ -295,11 +309,14 @@ impl Services for Engine {
         if process.is_empty() || process == &*self.shared.identity.name {
             return self.local_invoke(job, function, input, deadline);
         }
+        let input = Payload::copy_from(input, &self.shared.pool)
+            .map_err(|error| InvokeError::Exhausted(error.to_string()))?;
         let call = Outgoing::Invoke {
             process: process.into(),
             function: function.into(),
+            input,
         };
-        let (output, _) = self.call(job, call, input, deadline)?;
+        let (output, _) = self.call(job, call, deadline)?;
         Ok(output)
     }
 
@@ -318,7 +335,7 @@ impl Services for Engine {
             process: process.into(),
             key: key.into(),
         };
-        let (object, version) = self.call(job, call, &[], deadline)?;
+        let (object, version) = self.call(job, call, deadline)?;
         Ok((version != 0).then(|| (object.into_buf(), version)))
     }
 
