@@ -179,6 +179,15 @@ impl Message {
     }
 }
 
+/// What became of a broadcast at one receiver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The receiver.
+    pub process: String,
+    /// Whether the message is in its mailbox.
+    pub outcome: Result<(), CallError>,
+}
+
 /// A state object, as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateEntry {
@@ -269,6 +278,15 @@ impl<'a> Context<'a> {
     /// Which life of the process this is.
     pub fn incarnation(&self) -> u64 {
         self.guest.incarnation()
+    }
+
+    /// The invocation's id: its client's, and the client's number for it at this process. A
+    /// repetition has the same, and so have local invocations within it.
+    ///
+    /// # Errors
+    /// A host that is older than this module.
+    pub fn invocation_id(&self) -> Result<(u128, u64), CallError> {
+        self.guest.invocation_id()
     }
 
     /// Whether the function should end early: its caller no longer waits, or the process is about
@@ -477,7 +495,7 @@ impl<'a> Context<'a> {
         to: Option<&[&str]>,
         key: &str,
         payload: &[u8],
-    ) -> Result<Vec<(String, Result<(), CallError>)>, CallError> {
+    ) -> Result<Vec<Told>, CallError> {
         Self::outcomes_read(&self.guest.message_broadcast(to, key, payload, -1)?)
     }
 
@@ -491,12 +509,12 @@ impl<'a> Context<'a> {
         key: &str,
         payload: &[u8],
         timeout: Duration,
-    ) -> Result<Vec<(String, Result<(), CallError>)>, CallError> {
+    ) -> Result<Vec<Told>, CallError> {
         let timeout = timeout_us(Some(timeout));
         Self::outcomes_read(&self.guest.message_broadcast(to, key, payload, timeout)?)
     }
 
-    fn outcomes_read(view: &View) -> Result<Vec<(String, Result<(), CallError>)>, CallError> {
+    fn outcomes_read(view: &View) -> Result<Vec<Told>, CallError> {
         let mut fields = Fields { bytes: view };
         let count = u32::from_le_bytes(fields.take()?);
         let mut outcomes = Vec::new();
@@ -504,13 +522,13 @@ impl<'a> Context<'a> {
             let name = fields.text()?;
             let code = i32::from_le_bytes(fields.take()?);
             let text = fields.text()?;
-            outcomes.push((
-                name,
-                match code {
+            outcomes.push(Told {
+                process: name,
+                outcome: match code {
                     code::OK => Ok(()),
                     code => Err(CallError::from_code(code, &text)),
                 },
-            ));
+            });
         }
         Ok(outcomes)
     }

@@ -47,7 +47,8 @@ pub use praas_macros::function;
 pub mod prelude {
     pub use crate::abi::{Output, View};
     pub use crate::context::{
-        CallError, Context, FunctionError, LogLevel, Message, StateEntry, WorldMember, WorldMembers,
+        CallError, Context, FunctionError, LogLevel, Message, StateEntry, Told, WorldMember,
+        WorldMembers,
     };
     pub use crate::function;
     pub use crate::world::MemberState;

@@ -115,9 +115,9 @@ fn broadcasts(context: &Context) -> Result<Vec<String>, FunctionError> {
     );
     Ok(told
         .into_iter()
-        .map(|(name, outcome)| match outcome {
-            Ok(()) => format!("{name} has it"),
-            Err(error) => format!("{name}: {error}"),
+        .map(|Told { process, outcome }| match outcome {
+            Ok(()) => format!("{process} has it"),
+            Err(error) => format!("{process}: {error}"),
         })
         .collect())
 }

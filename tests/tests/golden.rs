@@ -723,6 +723,7 @@ fn golden_abi() {
         table!(Bytes { ptr len }),
         table!(RawView { bytes version handle }),
         table!(MessageView { source payload }),
+        table!(InvocationId { client_low client_high sequence }),
         table!(FunctionTable { size flags name entry concurrency time_ms memory_bytes }),
         table!(BatchOutcome { view code reserved }),
         table!(ModuleTable { size abi_version function_count name functions }),
@@ -730,7 +731,7 @@ fn golden_abi() {
             size output_alloc error_set error_text name incarnation cancelled deadline_left_us
             view_release state_put state_view state_delete state_list state_compare_swap
             state_append message_put message_get invoke world log invoke_one_way invoke_batch
-            peer_state state_alloc state_commit message_broadcast
+            peer_state state_alloc state_commit message_broadcast invocation_id
         }),
     ];
     for table in tables {
@@ -800,6 +801,7 @@ fn golden_numbers_are_the_documents() {
         "Bytes",
         "RawView",
         "MessageView",
+        "InvocationId",
         "FunctionTable",
         "BatchOutcome",
         "ModuleTable",

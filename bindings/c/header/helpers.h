@@ -235,4 +235,44 @@ static inline int praas_world_next(praas_bytes *rest, praas_member *member)
     return 1;
 }
 
+/* What became of a broadcast at one receiver, as message_broadcast tells it. */
+typedef struct praas_outcome {
+    praas_bytes process; /* in the view that was read, as the text; neither ended by a zero */
+    int32_t code;
+    praas_bytes text;
+} praas_outcome;
+
+/* Begins to read what message_broadcast gave: in `rest` the outcomes. 0 if it is none. */
+static inline int praas_outcomes_begin(praas_bytes view, praas_bytes *rest)
+{
+    if (view.len < 4) {
+        return 0;
+    }
+    *rest = praas_bytes_of(view.ptr + 4, view.len - 4);
+    return 1;
+}
+
+/* The next outcome: 1, or 0 at the end. */
+static inline int praas_outcome_next(praas_bytes *rest, praas_outcome *outcome)
+{
+    size_t name_len, text_len;
+    if (rest->len < 4) {
+        return 0;
+    }
+    name_len = praas_u32_read(rest->ptr);
+    if (rest->len - 4 < name_len || rest->len - 4 - name_len < 8) {
+        return 0;
+    }
+    text_len = praas_u32_read(rest->ptr + 8 + name_len);
+    if (rest->len - 12 - name_len < text_len) {
+        return 0;
+    }
+    outcome->process = praas_bytes_of(rest->ptr + 4, name_len);
+    outcome->code = (int32_t)praas_u32_read(rest->ptr + 4 + name_len);
+    outcome->text = praas_bytes_of(rest->ptr + 12 + name_len, text_len);
+    *rest = praas_bytes_of(rest->ptr + 12 + name_len + text_len,
+                           rest->len - 12 - name_len - text_len);
+    return 1;
+}
+
 #endif /* PRAAS_H */

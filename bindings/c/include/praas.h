@@ -168,6 +168,24 @@ PRAAS_ASSERT_LAYOUT(sizeof(praas_message_view) == 64, "praas_message_view");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_message_view, source) == 0, "praas_message_view.source");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_message_view, payload) == 32, "praas_message_view.payload");
 
+/*
+ * The id of an invocation: its client's, and the client's number for it. A repetition has the same
+ * id; so has a local invocation of one that is running.
+ */
+typedef struct praas_invocation_id {
+    /* The client's id, its lower half. */
+    uint64_t client_low;
+    /* The client's id, its upper half. */
+    uint64_t client_high;
+    /* The client's number for the invocation, counted for each process. */
+    uint64_t sequence;
+} praas_invocation_id;
+
+PRAAS_ASSERT_LAYOUT(sizeof(praas_invocation_id) == 24, "praas_invocation_id");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_invocation_id, client_low) == 0, "praas_invocation_id.client_low");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_invocation_id, client_high) == 8, "praas_invocation_id.client_high");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_invocation_id, sequence) == 16, "praas_invocation_id.sequence");
+
 typedef struct praas_host_table praas_host_table;
 
 /*
@@ -307,9 +325,11 @@ struct praas_host_table {
     int32_t (*message_broadcast)(
         praas_call_handle *call, const praas_bytes *to, size_t to_count, praas_bytes key,
         praas_bytes payload, int64_t timeout_us, praas_raw_view *outcomes);
+    /* The id of the invocation. */
+    void (*invocation_id)(praas_call_handle *call, praas_invocation_id *id);
 };
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_host_table) == 184, "praas_host_table");
+PRAAS_ASSERT_LAYOUT(sizeof(praas_host_table) == 192, "praas_host_table");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, size) == 0, "praas_host_table.size");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, output_alloc) == 8, "praas_host_table.output_alloc");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, error_set) == 16, "praas_host_table.error_set");
@@ -333,6 +353,7 @@ PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, log) == 152, "praas_host_table.lo
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_alloc) == 160, "praas_host_table.state_alloc");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_commit) == 168, "praas_host_table.state_commit");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_broadcast) == 176, "praas_host_table.message_broadcast");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invocation_id) == 184, "praas_host_table.invocation_id");
 
 /* Initialises a praas_function_table; fields that were added since the first version are zero. */
 #define PRAAS_FUNCTION_TABLE(name, flags, entry) \
@@ -576,6 +597,46 @@ static inline int praas_world_next(praas_bytes *rest, praas_member *member)
     member->incarnation = praas_u64_read(rest->ptr + 4 + name_len);
     member->state = rest->ptr[12 + name_len];
     *rest = praas_bytes_of(rest->ptr + 13 + name_len, rest->len - 13 - name_len);
+    return 1;
+}
+
+/* What became of a broadcast at one receiver, as message_broadcast tells it. */
+typedef struct praas_outcome {
+    praas_bytes process; /* in the view that was read, as the text; neither ended by a zero */
+    int32_t code;
+    praas_bytes text;
+} praas_outcome;
+
+/* Begins to read what message_broadcast gave: in `rest` the outcomes. 0 if it is none. */
+static inline int praas_outcomes_begin(praas_bytes view, praas_bytes *rest)
+{
+    if (view.len < 4) {
+        return 0;
+    }
+    *rest = praas_bytes_of(view.ptr + 4, view.len - 4);
+    return 1;
+}
+
+/* The next outcome: 1, or 0 at the end. */
+static inline int praas_outcome_next(praas_bytes *rest, praas_outcome *outcome)
+{
+    size_t name_len, text_len;
+    if (rest->len < 4) {
+        return 0;
+    }
+    name_len = praas_u32_read(rest->ptr);
+    if (rest->len - 4 < name_len || rest->len - 4 - name_len < 8) {
+        return 0;
+    }
+    text_len = praas_u32_read(rest->ptr + 8 + name_len);
+    if (rest->len - 12 - name_len < text_len) {
+        return 0;
+    }
+    outcome->process = praas_bytes_of(rest->ptr + 4, name_len);
+    outcome->code = (int32_t)praas_u32_read(rest->ptr + 4 + name_len);
+    outcome->text = praas_bytes_of(rest->ptr + 12 + name_len, text_len);
+    *rest = praas_bytes_of(rest->ptr + 12 + name_len + text_len,
+                           rest->len - 12 - name_len - text_len);
     return 1;
 }
 

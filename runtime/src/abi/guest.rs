@@ -10,7 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
 use super::table::{
-    BatchOutcome, Bytes, CallHandle, FunctionTable, HostTable, MessageView, RawView, code,
+    BatchOutcome, Bytes, CallHandle, FunctionTable, HostTable, InvocationId, MessageView, RawView,
+    code,
 };
 use crate::context::{CallError, Context, FunctionError};
 use crate::invocation::Status;
@@ -78,6 +79,9 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     text.unwrap_or("a panic without a text")
 }
 
+/// Makes an object's next value of the one that it has.
+pub(crate) type Writer<'a> = dyn FnMut(&[u8], &mut [u8]) -> Result<(), CallError> + 'a;
+
 /// One running call.
 #[derive(Debug)]
 pub(crate) struct Guest<'a> {
@@ -109,6 +113,16 @@ impl Guest<'_> {
     pub(crate) fn incarnation(&self) -> u64 {
         // SAFETY: the call still runs.
         unsafe { (self.host.incarnation)(self.call) }
+    }
+
+    /// The client, and its number for the invocation.
+    pub(crate) fn invocation_id(&self) -> Result<(u128, u64), CallError> {
+        self.has(std::mem::offset_of!(HostTable, invocation_id))?;
+        let mut id = InvocationId::default();
+        // SAFETY: the call still runs; the id is writable.
+        unsafe { (self.host.invocation_id)(self.call, &raw mut id) };
+        let client = u128::from(id.client_high) << 64 | u128::from(id.client_low);
+        Ok((client, id.sequence))
     }
 
     pub(crate) fn cancelled(&self) -> bool {
@@ -227,7 +241,7 @@ impl Guest<'_> {
         &self,
         key: &str,
         len: usize,
-        write: &mut dyn FnMut(&[u8], &mut [u8]) -> Result<(), CallError>,
+        write: &mut Writer<'_>,
     ) -> Result<u64, CallError> {
         // SAFETY: the loop ends with the first commit that is done, and allocates once.
         let draft = unsafe { self.state_alloc(len) }?;

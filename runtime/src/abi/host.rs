@@ -7,7 +7,8 @@ use praas_transport::clock;
 use praas_transport::{Buf, BufMut};
 
 use super::table::{
-    BatchOutcome, Bytes, CallHandle, EntryFn, HostTable, MESSAGE_PEEK, MessageView, RawView, code,
+    BatchOutcome, Bytes, CallHandle, EntryFn, HostTable, InvocationId, MESSAGE_PEEK, MessageView,
+    RawView, code,
 };
 use crate::invocation::{InlineBytes, InvokeError, PAYLOAD_INLINE_BYTES, Payload, Status};
 use crate::mailbox::{MailMessage, Source};
@@ -111,6 +112,7 @@ pub(crate) fn host_table() -> &'static HostTable {
         state_alloc: super::draft::state_alloc,
         state_commit: super::draft::state_commit,
         message_broadcast: super::broadcast::message_broadcast,
+        invocation_id,
     };
     &TABLE
 }
@@ -161,7 +163,7 @@ impl Call<'_> {
     }
 
     pub(super) fn invoke_fail(&mut self, error: InvokeError) -> i32 {
-        let (code, text) = invoke_code(error);
+        let (code, text) = invoke_told(error);
         self.fail(code, text)
     }
 
@@ -177,23 +179,32 @@ impl Call<'_> {
 }
 
 /// The code of a failed invocation, and its text.
-fn invoke_code(error: InvokeError) -> (i32, String) {
-    let code = match error {
-        InvokeError::Function(text) => return (Status::FunctionError as i32, text),
-        InvokeError::Panicked(text) => return (Status::Panicked as i32, text),
-        InvokeError::UnknownFunction(_) => Status::UnknownFunction as i32,
-        InvokeError::DeadlineExceeded => Status::DeadlineExceeded as i32,
-        InvokeError::Cancelled => Status::Cancelled as i32,
-        InvokeError::Exhausted(_) => Status::Exhausted as i32,
-        InvokeError::ResultExpired => Status::ResultExpired as i32,
-        InvokeError::OutcomeUnknown => Status::OutcomeUnknown as i32,
-        InvokeError::TooLarge(_) => Status::TooLarge as i32,
-        InvokeError::MailboxFull(_) => Status::MailboxFull as i32,
-        InvokeError::Unavailable { .. } => code::UNAVAILABLE,
-        InvokeError::Forbidden(_) => code::FORBIDDEN,
-        InvokeError::Malformed(_) => Status::Malformed as i32,
+fn invoke_told(error: InvokeError) -> (i32, String) {
+    let code = invoke_code(&error);
+    match error {
+        InvokeError::Function(text) | InvokeError::Panicked(text) => (code, text),
+        error => (code, error.to_string()),
+    }
+}
+
+/// The code of an error of a call, as modules and C clients know it.
+pub fn invoke_code(error: &InvokeError) -> i32 {
+    let status = match error {
+        InvokeError::Function(_) => Status::FunctionError,
+        InvokeError::Panicked(_) => Status::Panicked,
+        InvokeError::UnknownFunction(_) => Status::UnknownFunction,
+        InvokeError::DeadlineExceeded => Status::DeadlineExceeded,
+        InvokeError::Cancelled => Status::Cancelled,
+        InvokeError::Exhausted(_) => Status::Exhausted,
+        InvokeError::ResultExpired => Status::ResultExpired,
+        InvokeError::OutcomeUnknown => Status::OutcomeUnknown,
+        InvokeError::TooLarge(_) => Status::TooLarge,
+        InvokeError::MailboxFull(_) => Status::MailboxFull,
+        InvokeError::Malformed(_) => Status::Malformed,
+        InvokeError::Unavailable { .. } => return code::UNAVAILABLE,
+        InvokeError::Forbidden(_) => return code::FORBIDDEN,
     };
-    (code, error.to_string())
+    status as i32
 }
 
 pub(super) fn deadline(timeout_us: i64) -> Option<Instant> {
@@ -258,6 +269,18 @@ unsafe extern "C" fn name(handle: *mut CallHandle, which: u32) -> Bytes {
 unsafe extern "C" fn incarnation(handle: *mut CallHandle) -> u64 {
     // SAFETY: see above.
     unsafe { call(handle) }.services.identity().incarnation.0
+}
+
+unsafe extern "C" fn invocation_id(handle: *mut CallHandle, id: *mut InvocationId) {
+    // SAFETY: see above.
+    let job = unsafe { call(handle) }.job;
+    let invocation = InvocationId {
+        client_low: job.client as u64,
+        client_high: (job.client >> 64) as u64,
+        sequence: job.sequence,
+    };
+    // SAFETY: see above.
+    unsafe { write(id, invocation) };
 }
 
 unsafe extern "C" fn cancelled(handle: *mut CallHandle) -> i32 {
@@ -582,7 +605,7 @@ unsafe extern "C" fn invoke_batch(
         let (code, bytes) = match outcome {
             Ok(output) => (code::OK, output.into_buf()),
             Err(error) => {
-                let (code, text) = invoke_code(error);
+                let (code, text) = invoke_told(error);
                 (code, Buf::from_vec(text.into_bytes()))
             }
         };

@@ -23,10 +23,11 @@ mod table;
 pub(crate) use self::guest::Guest;
 pub use self::guest::{GuestFunction, Output, View};
 pub(crate) use self::host::call_run;
+pub use self::host::invoke_code;
 pub use self::module::{MODULE_FUNCTIONS_MAX, ModuleError};
 pub(crate) use self::module::{module_check, module_load};
 pub use self::table::{
     ABI_VERSION, BROADCAST_TO_MAX, BatchOutcome, Bytes, CallHandle, EntryFn, FLAG_IDEMPOTENT,
-    FLAG_LONG, FLAG_SHORT, FUNCTION_TABLE_FIRST_BYTES, FunctionTable, HostTable, MESSAGE_PEEK,
-    MODULE_SYMBOL, MessageView, ModuleTable, RawView, VERSION_ANY, code,
+    FLAG_LONG, FLAG_SHORT, FUNCTION_TABLE_FIRST_BYTES, FunctionTable, HostTable, InvocationId,
+    MESSAGE_PEEK, MODULE_SYMBOL, MessageView, ModuleTable, RawView, VERSION_ANY, code,
 };

@@ -127,6 +127,19 @@ pub struct BatchOutcome {
     pub reserved: u32,
 }
 
+/// The id of an invocation: its client's, and the client's number for it. A repetition has the same
+/// id; so has a local invocation of one that is running.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InvocationId {
+    /// The client's id, its lower half.
+    pub client_low: u64,
+    /// The client's id, its upper half.
+    pub client_high: u64,
+    /// The client's number for the invocation, counted for each process.
+    pub sequence: u64,
+}
+
 /// Runs a function: reads the input, sets the output or the error, returns a code: zero is done,
 /// one an error, three a panic.
 pub type EntryFn =
@@ -353,6 +366,8 @@ pub struct HostTable {
         timeout_us: i64,
         outcomes: *mut RawView,
     ) -> i32,
+    /// The id of the invocation.
+    pub invocation_id: unsafe extern "C" fn(call: CallPtr, id: *mut InvocationId),
 }
 
 #[cfg(test)]
@@ -398,6 +413,6 @@ mod tests {
         assert_eq!(offset_of!(HostTable, invoke_batch), 168);
         assert_eq!(offset_of!(HostTable, peer_state), 176);
         assert_eq!(offset_of!(HostTable, message_broadcast), 200);
-        assert_eq!(size_of::<HostTable>(), 208);
+        assert_eq!(size_of::<HostTable>(), 216);
     }
 }

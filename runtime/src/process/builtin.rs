@@ -19,6 +19,7 @@ pub(super) enum Builtin {
     StateList,
     MessageTake,
     Functions,
+    Links,
 }
 
 /// Reads a state object: input is its key, output the bytes; an error if there is none.
@@ -34,6 +35,9 @@ pub const STATE_LIST: &str = "praas.state.list";
 pub const MESSAGE_TAKE: &str = "praas.message.take";
 /// Names the functions of the process: no input, output `Vec<String>`.
 pub const FUNCTIONS: &str = "praas.functions";
+
+/// Tells of the channels between the process and others: no input, output `Vec<LinkInfo>`.
+pub const LINKS: &str = "praas.links";
 
 /// Input of [`STATE_PUT`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -73,13 +77,17 @@ impl Builtin {
             STATE_LIST => Self::StateList,
             MESSAGE_TAKE => Self::MessageTake,
             FUNCTIONS => Self::Functions,
+            LINKS => Self::Links,
             _ => return None,
         })
     }
 
     /// Whether running it twice does no harm.
     pub fn is_idempotent(self) -> bool {
-        matches!(self, Self::StateGet | Self::StateList | Self::Functions)
+        matches!(
+            self,
+            Self::StateGet | Self::StateList | Self::Functions | Self::Links
+        )
     }
 
     /// Runs it.
@@ -138,6 +146,7 @@ impl Builtin {
                 ))
             }
             Self::Functions => value(&shared.registry.names()),
+            Self::Links => value(&shared.links.list()),
         }
     }
 }

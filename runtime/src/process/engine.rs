@@ -19,6 +19,7 @@ use praas_transport::{BufPool, Endpoint, Identity, Incarnation, TimesReader, Wai
 
 use super::builtin::Builtin;
 use super::crew::{Crew, Delivery, Worker};
+use super::links::Links;
 use super::one_way::{OWNER_NONE, OneWayCall, OneWayCalls};
 use super::serve::{Callee, ReadyJob, Serve};
 use super::settings::ProcessSettings;
@@ -38,6 +39,8 @@ pub(super) struct Shared {
     pub state: StateStore,
     pub world: WorldView,
     pub crew: Crew,
+    /// Channels between this process and others.
+    pub links: Links,
     pub pool: BufPool,
     pub waker: Waker,
     /// Where the endpoint's time goes.

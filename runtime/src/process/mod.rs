@@ -12,6 +12,7 @@ mod broadcast;
 mod builtin;
 mod crew;
 mod engine;
+mod links;
 mod one_way;
 mod quiesce;
 mod serve;
@@ -35,11 +36,13 @@ use praas_transport::{
 use serde::{Deserialize, Serialize};
 
 pub use self::builtin::{
-    FUNCTIONS, MESSAGE_TAKE, MessageTakeInput, STATE_DELETE, STATE_GET, STATE_LIST, STATE_PUT,
-    StateListInput, StatePutInput,
+    FUNCTIONS, LINKS, MESSAGE_TAKE, MessageTakeInput, STATE_DELETE, STATE_GET, STATE_LIST,
+    STATE_PUT, StateListInput, StatePutInput,
 };
 use self::crew::Crew;
 use self::engine::{Core, Engine, Shared};
+pub use self::links::LinkInfo;
+use self::links::Links;
 use self::one_way::{OWN_JOBS_FIRST, OneWayCalls};
 pub use self::quiesce::QuiesceError;
 use self::serve::Serve;
@@ -353,6 +356,7 @@ fn shared_make(
     state.versions_above(identity.incarnation.0 << 32);
     let workers = settings.workers_here();
     let shared = Shared {
+        links: Links::default(),
         crew: Crew::new(workers, settings.workers_blocked_max, settings.queue_max),
         waker: endpoint.waker(),
         times: endpoint.times(),

@@ -568,6 +568,7 @@ impl Serve {
 
 impl Handler for Serve {
     fn on_open(&mut self, ops: &mut Ops, channel: ChannelId, info: &ChannelInfo) -> Flow {
+        self.shared.links.opened(channel, info);
         if self.peers.on_open(ops, channel, info.peer.incarnation) || info.dialled {
             return Flow::Continue;
         }
@@ -736,6 +737,7 @@ impl Handler for Serve {
     }
 
     fn on_close(&mut self, ops: &mut Ops, channel: ChannelId, reason: CloseReason) -> Flow {
+        self.shared.links.closed(channel);
         if self.peers.on_close(ops, channel, &reason) {
             return Flow::Continue;
         }

@@ -280,7 +280,7 @@ impl Printer {
             offset = usize::next_multiple_of(offset, ty.align);
             let declared = wrap(&ty.declare(&field_name), 4);
             let text = comment(&docs(&field.attrs), 4);
-            write!(self.out, "{text}    {declared};\n").expect("text");
+            writeln!(self.out, "{text}    {declared};").expect("text");
             writeln!(
                 asserts,
                 "PRAAS_ASSERT_LAYOUT(offsetof({cname}, {field_name}) == {offset}, \
@@ -390,7 +390,7 @@ impl Printer {
     }
 
     fn named(&mut self, name: &str) -> CType {
-        let plain = match name {
+        match name {
             "u8" => CType::plain("uint8_t", 1),
             "u16" => CType::plain("uint16_t", 2),
             "u32" => CType::plain("uint32_t", 4),
@@ -412,8 +412,7 @@ impl Printer {
                 self.types.insert(name.into(), CType::plain(&cname, 0));
                 return self.types[name].clone();
             }
-        };
-        plain
+        }
     }
 }
 
@@ -436,7 +435,7 @@ fn public(visibility: &syn::Visibility) -> bool {
 
 /// A declaration, its parameters on lines of their own below the first if it is too long.
 fn wrap(declaration: &str, indent: usize) -> String {
-    if declaration.len() + indent + 1 <= COLUMNS {
+    if declaration.len() + indent < COLUMNS {
         return declaration.to_owned();
     }
     let Some(open) = declaration.rfind('(') else {
