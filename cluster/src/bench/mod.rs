@@ -24,6 +24,7 @@
 //! | `options.rs`, `plan.rs` | what is asked for |
 //! | `rig.rs`, `peer.rs`, `control.rs` | the two processes, and what they tell each other first |
 //! | `remote.rs` | the same with another host |
+//! | `reduction/` | vectors added into state, beside Redis |
 //! | `links/` | both sides of every kind of traffic |
 //! | `blocks.rs`, `statistics.rs` | blocks by turns, and what they say |
 //! | `output.rs`, `svg.rs`, `machine.rs` | tables, lines, plots |
@@ -37,6 +38,7 @@ mod options;
 mod output;
 mod peer;
 mod plan;
+mod reduction;
 mod remote;
 mod rig;
 mod statistics;
@@ -58,12 +60,16 @@ pub use self::options::{
     OneSidedOptions, ServeOptions, Sizes, Sizing, WindowOptions,
 };
 pub use self::plan::{BLOCK, Memory, Plan};
+pub use self::reduction::ReductionOptions;
 pub use self::remote::{Remote, SECRET_ENV, secret_read};
 pub use self::statistics::{Estimate, estimate};
 
 /// The hidden subcommand under which this program is started again as the peer; nothing follows
 /// it. The program must then do nothing but call [`peer_main`].
 pub const PEER_COMMAND: &str = "bench-peer";
+
+/// As [`PEER_COMMAND`], for [`module_peer_main`].
+pub const MODULE_PEER_COMMAND: &str = reduction::MODULE_PEER_COMMAND;
 
 /// A kind of traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -292,6 +298,18 @@ pub fn peer_main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("praas {PEER_COMMAND}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A module of a measurement in a process of its own: what the program does under
+/// [`MODULE_PEER_COMMAND`].
+pub fn module_peer_main() -> ExitCode {
+    match reduction::module_serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("praas {MODULE_PEER_COMMAND}: {error}");
             ExitCode::FAILURE
         }
     }

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use praas_transport::{TransportConfig, TransportKind};
 
 use super::plan::{BLOCK, Memory, Plan, RUNS_DEFAULT};
+use super::reduction::ReductionOptions;
 use super::remote::{self, Remote, SECRET_ENV};
 use super::{Bench, BenchError, What, output, serve};
 
@@ -28,6 +29,8 @@ pub enum BenchCommand {
     Atomics(AtomicsOptions),
     /// Opening a channel, with its handshake, and closing it
     Connect(ConnectOptions),
+    /// Adding vectors into the state of a process, by modules in Rust and C, beside Redis
+    Reduction(ReductionOptions),
     /// Do the other side's part for `--connect` on another host
     Serve(ServeOptions),
 }
@@ -47,6 +50,10 @@ impl BenchCommand {
             Self::Get(options) => options.plan(Bench::Get),
             Self::Atomics(options) => options.plan(),
             Self::Connect(options) => options.plan(),
+            Self::Reduction(options) => {
+                let text = super::reduction::run(&options, json, &config)?;
+                return output::text_write(&text);
+            }
             Self::Serve(options) => return serve(&options, json),
         }?;
         output::plan_run(&Plan { config, ..plan }, &files, json)
@@ -357,7 +364,7 @@ fn size_parse(text: &str) -> Result<usize, String> {
     count.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
-fn pin_parse(text: &str) -> Result<(usize, usize), String> {
+pub(super) fn pin_parse(text: &str) -> Result<(usize, usize), String> {
     let wrong = || format!("'{text}' is not two CPU numbers, as in 0,1");
     let (one, two) = text.split_once(',').ok_or_else(wrong)?;
     let cpu = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());

@@ -86,6 +86,13 @@ pub(super) fn plan_run(plan: &Plan, files: &Files, json: bool) -> Result<(), Ben
     file.write_all(drawn.as_bytes()).map_err(written_to(&path))
 }
 
+/// Writes results that are there already.
+pub(super) fn text_write(text: &str) -> Result<(), BenchError> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(BenchError::Output)
+}
+
 fn written_to(path: &Path) -> impl FnOnce(io::Error) -> BenchError {
     BenchError::system(format!("write {}", path.display()))
 }

@@ -26,7 +26,7 @@ use praas_runtime::function::Registry;
 use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
 use praas_transport::{
     Access, Credential, Endpoint, Identity, Incarnation, Keyring, Kinds, Listen, Role, Secret,
-    Ticket, TransportKind, UnixPlace, WaitMode,
+    Ticket, TransportConfig, TransportKind, UnixPlace, WaitMode,
 };
 
 use super::control::{Answer, Control, Ready, Setup};
@@ -35,13 +35,13 @@ use super::machine::Machine;
 use super::{Bench, BenchError};
 
 /// The application of both processes, the peer's name, its functions.
-const APPLICATION: &str = "bench";
+pub(super) const APPLICATION: &str = "bench";
 pub(super) const PROCESS: &str = "peer";
 pub(super) const SERVE: &str = "bench.serve";
 pub(super) const NOOP: &str = "bench.noop";
 pub(super) const EXCHANGE: &str = "bench.exchange";
-const INCARNATION: Incarnation = Incarnation(1);
-const KEY_ID: u32 = 1;
+pub(super) const INCARNATION: Incarnation = Incarnation(1);
+pub(super) const KEY_ID: u32 = 1;
 
 /// What the functions work with, from a session's setup to its end.
 static LINKS: Mutex<Option<Links>> = Mutex::new(None);
@@ -70,7 +70,7 @@ fn exchange<'a>(context: &'a Context, input: &[u8]) -> Result<Output<'a>, Functi
 praas_runtime::module!(static "bench", [serve, noop, exchange]);
 
 /// Where the peer listens; what is on a network, at `ip`.
-fn listen_at(transport: TransportKind, ip: IpAddr) -> Listen {
+pub(super) fn listen_at(transport: TransportKind, ip: IpAddr) -> Listen {
     match transport {
         TransportKind::Mem => Listen::Mem(format!("bench-{:016x}", fastrand::u64(..))),
         TransportKind::Shm => Listen::Shm { name: None },
@@ -264,6 +264,19 @@ fn process_start(
     let mut registry = Registry::new();
     let added = registry.module_add(module());
     added.map_err(|error| BenchError::Peer(error.to_string()))?;
+    let config = setup.config.clone();
+    process_start_with(registry, config, WaitMode::Hot, listen, ring, credential)
+}
+
+/// A process of one worker with these functions.
+pub(super) fn process_start_with(
+    registry: Registry,
+    transport: TransportConfig,
+    wait: WaitMode,
+    listen: Listen,
+    ring: Arc<Keyring>,
+    credential: Credential,
+) -> Result<Process, BenchError> {
     Process::start(ProcessConfig {
         application: APPLICATION.into(),
         process: PROCESS.into(),
@@ -275,8 +288,8 @@ fn process_start(
         transports: Kinds::all(),
         settings: ProcessSettings {
             workers: 1,
-            wait: WaitMode::Hot,
-            transport: setup.config.clone(),
+            wait,
+            transport,
             ..ProcessSettings::default()
         },
         registry,

@@ -110,10 +110,10 @@ impl Drop for Peer {
 }
 
 /// Pins this thread, and lets it run where it did before when dropped.
-struct Pinned(Option<CpuSet>);
+pub(super) struct Pinned(Option<CpuSet>);
 
 impl Pinned {
-    fn new(cpu: Option<usize>) -> Result<Self, BenchError> {
+    pub(super) fn new(cpu: Option<usize>) -> Result<Self, BenchError> {
         let before = sched_getaffinity(None).ok().filter(|_| cpu.is_some());
         peer::pin(cpu)?;
         Ok(Self(before))
@@ -135,16 +135,23 @@ type Cpus = (Option<usize>, Option<usize>);
 /// The CPUs of the two processes; none where there is no choice. A peer on another host is not
 /// pinned unless its CPU is named.
 fn cpus_choose(plan: &Plan) -> Cpus {
-    if let Some((one, two)) = plan.pin {
+    match (&plan.remote, plan.pin) {
+        (Some(_), None) => (cpus_of(None).0, None),
+        (_, pin) => cpus_of(pin),
+    }
+}
+
+/// The CPUs that were asked for, or the first two that may be used.
+pub(super) fn cpus_of(pin: Option<(usize, usize)>) -> Cpus {
+    if let Some((one, two)) = pin {
         return (Some(one), Some(two));
     }
     let Ok(allowed) = sched_getaffinity(None) else {
         return (None, None);
     };
     let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    match (cpus.next(), cpus.next(), &plan.remote) {
-        (one, _, Some(_)) => (one, None),
-        (Some(one), Some(two), None) => (Some(one), Some(two)),
+    match (cpus.next(), cpus.next()) {
+        (Some(one), Some(two)) => (Some(one), Some(two)),
         _ => (None, None),
     }
 }

@@ -35,7 +35,7 @@ use praas_control::ControlClient;
 
 use self::error::{CliError, report};
 use self::output::Output;
-use crate::bench::{self, BenchCommand, BenchError, PEER_COMMAND};
+use crate::bench::{self, BenchCommand, BenchError, MODULE_PEER_COMMAND, PEER_COMMAND};
 use crate::config::{ClusterConfig, Loaded};
 use crate::demo::DemoOptions;
 use crate::run_dir::{RUN_DIR_ENV, RunDir};
@@ -149,6 +149,12 @@ pub fn main() -> ExitCode {
         .is_some_and(|command| command == PEER_COMMAND)
     {
         return bench::peer_main();
+    }
+    if arguments
+        .get(1)
+        .is_some_and(|command| command == MODULE_PEER_COMMAND)
+    {
+        return bench::module_peer_main();
     }
     let matches = match Cli::command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
