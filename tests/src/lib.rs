@@ -1,5 +1,6 @@
 //! The lab: the transport conformance suite, the fault harness, and what end-to-end tests share.
 
+pub mod c;
 pub mod checker;
 pub mod cluster_lab;
 pub mod conformance;

@@ -39,10 +39,12 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 const EVERYTHING_BELOW: &[&str] = &[
+    "praas-c",
     "praas-cluster",
     "praas-control",
     "praas-kmeans",
     "praas-macros",
+    "praas-reduction",
     "praas-runtime",
     "praas-transport",
 ];

@@ -194,7 +194,9 @@ impl Lab {
     pub fn spawn(&self, start: &HostStart) -> LabHost {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         ours.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        let log = format!("{}-{}.log", start.process, start.incarnation);
+        // A file's name is no longer than a process's.
+        let shown: String = start.process.chars().take(32).collect();
+        let log = format!("{shown}-{}.log", start.incarnation);
         let log = self.dir.path().join(log);
         let child = Command::new(&self.praas)
             .args(["host", "--run-dir"])
@@ -452,15 +454,41 @@ pub fn object_wait(client: &mut Client, process: &str, key: &str) {
 /// # Panics
 /// They are not there.
 pub fn module_path() -> PathBuf {
+    example_path("lab_functions")
+}
+
+/// A module among the examples: `cargo test` builds them beside the tests.
+///
+/// # Panics
+/// It is not there.
+pub fn example_path(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("the test's path");
     let target = exe.ancestors().nth(2).expect("target/<profile>/deps/test");
-    let path = target.join("examples/liblab_functions.so");
+    let path = target.join(format!("examples/lib{name}.so"));
     assert!(
         path.exists(),
         "{} is missing: cargo build -p praas-tests --examples",
         path.display()
     );
     path
+}
+
+/// The shared library of a package that the tests depend on.
+///
+/// # Panics
+/// It is not there.
+pub fn library_path(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().expect("the test's path");
+    let target = exe.ancestors().nth(2).expect("target/<profile>/deps/test");
+    let paths = ["", "deps"].map(|folder| target.join(folder).join(format!("lib{name}.so")));
+    let changed = |path: &&PathBuf| path.metadata().and_then(|meta| meta.modified()).ok();
+    let found = paths
+        .iter()
+        .filter(|path| path.is_file())
+        .max_by_key(changed);
+    found
+        .unwrap_or_else(|| panic!("none of {paths:?}: build all targets"))
+        .clone()
 }
 
 /// Processes whose command line names a path.

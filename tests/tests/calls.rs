@@ -1,0 +1,260 @@
+//! Every call of a function, from modules in Rust and in C: the same functions, asked the same, must
+//! answer the same.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use praas_runtime::client::{CallOptions, Client, Directory};
+use praas_runtime::host::ToHost;
+use praas_runtime::invocation::InvokeError;
+use praas_runtime::world::{Member, MemberState, World};
+use praas_tests::c::module_build;
+use praas_tests::lab::{Lab, LabHost, PATIENCE, example_path, object_wait};
+use praas_transport::{Credential, Incarnation, TransportKind};
+
+/// A lab, and a module to start its processes with.
+struct Case {
+    language: &'static str,
+    lab: Lab,
+    module: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Case {
+    fn start(&self, process: &str) -> LabHost {
+        let started = self.lab.start_with(process, |start| {
+            start.modules = vec![self.module.display().to_string()];
+            start.settings.quiesce_timeout_ms = 100;
+            start.settings.mailbox_messages_max = 2;
+        });
+        started.unwrap_or_else(|error| panic!("{}: {error}", self.language))
+    }
+
+    /// A client that finds processes as they are started.
+    fn client(&self) -> Client {
+        let mut config = self.lab.client_config(TransportKind::Shm);
+        config.directory = Directory::Agent(self.lab.directory().to_vec());
+        Client::new(config).expect("a client")
+    }
+}
+
+/// Runs a body with modules in both languages.
+fn both(body: impl Fn(&Case)) {
+    for language in ["Rust", "C"] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let module = match language {
+            "Rust" => example_path("calls"),
+            _ => module_build("tests/c/calls.c", dir.path()),
+        };
+        println!("in {language}");
+        body(&Case {
+            language,
+            lab: Lab::new(env!("CARGO_BIN_EXE_praas")),
+            module,
+            _dir: dir,
+        });
+    }
+}
+
+/// What a function of `p` answers, as text.
+fn ask(client: &mut Client, function: &str, input: &str) -> Result<String, InvokeError> {
+    let answer = client.invoke("p", function, input.as_bytes())?;
+    Ok(String::from_utf8(answer).expect("UTF-8"))
+}
+
+fn submit(client: &mut Client, function: &str, input: &str) -> praas_runtime::client::CallId {
+    let function = client.function("p", function).expect("a name");
+    let call = client.submit(function, input.as_bytes(), CallOptions::default());
+    call.expect("it begins")
+}
+
+#[test]
+fn functions_know_who_they_are_and_fail_in_words() {
+    both(|case| {
+        let _p = case.start("p");
+        let mut client = case.client();
+        assert_eq!(ask(&mut client, "who", "").unwrap(), "lab p who 1 for ever");
+        // Ids: one client's, and dense numbers.
+        let mut config = case.lab.client_config(TransportKind::Shm);
+        let mut ticket = case.lab.ticket();
+        ticket.client_id = 0x4d << 64 | 0x77;
+        config.credential = Credential::issue(case.lab.secret(), &ticket);
+        let mut known = Client::new(config).unwrap();
+        for number in 0..2 {
+            let id = ask(&mut known, "id", "").unwrap();
+            assert_eq!(id, format!("000000000000004d0000000000000077 {number}"));
+        }
+        let who = client.function("p", "who").unwrap();
+        let options = CallOptions {
+            deadline: Some(Instant::now() + PATIENCE),
+            ..CallOptions::default()
+        };
+        let answer = client.call(who, b"", options).unwrap();
+        assert_eq!(&*answer, b"lab p who 1 until then");
+        let failed = ask(&mut client, "fails", "in words");
+        assert_eq!(failed, Err(InvokeError::Function("in words".into())));
+        let large = client.invoke("p", "large.output", b"").unwrap();
+        assert!(large.len() == 1 << 20 && large.iter().all(|byte| *byte == b'x'));
+        let names: Vec<String> = client.invoke_value("p", "praas.functions", &()).unwrap();
+        assert!(names.contains(&"large.output".into()), "{names:?}");
+    });
+}
+
+#[test]
+fn functions_use_state() {
+    both(|case| {
+        let _p = case.start("p");
+        let mut client = case.client();
+        assert_eq!(ask(&mut client, "state", "").unwrap(), "b/1 3\nb/2 3\n");
+    });
+}
+
+#[test]
+fn functions_use_mailboxes() {
+    both(|case| {
+        let (_p, _q) = (case.start("p"), case.start("q"));
+        let mut client = case.client();
+        assert_eq!(ask(&mut client, "mail", "").unwrap(), "");
+        let taking = submit(&mut client, "take", "k");
+        client.invoke("q", "put", b"p k hello").unwrap();
+        assert_eq!(&*client.wait(taking).unwrap(), b"q: hello");
+        let unknown = ask(&mut client, "put", "nobody k hello").unwrap_err();
+        assert!(unknown.to_string().contains("nobody"), "{unknown}");
+    });
+}
+
+#[test]
+fn functions_call_functions() {
+    both(|case| {
+        let (_p, _q) = (case.start("p"), case.start("q"));
+        let mut client = case.client();
+        let answer = ask(&mut client, "ask", "q who").unwrap();
+        assert_eq!(answer, "lab q who 2 until then");
+        let answer = ask(&mut client, "ask", "self who").unwrap();
+        assert_eq!(answer, "lab p who 1 until then");
+        let failed = ask(&mut client, "ask", "q fails").unwrap_err();
+        assert!(failed.to_string().contains("fails"), "{failed}");
+    });
+}
+
+#[test]
+fn functions_hear_that_they_are_cancelled() {
+    both(|case| {
+        let _p = case.start("p");
+        let mut client = case.client();
+        let spinning = submit(&mut client, "spins", "");
+        object_wait(&mut client, "p", "spinning");
+        client.cancel(spinning);
+        let ended = client.wait(spinning).map(|_| ());
+        assert_eq!(ended, Err(InvokeError::Cancelled));
+    });
+}
+
+#[test]
+fn functions_broadcast_and_hear_of_each_receiver() {
+    both(|case| {
+        let hosts = ["p", "a", "b", "full"].map(|process| case.start(process));
+        let mut client = case.client();
+        for _ in 0..2 {
+            let options = CallOptions::default();
+            client.message_put("full", "k", b"", options).unwrap();
+        }
+        // Codes: 104 unavailable, 12 the mailbox is full.
+        let told = ask(&mut client, "tell", "a p nobody full b").unwrap();
+        assert_eq!(
+            told, "a 0\np 0\nnobody 104\nfull 12\nb 0\n",
+            "{}",
+            case.language
+        );
+        for process in ["a", "p", "b"] {
+            let got = client.invoke(process, "take", b"news").unwrap();
+            assert_eq!(&got[..5], b"p: nn", "{process}");
+            assert_eq!(got.len(), 3 + 100_000, "{process}");
+        }
+        // All others that are not gone, by the world view.
+        let members = [("a", MemberState::Ready), ("b", MemberState::Gone)];
+        hosts[0].say(&ToHost::World(world(3, &members)));
+        world_is(&mut client, "3 a/1:ready b/1:gone");
+        assert_eq!(ask(&mut client, "tell_all", "hear").unwrap(), "a 0\n");
+        assert_eq!(client.invoke("a", "take", b"news").unwrap(), b"p: hear");
+        // The client does the same.
+        let options = CallOptions::default();
+        let told = client.message_broadcast(&["a", "nobody", "b"], "news", b"now", options);
+        assert!(matches!(
+            told.as_slice(),
+            [Ok(()), Err(InvokeError::Unavailable { .. }), Ok(())]
+        ));
+        for process in ["a", "b"] {
+            let got = client.invoke(process, "take", b"news").unwrap();
+            assert!(got.ends_with(b": now"), "{process}");
+        }
+    });
+}
+
+fn world(generation: u64, members: &[(&str, MemberState)]) -> World {
+    let members = members.iter().map(|(name, state)| Member {
+        name: (*name).into(),
+        incarnation: Incarnation(1),
+        state: *state,
+        addresses: Vec::new(),
+    });
+    World {
+        generation,
+        members: members.collect(),
+    }
+}
+
+/// Asks until the process has been told.
+fn world_is(client: &mut Client, expected: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while ask(client, "world", "").unwrap() != expected {
+        assert!(Instant::now() < deadline, "the world is not '{expected}'");
+    }
+}
+
+#[test]
+fn functions_wait_for_the_world_to_change() {
+    both(|case| {
+        let p = case.start("p");
+        let mut client = case.client();
+        p.say(&ToHost::World(world(5, &[("p", MemberState::Ready)])));
+        world_is(&mut client, "5 p/1:ready");
+        // What has changed already is not waited for.
+        let now = ask(&mut client, "world_wait", "4 -1").unwrap();
+        assert_eq!(now, "5 p/1:ready");
+        client
+            .invoke("p", "praas.state.delete", b"waiting")
+            .unwrap();
+        let waiting = submit(&mut client, "world_wait", "5 -1");
+        object_wait(&mut client, "p", "waiting");
+        // An older view changes nothing.
+        p.say(&ToHost::World(world(4, &[])));
+        let members = [("p", MemberState::Ready), ("q", MemberState::Starting)];
+        p.say(&ToHost::World(world(6, &members)));
+        let changed = client.wait(waiting).unwrap();
+        assert_eq!(&*changed, b"6 p/1:ready q/1:starting");
+        // Deadlines: its own, and the caller's.
+        let late = ask(&mut client, "world_wait", "6 1000");
+        assert_eq!(late, Err(InvokeError::DeadlineExceeded));
+        let function = client.function("p", "world_wait").unwrap();
+        let options = CallOptions {
+            deadline: Some(Instant::now() + Duration::from_millis(50)),
+            ..CallOptions::default()
+        };
+        let late = client.call(function, b"6 -1", options).map(|_| ());
+        assert_eq!(late, Err(InvokeError::DeadlineExceeded));
+    });
+}
+
+#[test]
+fn a_swap_ends_waits_for_the_world() {
+    both(|case| {
+        let mut p = case.start("p");
+        let mut client = case.client();
+        let waiting = submit(&mut client, "world_wait", "0 -1");
+        object_wait(&mut client, "p", "waiting");
+        assert_eq!(p.swap_out(), Ok(1), "{}", case.language);
+        let ended = client.wait(waiting).map(|_| ());
+        assert_eq!(ended, Err(InvokeError::Cancelled), "{}", case.language);
+    });
+}
