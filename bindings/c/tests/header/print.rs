@@ -410,7 +410,7 @@ impl Printer {
                 let cname = snake(name);
                 writeln!(self.out, "typedef struct {cname} {cname};\n").expect("text");
                 self.types.insert(name.into(), CType::plain(&cname, 0));
-                return self.types[name].clone();
+                self.types[name].clone()
             }
         }
     }
