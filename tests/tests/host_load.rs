@@ -86,9 +86,9 @@ impl<'a> Storm<'a> {
         let range = self.sent.remove(&call).expect("a call of this client");
         let output = outcome.unwrap();
         assert!(
-            output.as_ref() == &self.bytes[range.clone()],
+            output[..] == self.bytes[range.clone()],
             "{} bytes came back for the {} of {range:?}",
-            output.as_ref().len(),
+            output.len(),
             range.len()
         );
     }
@@ -148,7 +148,7 @@ fn a_function_that_sleeps_holds_up_nobody() {
         // All of them came back before the one.
         let first = client.wait_any(Some(Instant::now()));
         assert!(first.is_none(), "{kind}: the sleeper was waited for");
-        assert_eq!(client.wait(sleeping).unwrap().as_ref(), b"");
+        assert!(client.wait(sleeping).unwrap().is_empty());
         client
             .invoke("p", praas_runtime::process::STATE_DELETE, b"sleeping")
             .unwrap();

@@ -30,8 +30,8 @@ pub use reader::{Loaded, Rejected, swap_in};
 #[doc(hidden)]
 pub use sections::fuzz_sections;
 pub use storage::{
-    COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_encode,
-    process_prefix,
+    COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_check,
+    name_encode, prefix_check, process_prefix,
 };
 pub use url::{StorageUrl, StorageUrlError, URL_MAX_BYTES, storage_open};
 pub use writer::{Committed, swap_out};

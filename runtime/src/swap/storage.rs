@@ -193,10 +193,8 @@ impl DirStorage {
     }
 
     fn path(&self, name: &str) -> Result<PathBuf, StorageError> {
-        match name_is_valid(name) {
-            true => Ok(self.root.join(name)),
-            false => Err(StorageError::BadName { name: name.into() }),
-        }
+        name_check(name)?;
+        Ok(self.root.join(name))
     }
 
     /// Creates a file, and the directories that it lies in.
@@ -314,10 +312,7 @@ impl Storage for DirStorage {
     fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
         let mut names = Vec::new();
         let directory = prefix.rfind('/').map_or("", |at| &prefix[..=at]);
-        if !directory.is_empty() && !name_is_valid(directory.trim_end_matches('/')) {
-            let name = prefix.into();
-            return Err(StorageError::BadName { name });
-        }
+        prefix_check(prefix)?;
         let depth = directory.matches('/').count() + 1;
         self.walk(directory, prefix, depth, &mut names)
             .map_err(|source| io_error("list", prefix, source))?;
@@ -341,6 +336,32 @@ impl Storage for DirStorage {
             let directory = self.root.display().to_string();
             io_error("write to the directory", &directory, error.into())
         })
+    }
+}
+
+/// Checks a name as every storage has to.
+///
+/// # Errors
+/// [`StorageError::BadName`].
+pub fn name_check(name: &str) -> Result<(), StorageError> {
+    match name_is_valid(name) {
+        true => Ok(()),
+        false => Err(StorageError::BadName { name: name.into() }),
+    }
+}
+
+/// Checks what [`Storage::list`] is asked for: a name, or the beginning of one.
+///
+/// # Errors
+/// [`StorageError::BadName`].
+pub fn prefix_check(prefix: &str) -> Result<(), StorageError> {
+    let (directory, last) = prefix.rsplit_once('/').unwrap_or(("", prefix));
+    let directory = directory.is_empty() && !prefix.starts_with('/') || name_is_valid(directory);
+    match directory && (last.is_empty() || component_is_valid(last)) {
+        true => Ok(()),
+        false => Err(StorageError::BadName {
+            name: prefix.into(),
+        }),
     }
 }
 

@@ -1,0 +1,205 @@
+//! Every storage is held to every promise, and what servers do wrong is found out.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
+use praas_cluster::storage::storage_open;
+use praas_runtime::swap::{Storage, StorageError, StorageUrl};
+use praas_tests::storages::{self, Cut, Kind, Lab, hung_server};
+
+macro_rules! storages {
+    ($($module:ident => $kind:ident;)*) => {
+        $(storages!(@promises $module, $kind,
+            objects_are_created_once
+            many_slices_are_one_object
+            reads_are_exact
+            listings_are_complete
+            what_is_deleted_is_gone
+            names_have_their_limits
+            large_objects_are_whole
+            one_of_many_creates
+            processes_are_kept
+        );)*
+    };
+    (@promises $module:ident, $kind:ident, $($promise:ident)*) => {
+        mod $module {
+            use super::*;
+            $(#[test]
+            fn $promise() {
+                storages::hold(Kind::$kind, stringify!($promise), storages::$promise);
+            })*
+        }
+    };
+}
+
+storages! {
+    file => File;
+    redis => Redis;
+    s3 => S3;
+}
+
+/// An error and its causes.
+fn text(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// Opens the storage behind a connection with a fault.
+fn behind(cut: &Cut, lab: &Lab) -> std::sync::Arc<dyn Storage> {
+    let server = lab.server.as_ref().unwrap();
+    storage_open(&server.url_at(&cut.address().to_string())).unwrap()
+}
+
+/// An answer that is lost, at any point of a creation, makes it neither fail nor happen twice.
+fn lost_answers_are_looked_after(lab: &Lab) {
+    let cut = Cut::start(lab.server.as_ref().unwrap().address());
+    let storage = behind(&cut, lab);
+    let direct = lab.storage();
+    storage.check().unwrap();
+    let large = vec![7; 17 << 20];
+    for bytes in [&b"small"[..], &large] {
+        for answers in 0.. {
+            let name = format!("{}/{answers}", bytes.len());
+            cut.swallow_after(answers);
+            storage.put_new(&name, &[bytes]).unwrap();
+            let swallowed = cut.swallowed();
+            let mut back = vec![0; bytes.len()];
+            direct.read(&name, 0, &mut back).unwrap();
+            assert!(back == bytes, "{name} has other bytes");
+            let again = storage.put_new(&name, &[bytes]).unwrap_err();
+            assert!(matches!(again, StorageError::Exists { .. }), "{again:?}");
+            if !swallowed {
+                assert!(answers > 0, "nothing was cut");
+                break;
+            }
+        }
+    }
+    // What is there already is not taken for ours.
+    cut.swallow_after(0);
+    let taken = storage.put_new("5/0", &[b"other"]).unwrap_err();
+    assert!(matches!(taken, StorageError::Exists { .. }), "{taken:?}");
+}
+
+#[test]
+fn lost_answers_are_looked_after_on_redis() {
+    storages::hold(Kind::Redis, "lost answers", lost_answers_are_looked_after);
+}
+
+#[test]
+fn lost_answers_are_looked_after_on_s3() {
+    storages::hold(Kind::S3, "lost answers", lost_answers_are_looked_after);
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_is_named() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        file.path(),
+        "aws_access_key_id=i\naws_secret_access_key=geheim\n",
+    )
+    .unwrap();
+    // A port that nobody listens on, and one where nobody answers.
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let hung = hung_server();
+    for at in [closed, hung.local_addr().unwrap()] {
+        for url in [
+            format!("redis://{at}/0?attempts_max=1&timeout_ms=200&connect_timeout_ms=200"),
+            format!(
+                "s3://b?endpoint=http://{at}&timeout_ms=200&attempts_max=1&credentials={}",
+                file.path().display()
+            ),
+        ] {
+            let url: StorageUrl = url.parse().unwrap();
+            let storage = storage_open(&url).unwrap();
+            for error in [
+                storage.check().unwrap_err(),
+                storage.put_new("a", &[b"1"]).unwrap_err(),
+                storage.size("a").unwrap_err(),
+                storage.list("").unwrap_err(),
+            ] {
+                assert!(matches!(error, StorageError::Io { .. }), "{error:?}");
+                assert!(!text(&error).contains("geheim"), "{error:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn who_is_not_let_in_hears_so() {
+    for (kind, file, content, said) in [
+        (
+            Kind::Redis,
+            "password_file",
+            "wrong",
+            "AuthenticationFailed",
+        ),
+        (
+            Kind::S3,
+            "credentials",
+            "aws_access_key_id=testing\naws_secret_access_key=wrong",
+            "SignatureDoesNotMatch",
+        ),
+    ] {
+        storages::hold(kind, "refused", |lab| {
+            let wrong = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(wrong.path(), content).unwrap();
+            let url = lab.url.to_string();
+            let (before, _) = url.split_once(&format!("{file}=")).unwrap();
+            let url = format!("{before}{file}={}", wrong.path().display());
+            let storage = storage_open(&url.parse().unwrap()).unwrap();
+            let error = text(&storage.check().unwrap_err());
+            assert!(error.contains(said), "{error}");
+            assert!(!error.contains("secret_access_key"), "{error}");
+            assert!(storage.put_new("a", &[]).is_err());
+        });
+    }
+}
+
+/// A server for which everything always goes well, whatever it is asked.
+fn credulous_server() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut asked = Vec::new();
+            let mut byte = [0];
+            while !asked.ends_with(b"\r\n\r\n") && matches!(client.read(&mut byte), Ok(1)) {
+                asked.push(byte[0]);
+            }
+            let answer = "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nContent-Length: 0\r\n\
+                          Connection: close\r\n\r\n";
+            let _ = client.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+#[test]
+fn a_server_without_exclusive_creation_is_refused() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        file.path(),
+        "aws_access_key_id=i\naws_secret_access_key=s\n",
+    )
+    .unwrap();
+    let url = format!(
+        "s3://b?endpoint=http://{}&credentials={}",
+        credulous_server(),
+        file.path().display()
+    );
+    let storage = storage_open(&url.parse().unwrap()).unwrap();
+    for error in [
+        storage.check().unwrap_err(),
+        storage.put_new("a", &[b"1"]).unwrap_err(),
+    ] {
+        let error = text(&error);
+        assert!(error.contains("cannot create exclusively"), "{error}");
+        assert!(error.contains("If-None-Match"), "{error}");
+    }
+}
