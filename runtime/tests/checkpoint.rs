@@ -1,21 +1,20 @@
 //! Checkpoints of a process that serves on, and what a crash goes back to.
 
-use std::collections::BTreeMap;
+mod alone;
+
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use praas_runtime::client::{CallOptions, Client, ClientConfig, Directory};
-use praas_runtime::directory::Resolved;
-use praas_runtime::function::Registry;
+use alone::Keys;
+use praas_runtime::client::{CallOptions, Client};
 use praas_runtime::invocation::{AM_INVOCATION, Kind, RequestHeader, Status, short_header_read};
 use praas_runtime::prelude::*;
-use praas_runtime::process::{Process, ProcessConfig, ProcessSettings, QuiesceError};
+use praas_runtime::process::{Process, QuiesceError};
 use praas_runtime::swap::{DirStorage, ImageKind, ProcessImage, SwapConfig, swap_in};
 use praas_transport::{
-    BufPool, ChannelId, ChannelInfo, CloseReason, Credential, Dial, Disposition, Endpoint, Flow,
-    Handler, Identity, Incarnation, Incoming, Keyring, Kinds, LargeMessage, Listen, Message, Ops,
-    Posted, Role, Secret, Ticket, TransportConfig, WaitMode,
+    BufPool, ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Endpoint, Flow, Handler,
+    Identity, Incarnation, Incoming, LargeMessage, Message, Ops, Posted, Role, TransportConfig,
+    WaitMode,
 };
 
 /// Counts its calls.
@@ -69,65 +68,6 @@ fn moves(context: &Context) -> Result<(), FunctionError> {
 }
 
 praas_runtime::module!(static "tests", [counts, counts_again, waits, moves]);
-
-struct Keys {
-    secret: Secret,
-    ring: Arc<Keyring>,
-}
-
-impl Keys {
-    fn new() -> Self {
-        let (secret, ring) = (Secret::generate().unwrap(), Arc::new(Keyring::new()));
-        ring.insert("app", 1, secret.clone());
-        Self { secret, ring }
-    }
-
-    fn credential(&self, role: Role, client_id: u128) -> Credential {
-        let ticket = Ticket {
-            application: "app".into(),
-            role,
-            client_id,
-            expires_unix_ms: u64::MAX,
-            key_id: 1,
-        };
-        Credential::issue(&self.secret, &ticket)
-    }
-
-    fn start(&self, incarnation: u64, restore: Option<ProcessImage>) -> Process {
-        let mut registry = Registry::new();
-        registry.module_add(module()).unwrap();
-        let settings = ProcessSettings {
-            workers: 2,
-            wait: WaitMode::Warm,
-            ..ProcessSettings::default()
-        };
-        Process::start(ProcessConfig {
-            application: "app".into(),
-            process: "p".into(),
-            incarnation: Incarnation(incarnation),
-            listen: vec![Listen::Shm { name: None }],
-            authenticator: Arc::clone(&self.ring) as _,
-            credential: self.credential(Role::Process, 0),
-            directory: Directory::Fixed(BTreeMap::new()),
-            transports: Kinds::all(),
-            settings,
-            registry,
-            restore,
-        })
-        .unwrap()
-    }
-
-    fn client(&self, process: &Process) -> Client {
-        let resolved = Resolved {
-            incarnation: process.identity().incarnation,
-            addresses: process.addresses().to_vec(),
-        };
-        let directory = Directory::Fixed([("p".to_string(), resolved)].into());
-        let mut config = ClientConfig::new(directory, self.credential(Role::Client, 0));
-        config.wait = WaitMode::Warm;
-        Client::new(config).unwrap()
-    }
-}
 
 /// A client that says itself which invocation it means, and whether it has sent it before.
 struct Caller {
@@ -254,7 +194,7 @@ fn a_crash_goes_back_to_the_checkpoint_and_runs_nothing_twice() {
     let (keys, folder) = (Keys::new(), tempfile::tempdir().unwrap());
     let storage = DirStorage::new(folder.path()).unwrap();
     let config = SwapConfig::default();
-    let process = keys.start(1, None);
+    let process = keys.start(1, module(), None);
     let mut client = keys.client(&process);
     let mut caller = Caller::new(&keys, &process);
     assert_eq!(caller.invoke(0, "counts", None), (Status::Ok, 1));
@@ -277,7 +217,7 @@ fn a_crash_goes_back_to_the_checkpoint_and_runs_nothing_twice() {
     assert!(object(&checkpoint, "first").is_some() && object(&checkpoint, "second").is_none());
     let messages = &checkpoint.mailbox.messages;
     assert!(matches!(&messages[..], [message] if &*message.payload == b"kept"));
-    let process = keys.start(2, Some(checkpoint));
+    let process = keys.start(2, module(), Some(checkpoint));
     let mut caller = Caller::new(&keys, &process);
     let mut retry = |sequence, function| caller.invoke(sequence, function, Some(1));
     assert_eq!(retry(0, "counts"), (Status::Ok, 1));
@@ -289,14 +229,22 @@ fn a_crash_goes_back_to_the_checkpoint_and_runs_nothing_twice() {
     assert_eq!(caller.invoke(5, "counts", None), (Status::Ok, 3));
 
     // Swapped out, it ended there, and what it does not know of never ran.
-    assert_eq!(process.checkpoint(&storage, &config).unwrap().generation, 2);
-    assert_eq!(process.swap_out(&storage, &config).unwrap().generation, 3);
+    let second = process.checkpoint(&storage, &config).unwrap();
+    assert_eq!(second.generation, 2);
+    // Nothing happened since but this.
+    let third = process.checkpoint(&storage, &config).unwrap();
+    assert_eq!((third.generation, third.chunks_written), (3, 0));
+    assert!(
+        third.bytes_reused > 0 && third.bytes < second.bytes,
+        "{third:?}"
+    );
+    assert_eq!(process.swap_out(&storage, &config).unwrap().generation, 4);
     let ended = process.checkpoint(&storage, &config);
     assert!(matches!(ended, Err(QuiesceError::Ended)), "{ended:?}");
     drop((process, caller));
     let last = image(folder.path());
     assert_eq!(last.kind, ImageKind::Final);
-    let process = keys.start(3, Some(last));
+    let process = keys.start(3, module(), Some(last));
     let mut caller = Caller::new(&keys, &process);
     assert_eq!(caller.invoke(5, "counts", Some(2)), (Status::Ok, 3));
     assert_eq!(caller.invoke(6, "counts", Some(2)), (Status::Ok, 4));
@@ -319,7 +267,7 @@ fn results_in_a_checkpoint_imply_their_effects() {
     const WORKERS: u64 = 2;
     let (keys, folder) = (Keys::new(), tempfile::tempdir().unwrap());
     let storage = DirStorage::new(folder.path()).unwrap();
-    let process = keys.start(1, None);
+    let process = keys.start(1, module(), None);
     let mut client = keys.client(&process);
     for _ in 0..BALLS {
         let options = CallOptions::default();

@@ -88,11 +88,21 @@ const TOOLS_BANNED: &[&str] = &[
 ];
 
 /// `-sys` packages that link nothing: their bindings are plain Rust.
-const SYS_ALLOWED: &[&str] = &["linux-raw-sys"];
+const SYS_ALLOWED: &[&str] = &["linux-raw-sys", "zstd-sys"];
+
+/// Packages that say they link a native library, and bring and build its source themselves.
+const LINKS_ALLOWED: &[&str] = &["zstd-sys"];
+
+/// Packages that look for a library only if the environment tells them to, and build it else.
+const PKG_CONFIG_ALLOWED: &[&str] = &["zstd-sys"];
 
 /// Packages that may run the C compiler, each with its reason.
 const CC_ALLOWED: &[(&str, &str)] = &[
     ("blake3", "hashing by the processor's vector instructions"),
+    (
+        "zstd-sys",
+        "the compressor, whose source it brings: eight seconds of C",
+    ),
     ("alloca", "criterion's; not part of the product"),
 ];
 
@@ -183,14 +193,25 @@ fn a_default_build_needs_cargo_and_a_c_compiler_only() {
     let mut wrong = Vec::new();
     for package in list(&metadata["packages"]) {
         let name = text(&package["name"]);
-        if TOOLS_BANNED.contains(&name) {
+        let asks = |package: &Value| {
+            let mut edges = list(&package["dependencies"]).iter();
+            edges.any(|edge| text(&edge["name"]) == name)
+        };
+        let tolerated = name == "pkg-config"
+            && list(&metadata["packages"])
+                .iter()
+                .filter(|package| asks(package))
+                .all(|package| PKG_CONFIG_ALLOWED.contains(&text(&package["name"])));
+        if TOOLS_BANNED.contains(&name) && !tolerated {
             wrong.push(format!("{name} wants tools that not every machine has"));
         }
         if name.ends_with("-sys") && !SYS_ALLOWED.contains(&name) {
             wrong.push(format!("{name} binds a system library"));
         }
         // Such a library is looked for, or built, by a build script.
-        if let Some(links) = package["links"].as_str() {
+        if let Some(links) = package["links"].as_str()
+            && !LINKS_ALLOWED.contains(&name)
+        {
             wrong.push(format!("{name} links the native library {links}"));
         }
         let compiles_c = list(&package["dependencies"])

@@ -10,7 +10,7 @@ use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, HostStart};
 use praas_runtime::process::{Process, ProcessConfig};
 use praas_runtime::swap::{
-    ImageKind, Loaded, ProcessImage, Storage, StorageUrl, SwapError, swap_in,
+    Base, ImageKind, Loaded, ProcessImage, Storage, StorageUrl, SwapError, swap_in,
 };
 use praas_transport::{
     BufPool, Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, UnixPlace,
@@ -85,15 +85,18 @@ pub(super) fn host_start(start: &HostStart) -> Result<Started, Box<dyn Error>> {
         registry,
         restore: None,
     };
-    let (mut swap_generation, mut rejected) = (0, Vec::new());
+    let (mut base, mut swap_generation, mut rejected) = (None, 0, Vec::new());
     let process = Process::start_from(config, |pool| -> Result<_, Box<dyn Error>> {
         if !start.restore {
             return Ok(None);
         }
         let image;
-        (image, swap_generation, rejected) = restore(start, &*storage, pool)?;
+        (image, base, swap_generation, rejected) = restore(start, &*storage, pool)?;
         Ok(image)
     })?;
+    if let Some(base) = base {
+        process.base_set(base);
+    }
     Ok(Started {
         process,
         storage,
@@ -132,9 +135,10 @@ fn listen(start: &HostStart) -> Vec<Listen> {
         .collect()
 }
 
-type Restored = (Option<ProcessImage>, u64, Vec<String>);
+type Restored = (Option<ProcessImage>, Option<Base>, u64, Vec<String>);
 
-/// The newest image that verifies, its generation, and what is wrong with newer ones.
+/// The newest image that verifies, what of it is stored, its generation, and what is wrong with
+/// newer ones.
 fn restore(
     start: &HostStart,
     storage: &dyn Storage,
@@ -155,7 +159,7 @@ fn restore(
     let hint = start.swap_generation;
     let Some(loaded) = loaded else {
         return match hint {
-            0 => Ok((None, 0, Vec::new())),
+            0 => Ok((None, None, 0, Vec::new())),
             generation => Err(RestoreError::NoImage {
                 application: start.application.clone(),
                 process: start.process.clone(),
@@ -167,6 +171,7 @@ fn restore(
     let Loaded {
         mut image,
         generation,
+        base,
         rejected,
     } = loaded;
     if generation != hint {
@@ -181,5 +186,5 @@ fn restore(
     for reason in &rejected {
         tracing::error!(generation, "an older generation is loaded: {reason}");
     }
-    Ok((Some(image), generation, rejected))
+    Ok((Some(image), Some(base), generation, rejected))
 }

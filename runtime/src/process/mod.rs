@@ -53,7 +53,7 @@ use crate::client::{CoreLimits, Directory, Peers};
 use crate::function::Registry;
 use crate::mailbox::{Mailbox, MailboxLimits};
 use crate::state::{ShownStats, StateStore};
-use crate::swap::{ImageKind, ProcessImage};
+use crate::swap::{Base, ImageKind, ProcessImage};
 use crate::world::{World, WorldView};
 
 /// What a process needs to start.
@@ -131,8 +131,8 @@ pub struct Process {
     engine: Arc<Engine>,
     addresses: Vec<Address>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Held by whoever commits an image, one at a time.
-    commits: Mutex<()>,
+    /// What is in storage already; held by whoever commits an image, one at a time.
+    base: Mutex<Option<Base>>,
 }
 
 impl fmt::Debug for Process {
@@ -211,7 +211,7 @@ impl Process {
             engine,
             addresses,
             threads: Mutex::new(Vec::new()),
-            commits: Mutex::new(()),
+            base: Mutex::new(None),
         })
     }
 

@@ -18,7 +18,9 @@ use super::engine::Core;
 use super::serve::Serve;
 use crate::codec::CodecError;
 use crate::invocation::{Payload, Status};
-use crate::swap::{Committed, ImageKind, ProcessImage, Storage, SwapConfig, SwapError, swap_out};
+use crate::swap::{
+    Base, Committed, ImageKind, ProcessImage, Storage, SwapConfig, SwapError, swap_out_on,
+};
 
 /// Why a process was not swapped out, or no checkpoint was taken; it serves on.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +83,7 @@ impl Process {
     ///
     /// If the process dies it can begin again from here. What was acknowledged after that moment is
     /// lost then, and of invocations that ran at it or later the outcome is unknown: docs/swap.md,
-    /// "Checkpoints". Waits for a commit that is under way. Not to be called by a worker.
+    /// "Checkpoints". Only what has changed since the last commit is written. Waits for a commit that is under way. Not to be called by a worker.
     ///
     /// # Errors
     /// Storage that fails, a process that has ended.
@@ -90,9 +92,16 @@ impl Process {
         storage: &dyn Storage,
         config: &SwapConfig,
     ) -> Result<Committed, QuiesceError> {
-        let _one_at_a_time = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
         let image = self.image(ImageKind::Checkpoint)?;
-        Ok(swap_out(storage, &image, config)?)
+        Ok(swap_out_on(storage, &image, config, &mut base)?)
+    }
+
+    /// Tells what of the process is in storage since it was swapped in from there: the first
+    /// commit to the same storage then writes only what differs.
+    pub fn base_set(&self, stored: Base) {
+        let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        *base = Some(stored);
     }
 
     /// Swaps the process out: running functions finish (or are cancelled after
@@ -106,11 +115,11 @@ impl Process {
         storage: &dyn Storage,
         config: &SwapConfig,
     ) -> Result<Committed, QuiesceError> {
-        let _one_at_a_time = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self
             .quiesce()
             .and_then(|()| self.image(ImageKind::Final))
-            .and_then(|image| Ok(swap_out(storage, &image, config)?));
+            .and_then(|image| Ok(swap_out_on(storage, &image, config, &mut base)?));
         match outcome {
             Ok(committed) => {
                 self.end();

@@ -13,16 +13,19 @@
 //!          stream (mailbox), stream (sessions)
 //!   end-32 BLAKE3 of everything before
 //!
-//!   stream = u64 bytes, then for every chunk { u32 pack, u64 offset, 32 BLAKE3 }
+//!   stream = u64 bytes, then for every chunk { u32 pack, u64 offset, u32 stored, 32 BLAKE3 }
+//!   stored = bytes in the pack; bits 30 and 31: 0 as they are, 1 LZ4, 2 Zstandard
 //! ```
 //!
 //! All integers are little-endian. A stream of n bytes has n / chunk bytes chunks, rounded up, and
 //! only its last one is shorter. There is one encoding of a manifest in each version, and decoding
-//! accepts no other. Nothing is allocated that the bytes at hand do not cover.
+//! accepts no other. Nothing is allocated that the bytes at hand do not cover. Version 1 has no flags, and no
+//! `stored`: every chunk is as it is.
 
 use praas_transport::wire::Incarnation;
 
 use super::bytes::{Reader, malformed};
+use super::compress::Coding;
 use super::{ImageKind, RejectReason, SwapConfig};
 
 /// First bytes of a manifest.
@@ -45,7 +48,11 @@ pub(super) const NAME_MAX_BYTES: usize = 255;
 pub(super) const FILE_NAME_MAX_BYTES: usize = 4096;
 
 const PACK_BYTES: usize = 28;
-const CHUNK_REF_BYTES: usize = 44;
+/// Bytes of a chunk in a manifest.
+pub(super) const CHUNK_REF_BYTES: usize = 48;
+const CHUNK_REF_BYTES_1: usize = 44;
+/// Bits of `stored` that are the length.
+const STORED_LENGTH_BITS: u32 = 30;
 const STREAM_MIN_BYTES: usize = 8;
 const OBJECT_MIN_BYTES: usize = 18 + STREAM_MIN_BYTES;
 const FILE_MIN_BYTES: usize = 2 + STREAM_MIN_BYTES;
@@ -120,6 +127,9 @@ pub(super) struct ChunkRef {
     pub(super) pack: u32,
     /// Bytes from the pack's start.
     pub(super) offset: u64,
+    /// Bytes in the pack.
+    pub(super) stored: u32,
+    pub(super) coding: Coding,
     pub(super) hash: [u8; HASH_BYTES],
 }
 
@@ -234,7 +244,7 @@ impl Manifest {
         let packs = read_all(&mut reader, packs, PACK_BYTES, "packs", |reader| {
             read_pack(reader, id)
         })?;
-        let stream = |reader: &mut Reader<'_>| read_stream(reader, chunk_bytes, &packs);
+        let stream = |reader: &mut Reader<'_>| read_stream(reader, version, chunk_bytes, &packs);
         let objects = read_all(
             &mut reader,
             objects,
@@ -282,13 +292,8 @@ impl Manifest {
     }
 
     /// All chunks, stream by stream.
-    pub(super) fn chunks_mut(&mut self) -> impl Iterator<Item = &mut ChunkRef> {
-        let objects = self.objects.iter_mut().map(|object| &mut object.stream);
-        let files = self.files.iter_mut().map(|file| &mut file.stream);
-        let rest = self.bodies.iter_mut();
-        let rest = rest.chain([&mut self.mailbox, &mut self.sessions]);
-        let streams = objects.chain(files).chain(rest);
-        streams.flat_map(|stream| &mut stream.chunks)
+    pub(super) fn chunks(&self) -> impl Iterator<Item = &ChunkRef> {
+        self.streams().flat_map(|stream| &stream.chunks)
     }
 
     /// Bytes of the encoding.
@@ -388,6 +393,7 @@ fn read_pack(reader: &mut Reader<'_>, newest: CommitId) -> Result<Pack, RejectRe
 
 fn read_stream(
     reader: &mut Reader<'_>,
+    version: u16,
     chunk_bytes: u32,
     packs: &[Pack],
 ) -> Result<Stream, RejectReason> {
@@ -395,15 +401,25 @@ fn read_stream(
     let count = usize::try_from(bytes.div_ceil(chunk_bytes.into()))
         .map_err(|_| malformed("stream's length"))?;
     let mut index = 0;
-    let chunks = read_all(reader, count, CHUNK_REF_BYTES, "chunks", |reader| {
+    let min_bytes = match version {
+        1 => CHUNK_REF_BYTES_1,
+        _ => CHUNK_REF_BYTES,
+    };
+    let chunks = read_all(reader, count, min_bytes, "chunks", |reader| {
+        let len = chunk_len(bytes, chunk_bytes, index);
+        let (pack, offset) = (reader.u32("chunk's pack")?, reader.u64("chunk's offset")?);
+        let (stored, coding) = match version {
+            1 => (len as u32, Coding::Raw),
+            _ => read_stored(reader, len)?,
+        };
         let chunk = ChunkRef {
-            pack: reader.u32("chunk's pack")?,
-            offset: reader.u64("chunk's offset")?,
+            pack,
+            offset,
+            stored,
+            coding,
             hash: reader.hash("chunk's hash")?,
         };
-        let end = chunk
-            .offset
-            .checked_add(chunk_len(bytes, chunk_bytes, index));
+        let end = chunk.offset.checked_add(stored.into());
         let pack = packs.get(chunk.pack as usize);
         if pack.is_none_or(|pack| end.is_none_or(|end| end > pack.bytes)) {
             return Err(malformed("chunk outside its pack"));
@@ -412,6 +428,22 @@ fn read_stream(
         Ok(chunk)
     })?;
     Ok(Stream { bytes, chunks })
+}
+
+/// How many bytes a chunk of `len` has in its pack, and how they are to be read.
+fn read_stored(reader: &mut Reader<'_>, len: u64) -> Result<(u32, Coding), RejectReason> {
+    let word = reader.u32("chunk's stored length")?;
+    let stored = word & ((1 << STORED_LENGTH_BITS) - 1);
+    let coding = Coding::from_code(word >> STORED_LENGTH_BITS);
+    let fits = match coding {
+        Some(Coding::Raw) => u64::from(stored) == len,
+        Some(_) => stored > 0 && u64::from(stored) < len,
+        None => false,
+    };
+    match coding {
+        Some(coding) if fits => Ok((stored, coding)),
+        _ => Err(malformed("chunk's stored length")),
+    }
 }
 
 fn put_u16(out: &mut Vec<u8>, value: u16) {
@@ -436,6 +468,10 @@ fn put_stream(out: &mut Vec<u8>, stream: &Stream) {
     for chunk in &stream.chunks {
         put_u32(out, chunk.pack);
         put_u64(out, chunk.offset);
+        put_u32(
+            out,
+            chunk.stored | (chunk.coding as u32) << STORED_LENGTH_BITS,
+        );
         out.extend_from_slice(&chunk.hash);
     }
 }

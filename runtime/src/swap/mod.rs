@@ -15,8 +15,11 @@ use praas_transport::wire::Incarnation;
 use praas_transport::{Buf, PoolExhausted};
 use serde::{Deserialize, Serialize};
 
+mod base;
 mod bytes;
+mod compress;
 mod manifest;
+mod pack;
 mod reader;
 mod sections;
 mod storage;
@@ -26,6 +29,10 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use base::Base;
+pub use compress::Compression;
+#[doc(hidden)]
+pub use compress::fuzz_chunk;
 pub use reader::{Loaded, Rejected, swap_in};
 #[doc(hidden)]
 pub use sections::fuzz_sections;
@@ -34,7 +41,7 @@ pub use storage::{
     name_encode, prefix_check, process_prefix,
 };
 pub use url::{StorageUrl, StorageUrlError, URL_MAX_BYTES, storage_open};
-pub use writer::{Committed, swap_out};
+pub use writer::{Committed, swap_out, swap_out_on};
 
 use crate::invocation::SessionImage;
 use crate::mailbox::MailboxImage;
@@ -78,8 +85,23 @@ pub struct ProcessImage {
 pub struct SwapConfig {
     /// Bytes per chunk, a power of two from 64 to 16 MiB; default 256 KiB.
     pub chunk_bytes: u32,
-    /// Bytes after which another pack begins, at least `chunk_bytes`; default 1 GiB.
+    /// Bytes after which another pack begins, at least `chunk_bytes`; default 32 MiB. Each thread
+    /// has up to as much memory for what it compresses.
     pub pack_max_bytes: u64,
+    /// How chunks are compressed: `lz4` (the default), `zstd` or `none`.
+    pub compression: Compression,
+    /// How hard Zstandard tries, from 1 to 22; default 3.
+    pub zstd_level: i32,
+    /// Threads that hash, compress and write, at most 256; zero, the default, is one for each CPU
+    /// that the process may use, and one more.
+    pub threads: u32,
+    /// Percent of a pack that must still be referred to; what lives in one of less is written anew
+    /// by the next commit. From 0 (packs stay for as long as anything in them lives) to 100;
+    /// default 50.
+    pub pack_live_min_percent: u32,
+    /// Packs of less than half of `pack_max_bytes` that an image may be spread over; with one more
+    /// the next commit writes anew what is in them. Default 32.
+    pub small_packs_max: u32,
 }
 
 impl SwapConfig {
@@ -92,7 +114,12 @@ impl Default for SwapConfig {
     fn default() -> Self {
         Self {
             chunk_bytes: 256 << 10,
-            pack_max_bytes: 1 << 30,
+            pack_max_bytes: 32 << 20,
+            compression: Compression::default(),
+            zstd_level: 3,
+            threads: 0,
+            pack_live_min_percent: 50,
+            small_packs_max: 32,
         }
     }
 }
@@ -216,6 +243,16 @@ pub enum RejectReason {
         /// The length that it was written with.
         expected: u64,
     },
+    /// A chunk's bytes are none that a compressor leaves.
+    #[error("chunk {chunk} of {part} in {pack}: cannot be decompressed")]
+    Undecodable {
+        /// Counts the chunks of the part from zero.
+        chunk: usize,
+        /// The part, as in a hash mismatch.
+        part: String,
+        /// The pack.
+        pack: String,
+    },
     /// A chunk's bytes are not those that were written.
     #[error("chunk {chunk} of {part} in {pack}: hash mismatch")]
     HashMismatch {
@@ -229,6 +266,7 @@ pub enum RejectReason {
 }
 
 /// What lies under a process's prefix, in ascending order; other names are not ours.
+#[derive(Debug)]
 struct Listing {
     manifests: Vec<CommitId>,
     packs: Vec<PackId>,

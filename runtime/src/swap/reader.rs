@@ -1,17 +1,20 @@
 //! Swapping in: the highest generation of which every byte verifies.
 //!
-//! The chunks of an object are read straight into the object's memory and hashed there. Small
-//! neighbours in a pack are read together and copied out, since a read each would cost more.
-//! Runs of chunks are independent, so a few threads take them from one queue.
+//! Chunks that lie in a pack as they are, are read straight into the object's memory and hashed
+//! there. What is compressed is read into a thread's own memory first; so are small neighbours,
+//! since a read each would cost more. Runs of chunks are independent, so a few threads take them
+//! from one queue.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use praas_transport::{Buf, BufMut, BufPool, PoolExhausted};
 
-use super::manifest::{ChunkRef, CommitId, MANIFEST_MAX_BYTES, Manifest};
+use super::compress::{Coding, Decompressor};
+use super::manifest::{ChunkRef, CommitId, MANIFEST_MAX_BYTES, Manifest, Stream};
 use super::{
-    Listing, ProcessImage, RejectReason, Storage, StorageError, SwapError, process_prefix, sections,
+    Base, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapError, process_prefix,
+    sections,
 };
 use crate::state::ObjectMeta;
 
@@ -30,6 +33,8 @@ pub struct Loaded {
     pub image: ProcessImage,
     /// The generation that was loaded.
     pub generation: u64,
+    /// What of it need not be written again.
+    pub base: Base,
     /// Higher ones that do not verify, the highest first.
     pub rejected: Vec<Rejected>,
 }
@@ -76,12 +81,13 @@ pub fn swap_in(
     for id in listing.manifests.into_iter().rev() {
         let loaded = source
             .manifest(id, application, process)
-            .and_then(|manifest| source.load(manifest, pool));
+            .and_then(|manifest| Ok((source.load(&manifest, pool)?, manifest)));
         match loaded {
-            Ok(image) => {
+            Ok((image, manifest)) => {
                 return Ok(Some(Loaded {
                     image,
                     generation: id.generation,
+                    base: Base::new(manifest),
                     rejected,
                 }));
             }
@@ -189,20 +195,30 @@ impl Source<'_> {
     }
 
     /// Reads and verifies all that a manifest refers to.
-    fn load(&self, manifest: Manifest, pool: &BufPool) -> Result<ProcessImage, ReadError> {
-        let parts: Vec<Part<'_>> = parts(&manifest).collect();
-        let mut bufs: Vec<BufMut> = Vec::with_capacity(parts.len());
-        for (part, stream) in parts.iter().zip(manifest.streams()) {
+    fn load(&self, manifest: &Manifest, pool: &BufPool) -> Result<ProcessImage, ReadError> {
+        let streams: Vec<_> = parts(manifest).zip(manifest.streams()).collect();
+        let bufs = self.streams_read(manifest, &streams, pool)?;
+        assemble(manifest, bufs, pool)
+    }
+
+    /// Reads and verifies streams of a manifest, one or all, by several threads if they are large.
+    /// Parts name them in errors.
+    pub(super) fn streams_read(
+        &self,
+        manifest: &Manifest,
+        streams: &[(Part<'_>, &Stream)],
+        pool: &BufPool,
+    ) -> Result<Vec<Buf>, ReadError> {
+        let mut bufs: Vec<BufMut> = Vec::with_capacity(streams.len());
+        for (part, stream) in streams {
             // A length comes with its chunks, 44 bytes each, so it is far from the end of usize.
             let buf = pool.alloc(stream.bytes as usize);
             bufs.push(buf.map_err(|source| ReadError::Pool(part.to_string(), source))?);
         }
-        let total: u64 = manifest.streams().map(|stream| stream.bytes).sum();
-        let runs = plan_runs(&manifest, &parts, &mut bufs);
-        self.read_runs(&manifest, runs, total)?;
-        drop(parts);
-        let bufs = bufs.into_iter().map(BufMut::freeze).collect();
-        assemble(manifest, bufs, pool)
+        let total: u64 = streams.iter().map(|(_, stream)| stream.bytes).sum();
+        let runs = plan_runs(manifest.chunk_bytes, streams, &mut bufs);
+        self.read_runs(manifest, runs, total)?;
+        Ok(bufs.into_iter().map(BufMut::freeze).collect())
     }
 
     fn read_runs(
@@ -211,20 +227,21 @@ impl Source<'_> {
         runs: Vec<Run<'_>>,
         total: u64,
     ) -> Result<(), ReadError> {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        // One more than there are processors: some of them wait for the storage.
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from) + 1;
         let helpers = match total <= ALONE_MAX_BYTES {
             true => 0,
             false => READERS_MAX.min(cpus).min(runs.len()).saturating_sub(1),
         };
         let queue = Mutex::new(runs.into_iter());
         let work = || {
-            let mut scratch = Vec::new();
+            let (mut scratch, mut decompressor) = (Vec::new(), Decompressor::default());
             loop {
                 let run = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some(run) = run else {
                     return Ok(());
                 };
-                if let Err(error) = self.read_run(manifest, run, &mut scratch) {
+                if let Err(error) = self.read_run(manifest, run, &mut scratch, &mut decompressor) {
                     // The others need not go on.
                     let mut left = queue.lock().unwrap_or_else(PoisonError::into_inner);
                     *left = Vec::new().into_iter();
@@ -253,6 +270,7 @@ impl Source<'_> {
         manifest: &Manifest,
         run: Run<'_>,
         scratch: &mut Vec<u8>,
+        decompressor: &mut Decompressor,
     ) -> Result<(), ReadError> {
         let pack = manifest.packs[run.pack as usize].id.name();
         let name = self.name(&pack);
@@ -260,21 +278,23 @@ impl Source<'_> {
             let read = self.storage.read(&name, offset, into);
             read.map_err(|error| pack_error(error, &pack))
         };
+        let chunk_bytes = manifest.chunk_bytes as usize;
         let mut segments = run.segments;
-        if let [segment] = &mut segments[..] {
+        if let [segment] = &mut segments[..]
+            && segment.is_raw()
+        {
             read(run.offset, segment.into)?;
-        } else {
-            scratch.resize(run.bytes, 0);
-            read(run.offset, scratch)?;
-            let mut from = &scratch[..];
-            for segment in &mut segments {
-                let (bytes, rest) = from.split_at(segment.into.len());
-                segment.into.copy_from_slice(bytes);
-                from = rest;
-            }
+            return Ok(segment.verify(chunk_bytes, &pack)?);
         }
-        for segment in &segments {
-            segment.verify(manifest.chunk_bytes as usize, &pack)?;
+        if scratch.len() < run.bytes {
+            scratch.resize(run.bytes, 0);
+        }
+        let stored = &mut scratch[..run.bytes];
+        read(run.offset, stored)?;
+        let mut from = &*stored;
+        for segment in &mut segments {
+            from = segment.unpack(chunk_bytes, from, decompressor, &pack)?;
+            segment.verify(chunk_bytes, &pack)?;
         }
         Ok(())
     }
@@ -290,7 +310,7 @@ fn pack_error(error: StorageError, pack: &str) -> ReadError {
 
 /// What a stream is, for errors.
 #[derive(Debug, Clone, Copy)]
-enum Part<'a> {
+pub(super) enum Part<'a> {
     Object(&'a str),
     File(&'a str),
     Body(usize),
@@ -330,6 +350,33 @@ struct Segment<'a> {
 }
 
 impl Segment<'_> {
+    fn is_raw(&self) -> bool {
+        self.chunks.iter().all(|chunk| chunk.coding == Coding::Raw)
+    }
+
+    /// Fills its memory from the front of `stored`; what is left of that.
+    fn unpack<'b>(
+        &mut self,
+        chunk_bytes: usize,
+        mut stored: &'b [u8],
+        decompressor: &mut Decompressor,
+        pack: &str,
+    ) -> Result<&'b [u8], RejectReason> {
+        let chunks = self.into.chunks_mut(chunk_bytes).zip(self.chunks);
+        for (at, (into, chunk)) in chunks.enumerate() {
+            let (bytes, rest) = stored.split_at(chunk.stored as usize);
+            stored = rest;
+            if !decompressor.decompress(chunk.coding, bytes, into) {
+                return Err(RejectReason::Undecodable {
+                    chunk: self.first + at,
+                    part: self.part.to_string(),
+                    pack: pack.into(),
+                });
+            }
+        }
+        Ok(stored)
+    }
+
     fn verify(&self, chunk_bytes: usize, pack: &str) -> Result<(), RejectReason> {
         let chunks = self.into.chunks(chunk_bytes).zip(self.chunks);
         for (at, (bytes, chunk)) in chunks.enumerate() {
@@ -353,22 +400,23 @@ struct Run<'a> {
     segments: Vec<Segment<'a>>,
 }
 
-/// Cuts all streams into runs; `bufs` has the memory of each.
+/// Cuts streams into runs; `bufs` has the memory of each.
 fn plan_runs<'a>(
-    manifest: &'a Manifest,
-    parts: &[Part<'a>],
+    chunk_bytes: u32,
+    streams: &[(Part<'a>, &'a Stream)],
     bufs: &'a mut [BufMut],
 ) -> Vec<Run<'a>> {
-    let chunk_bytes = manifest.chunk_bytes as usize;
+    let chunk_bytes = chunk_bytes as usize;
     let chunks_max = (READ_MAX_BYTES / chunk_bytes).max(1);
     let mut runs: Vec<Run<'a>> = Vec::new();
-    for ((part, stream), buf) in parts.iter().zip(manifest.streams()).zip(bufs) {
+    for ((part, stream), buf) in streams.iter().zip(bufs) {
         let (mut left, mut into) = (&stream.chunks[..], &mut buf[..]);
         while let Some(first) = left.first() {
-            let count = neighbours(&left[..left.len().min(chunks_max)], chunk_bytes);
+            let count = neighbours(&left[..left.len().min(chunks_max)]);
             let (chunks, rest) = left.split_at(count);
-            let bytes = (count * chunk_bytes).min(into.len());
-            let (head, tail) = into.split_at_mut(bytes);
+            let filled = (count * chunk_bytes).min(into.len());
+            let bytes = chunks.iter().map(|chunk| chunk.stored as usize).sum();
+            let (head, tail) = into.split_at_mut(filled);
             let segment = Segment {
                 part: *part,
                 first: stream.chunks.len() - left.len(),
@@ -397,12 +445,11 @@ fn plan_runs<'a>(
     runs
 }
 
-/// How many of the first chunks follow one another in a pack. Only a stream's last chunk is
-/// short, and nothing follows that.
-fn neighbours(chunks: &[ChunkRef], chunk_bytes: usize) -> usize {
+/// How many of the first chunks follow one another in a pack.
+fn neighbours(chunks: &[ChunkRef]) -> usize {
     let follows = |pair: &[ChunkRef; 2]| {
         let [before, after] = pair;
-        before.pack == after.pack && before.offset + chunk_bytes as u64 == after.offset
+        before.pack == after.pack && before.offset + u64::from(before.stored) == after.offset
     };
     1 + chunks
         .array_windows()
@@ -411,27 +458,31 @@ fn neighbours(chunks: &[ChunkRef], chunk_bytes: usize) -> usize {
 }
 
 /// The image, out of a manifest and the memory of its streams.
-fn assemble(manifest: Manifest, bufs: Vec<Buf>, pool: &BufPool) -> Result<ProcessImage, ReadError> {
+fn assemble(
+    manifest: &Manifest,
+    bufs: Vec<Buf>,
+    pool: &BufPool,
+) -> Result<ProcessImage, ReadError> {
     let mut bufs = bufs.into_iter();
-    let state = manifest.objects.into_iter().zip(&mut bufs);
+    let state = manifest.objects.iter().zip(&mut bufs);
     let state = state.map(|(object, buf)| {
         let meta = ObjectMeta {
             version: object.version,
             written_unix_ms: object.written_unix_ms,
             bytes: buf.len() as u64,
         };
-        (object.key, buf, meta)
+        (object.key.clone(), buf, meta)
     });
     let state = state.collect();
-    let files = manifest.files.into_iter().zip(&mut bufs);
-    let files = files.map(|(file, buf)| (file.name, buf)).collect();
+    let files = manifest.files.iter().zip(&mut bufs);
+    let files = files.map(|(file, buf)| (file.name.clone(), buf)).collect();
     let bodies = bufs.by_ref().take(manifest.bodies.len()).collect();
     let (mailbox, sessions) = (bufs.next(), bufs.next());
     let mailbox = sections::decode_mailbox(&mailbox.unwrap_or_default(), bodies, pool)?;
     let sessions = sections::decode_sessions(&sessions.unwrap_or_default())?;
     Ok(ProcessImage {
-        application: manifest.application,
-        process: manifest.process,
+        application: manifest.application.clone(),
+        process: manifest.process.clone(),
         incarnation: manifest.id.incarnation,
         kind: manifest.kind,
         state,

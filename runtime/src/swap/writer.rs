@@ -2,37 +2,40 @@
 //!
 //! ```text
 //!   list ----> put packs ----> list ----> put manifest ----> list ----> delete
-//!   fenced?    (hashing        fenced?    = the commit       fenced?    what neither of the last
-//!   number      beside it)                                              two generations needs
+//!   fenced?    (by several     fenced?    = the commit       fenced?    what neither of the last
+//!   number      threads)                                                two generations needs
 //! ```
 
 use std::collections::HashSet;
 
+use super::base::Reuse;
 use super::manifest::{
-    ChunkRef, CommitId, FILE_NAME_MAX_BYTES, FileEntry, HASH_BYTES, MANIFEST_MAX_BYTES, Manifest,
-    NAME_MAX_BYTES, ObjectEntry, Pack, PackId, Stream,
+    CHUNK_REF_BYTES, CommitId, FILE_NAME_MAX_BYTES, FileEntry, MANIFEST_MAX_BYTES, Manifest,
+    NAME_MAX_BYTES, ObjectEntry, PackId,
 };
+use super::pack::{Content, Packed, Packing};
 use super::reader::{ReadError, Source};
 use super::{
-    Listing, ProcessImage, RejectReason, Storage, StorageError, SwapConfig, SwapError,
+    Base, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapConfig, SwapError,
     process_prefix, sections,
 };
 
 /// Generations that stay: the one just written, and the last before it that verifies.
 const KEPT: usize = 2;
 
-/// Images of fewer bytes are hashed before they are written, not beside it.
-const HASH_ALONE_MAX_BYTES: u64 = 1 << 20;
-
-/// What a commit wrote.
+/// What a commit wrote, and what it did not have to.
 #[derive(Debug)]
 pub struct Committed {
     /// Its generation, counted per process.
     pub generation: u64,
-    /// Bytes of packs and manifest.
+    /// Bytes written: packs and manifest.
     pub bytes: u64,
-    /// Chunks.
+    /// Bytes that chunks have in packs of earlier commits, and that were not written again.
+    pub bytes_reused: u64,
+    /// Chunks of the image.
     pub chunks: u64,
+    /// Chunks that were written; of several with the same bytes only one is.
+    pub chunks_written: u64,
     /// Why older generations could not be tidied away, if so. The commit stands, and the next one
     /// tries again.
     pub untidy: Option<StorageError>,
@@ -53,6 +56,21 @@ pub fn swap_out(
     image: &ProcessImage,
     config: &SwapConfig,
 ) -> Result<Committed, SwapError> {
+    swap_out_on(storage, image, config, &mut None)
+}
+
+/// As [`swap_out`], but what `base` has in this storage already is not written again; after
+/// success it is what was committed. Objects of the same key, version and length as in the base
+/// are taken to be the same, and not read.
+///
+/// # Errors
+/// As [`swap_out`]; the base then stays what it was.
+pub fn swap_out_on(
+    storage: &dyn Storage,
+    image: &ProcessImage,
+    config: &SwapConfig,
+    base: &mut Option<Base>,
+) -> Result<Committed, SwapError> {
     check_image(image, config).map_err(|what| SwapError::BadImage {
         process: image.process.clone(),
         what,
@@ -64,8 +82,11 @@ pub fn swap_out(
         },
         image,
         config,
+        base: base.as_ref(),
     };
-    commit.run()
+    let (committed, manifest) = commit.run()?;
+    *base = Some(Base::new(manifest));
+    Ok(committed)
 }
 
 fn check_image(image: &ProcessImage, config: &SwapConfig) -> Result<(), String> {
@@ -78,6 +99,20 @@ fn check_image(image: &ProcessImage, config: &SwapConfig) -> Result<(), String> 
         return Err(format!(
             "pack_max_bytes is {pack_max}, a chunk is {chunk_bytes}"
         ));
+    }
+    let settings = [
+        ("zstd_level", i64::from(config.zstd_level), 1..=22),
+        ("threads", config.threads.into(), 0..=256),
+        (
+            "pack_live_min_percent",
+            config.pack_live_min_percent.into(),
+            0..=100,
+        ),
+    ];
+    for (name, value, range) in settings {
+        if !range.contains(&value) {
+            return Err(format!("{name} is {value}"));
+        }
     }
     let limit = |what: &str, length: usize, max: usize| match length <= max {
         true => Ok(()),
@@ -106,39 +141,73 @@ struct Commit<'a> {
     source: Source<'a>,
     image: &'a ProcessImage,
     config: &'a SwapConfig,
+    base: Option<&'a Base>,
 }
 
 impl Commit<'_> {
-    fn run(&self) -> Result<Committed, SwapError> {
+    fn run(&self) -> Result<(Committed, Manifest), SwapError> {
+        let listing = self.check_fence()?;
         let id = CommitId {
             incarnation: self.image.incarnation,
-            generation: self.next_generation()?,
+            generation: self.next_generation(&listing)?,
         };
         let (mailbox, bodies) = sections::encode_mailbox(&self.image.mailbox);
         let sessions = sections::encode_sessions(&self.image.sessions);
-        let state = self.image.state.iter().map(|(_, buf, _)| &buf[..]);
-        let files = self.image.files.iter().map(|(_, buf)| &buf[..]);
+        let reuse = self
+            .base
+            .and_then(|base| Reuse::new(base, &listing, self.config));
         let rest = bodies.iter().copied().chain([&mailbox[..], &sessions[..]]);
-        let layout = Layout::new(state.chain(files).chain(rest).collect(), self.config);
-        let mut manifest = self.manifest(id, bodies.len(), &layout);
-        self.check_counts(&manifest)?;
-
-        self.write_packs(&layout, &mut manifest)?;
-        if let Err(error) = self.check_fence() {
-            self.delete_packs(&manifest.packs);
+        let packing = Packing {
+            source: &self.source,
+            config: self.config,
+            id,
+            reuse: reuse.as_ref(),
+            contents: self.contents(reuse.as_ref(), rest),
+        };
+        // Most of a manifest, before anything is written for it.
+        let names = self.image.state.iter().map(|(key, ..)| key.len());
+        let names: usize = names
+            .chain(self.image.files.iter().map(|(name, _)| name.len()))
+            .sum();
+        self.check_bytes(names + packing.chunks_total() * CHUNK_REF_BYTES)?;
+        let packed = packing.run().map_err(|source| self.fail(source))?;
+        let (counts, packs_new) = (packed.counts, packed.packs_new);
+        let manifest = self.manifest(id, bodies.len(), packed);
+        let packs = || manifest.packs[..packs_new].iter().map(|pack| pack.id);
+        let checked = self.check_bytes(manifest.encoded_bytes());
+        if let Err(error) = checked.and_then(|()| self.check_fence()) {
+            self.source.packs_delete(packs());
             return Err(error);
         }
         let encoded = manifest.encode();
-        self.write_manifest(&manifest, &encoded)?;
+        self.write_manifest(&manifest, &encoded, packs())?;
         self.check_fence()?;
-        let untidy = self.tidy(manifest).err();
-        let packed: u64 = layout.packs.iter().map(|pack| pack.bytes).sum();
-        Ok(Committed {
+        let committed = Committed {
             generation: id.generation,
-            bytes: packed + encoded.len() as u64,
-            chunks: layout.chunks().count() as u64,
-            untidy,
-        })
+            bytes: counts.bytes_written + encoded.len() as u64,
+            bytes_reused: counts.bytes_reused,
+            chunks: counts.chunks,
+            chunks_written: counts.chunks_written,
+            untidy: self.tidy(&manifest).err(),
+        };
+        Ok((committed, manifest))
+    }
+
+    /// What is to be stored, in the order of the manifest's streams.
+    fn contents<'b>(
+        &'b self,
+        reuse: Option<&'b Reuse<'b>>,
+        rest: impl Iterator<Item = &'b [u8]>,
+    ) -> Vec<Content<'b>> {
+        let state = self.image.state.iter().map(|(key, buf, meta)| Content {
+            bytes: buf,
+            known: reuse.and_then(|reuse| reuse.object(key, meta, buf.len())),
+        });
+        let files = self.image.files.iter().map(|(_, buf)| &buf[..]);
+        let unknown = files
+            .chain(rest)
+            .map(|bytes| Content { bytes, known: None });
+        state.chain(unknown).collect()
     }
 
     fn fail(&self, source: StorageError) -> SwapError {
@@ -173,8 +242,7 @@ impl Commit<'_> {
     }
 
     /// One above every generation that left a trace.
-    fn next_generation(&self) -> Result<u64, SwapError> {
-        let listing = self.check_fence()?;
+    fn next_generation(&self, listing: &Listing) -> Result<u64, SwapError> {
         let manifests = listing.manifests.iter().map(|id| id.generation);
         let packs = listing.packs.iter().map(|pack| pack.commit.generation);
         let highest = manifests.chain(packs).max().unwrap_or(0);
@@ -183,9 +251,8 @@ impl Commit<'_> {
             .ok_or_else(|| self.bad_image("its generations are used up".into()))
     }
 
-    /// The manifest, but for the hashes.
-    fn manifest(&self, id: CommitId, bodies: usize, layout: &Layout<'_>) -> Manifest {
-        let mut streams = layout.streams();
+    fn manifest(&self, id: CommitId, bodies: usize, packed: Packed) -> Manifest {
+        let mut streams = packed.streams.into_iter();
         let state = self.image.state.iter().zip(&mut streams);
         let objects = state.map(|((key, _, meta), stream)| ObjectEntry {
             key: key.clone(),
@@ -200,20 +267,13 @@ impl Commit<'_> {
             stream,
         });
         let files = files.collect();
-        let packs = layout.packs.iter().enumerate().map(|(number, pack)| Pack {
-            id: PackId {
-                commit: id,
-                number: number as u32,
-            },
-            bytes: pack.bytes,
-        });
         Manifest {
             id,
             kind: self.image.kind,
             chunk_bytes: self.config.chunk_bytes,
             application: self.image.application.clone(),
             process: self.image.process.clone(),
-            packs: packs.collect(),
+            packs: packed.packs,
             objects,
             files,
             bodies: streams.by_ref().take(bodies).collect(),
@@ -223,9 +283,8 @@ impl Commit<'_> {
     }
 
     /// No count can pass 32 bits in a manifest that is not too long.
-    fn check_counts(&self, manifest: &Manifest) -> Result<(), SwapError> {
-        let bytes = manifest.encoded_bytes() as u64;
-        match bytes <= MANIFEST_MAX_BYTES {
+    fn check_bytes(&self, bytes: usize) -> Result<(), SwapError> {
+        match bytes as u64 <= MANIFEST_MAX_BYTES {
             true => Ok(()),
             false => Err(self.bad_image(format!(
                 "its manifest would have {bytes} bytes, above {MANIFEST_MAX_BYTES}"
@@ -233,65 +292,22 @@ impl Commit<'_> {
         }
     }
 
-    /// Writes all packs while another thread hashes, and fills the hashes in.
-    fn write_packs(&self, layout: &Layout<'_>, manifest: &mut Manifest) -> Result<(), SwapError> {
-        let hash = || layout.chunks().map(|chunk| *blake3::hash(chunk).as_bytes());
-        let hash_all = || hash().collect::<Vec<[u8; HASH_BYTES]>>();
-        let packed: u64 = layout.packs.iter().map(|pack| pack.bytes).sum();
-        let (hashes, written) = std::thread::scope(|scope| {
-            let helper = match packed < HASH_ALONE_MAX_BYTES {
-                true => None,
-                false => std::thread::Builder::new()
-                    .spawn_scoped(scope, hash_all)
-                    .ok(),
-            };
-            let written = self.put_packs(layout, &manifest.packs);
-            let hashes = match helper.map(|helper| helper.join()) {
-                Some(Ok(hashes)) => hashes,
-                Some(Err(panic)) => std::panic::resume_unwind(panic),
-                None => hash_all(),
-            };
-            (hashes, written)
-        });
-        written.map_err(|source| self.fail(source))?;
-        for (chunk, hash) in manifest.chunks_mut().zip(hashes) {
-            chunk.hash = hash;
-        }
-        Ok(())
-    }
-
-    /// Writes the packs; after a failure those that were written are gone again.
-    fn put_packs(&self, layout: &Layout<'_>, packs: &[Pack]) -> Result<(), StorageError> {
-        for (at, (contents, pack)) in layout.packs.iter().zip(packs).enumerate() {
-            let name = self.source.name(&pack.id.name());
-            if let Err(error) = self.source.storage.put_new(&name, &contents.parts) {
-                // A pack that exists is somebody else's; a failed one may be there in part.
-                let ours = at + usize::from(!matches!(error, StorageError::Exists { .. }));
-                self.delete_packs(&packs[..ours]);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives room back after a failure; what stays, a later commit deletes.
-    fn delete_packs(&self, packs: &[Pack]) {
-        for pack in packs {
-            let _ = self.delete(&pack.id.name());
-        }
-    }
-
-    fn write_manifest(&self, manifest: &Manifest, encoded: &[u8]) -> Result<(), SwapError> {
+    fn write_manifest(
+        &self,
+        manifest: &Manifest,
+        encoded: &[u8],
+        packs: impl Iterator<Item = PackId>,
+    ) -> Result<(), SwapError> {
         let name = self.source.name(&manifest.id.manifest_name());
         let storage = self.source.storage;
         storage.put_new(&name, &[encoded]).map_err(|error| {
             // Packs go only once no manifest can refer to them. Somebody else's manifest stays.
             let gone = match &error {
                 StorageError::Exists { .. } => false,
-                _ => self.delete(&manifest.id.manifest_name()).is_ok(),
+                _ => self.source.delete(&manifest.id.manifest_name()).is_ok(),
             };
             if gone {
-                self.delete_packs(&manifest.packs);
+                self.source.packs_delete(packs);
             }
             self.fail(error)
         })
@@ -299,20 +315,27 @@ impl Commit<'_> {
 
     /// Deletes what is older than the last two generations that verify: manifests first, so that
     /// none is left that refers to a deleted pack.
-    fn tidy(&self, newest: Manifest) -> Result<(), StorageError> {
+    fn tidy(&self, newest: &Manifest) -> Result<(), StorageError> {
         let Source { storage, prefix } = &self.source;
         let listing = Listing::read(*storage, prefix)?;
         let id = newest.id;
-        let mut kept = vec![newest];
+        let packs = |manifest: &Manifest| manifest.packs.iter().map(|pack| pack.id).collect();
+        let mut kept: Vec<Vec<PackId>> = vec![packs(newest)];
         let mut stale = Vec::new();
         for older in listing.manifests.iter().rev().filter(|older| **older < id) {
             if kept.len() == KEPT {
                 stale.push(*older);
                 continue;
             }
+            // What this process committed, or began with, was whole: that it is there is enough.
+            let base = self.base.filter(|base| base.id() == *older);
+            if let Some(base) = base.filter(|base| base.is_listed(&listing)) {
+                kept.push(packs(base.manifest()));
+                continue;
+            }
             let (application, process) = (&self.image.application, &self.image.process);
             match self.source.manifest(*older, application, process) {
-                Ok(manifest) => kept.push(manifest),
+                Ok(manifest) => kept.push(packs(&manifest)),
                 // Which packs it needs is not known here.
                 Err(ReadError::Rejected(RejectReason::UnknownVersion { .. })) => return Ok(()),
                 Err(ReadError::Storage(error)) => return Err(error),
@@ -320,104 +343,32 @@ impl Commit<'_> {
             }
         }
         for manifest in stale {
-            self.delete(&manifest.manifest_name())?;
+            self.source.delete(&manifest.manifest_name())?;
         }
-        let used: HashSet<PackId> = kept
-            .iter()
-            .flat_map(|manifest| manifest.packs.iter().map(|pack| pack.id))
-            .collect();
+        let used: HashSet<PackId> = kept.into_iter().flatten().collect();
         // A pack above this commit may belong to one that is under way.
         for pack in listing.packs.iter().filter(|pack| pack.commit <= id) {
             if !used.contains(pack) {
-                self.delete(&pack.name())?;
+                self.source.delete(&pack.name())?;
             }
         }
         Ok(())
     }
+}
 
+impl Source<'_> {
+    /// Deletes an object of the process, if it is there.
     fn delete(&self, component: &str) -> Result<(), StorageError> {
-        match self.source.storage.delete(&self.source.name(component)) {
+        match self.storage.delete(&self.name(component)) {
             Err(StorageError::NotFound { .. }) => Ok(()),
             other => other,
         }
     }
-}
 
-/// Which chunk lies where, in packs that share the image's memory.
-struct Layout<'a> {
-    chunk_bytes: u32,
-    contents: Vec<&'a [u8]>,
-    /// The places of all chunks of all contents: pack, offset.
-    places: Vec<(u32, u64)>,
-    packs: Vec<PackContents<'a>>,
-}
-
-#[derive(Default)]
-struct PackContents<'a> {
-    parts: Vec<&'a [u8]>,
-    bytes: u64,
-}
-
-impl<'a> Layout<'a> {
-    fn new(contents: Vec<&'a [u8]>, config: &SwapConfig) -> Self {
-        let chunk_bytes = config.chunk_bytes as usize;
-        let (mut packs, mut places) = (Vec::new(), Vec::new());
-        let mut pack = PackContents::default();
-        for content in &contents {
-            // What of this content is in no pack's parts yet begins here.
-            let mut start = 0;
-            for (index, chunk) in content.chunks(chunk_bytes).enumerate() {
-                if pack.bytes + chunk.len() as u64 > config.pack_max_bytes {
-                    let cut = index * chunk_bytes;
-                    pack.push(&content[start..cut]);
-                    start = cut;
-                    packs.push(std::mem::take(&mut pack));
-                }
-                places.push((packs.len() as u32, pack.bytes));
-                pack.bytes += chunk.len() as u64;
-            }
-            pack.push(&content[start..]);
-        }
-        if pack.bytes > 0 {
-            packs.push(pack);
-        }
-        Self {
-            chunk_bytes: config.chunk_bytes,
-            contents,
-            places,
-            packs,
-        }
-    }
-
-    fn chunks(&self) -> impl Iterator<Item = &'a [u8]> {
-        let chunk_bytes = self.chunk_bytes as usize;
-        self.contents
-            .iter()
-            .flat_map(move |content| content.chunks(chunk_bytes))
-    }
-
-    /// A stream for each content, without hashes.
-    fn streams(&self) -> impl Iterator<Item = Stream> {
-        let mut places = self.places.iter();
-        self.contents.iter().map(move |content| {
-            let count = content.len().div_ceil(self.chunk_bytes as usize);
-            let chunks = places.by_ref().take(count).map(|(pack, offset)| ChunkRef {
-                pack: *pack,
-                offset: *offset,
-                hash: [0; HASH_BYTES],
-            });
-            Stream {
-                bytes: content.len() as u64,
-                chunks: chunks.collect(),
-            }
-        })
-    }
-}
-
-impl<'a> PackContents<'a> {
-    fn push(&mut self, part: &'a [u8]) {
-        if !part.is_empty() {
-            self.parts.push(part);
+    /// Gives room back after a failure; what stays, a later commit deletes.
+    pub(super) fn packs_delete(&self, packs: impl Iterator<Item = PackId>) {
+        for pack in packs {
+            let _ = self.delete(&pack.name());
         }
     }
 }

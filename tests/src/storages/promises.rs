@@ -3,7 +3,7 @@
 use praas_runtime::mailbox::MailboxImage;
 use praas_runtime::state::ObjectMeta;
 use praas_runtime::swap::{
-    ProcessImage, Storage, StorageError, SwapConfig, SwapError, swap_in, swap_out,
+    ImageKind, ProcessImage, Storage, StorageError, SwapConfig, SwapError, swap_in, swap_out,
 };
 use praas_transport::wire::Incarnation;
 use praas_transport::{Buf, BufPool};
@@ -251,6 +251,7 @@ fn image(incarnation: u64, seed: u64) -> ProcessImage {
         (key.to_owned(), buf, meta)
     };
     ProcessImage {
+        kind: ImageKind::Final,
         application: "an app".into(),
         process: "p/1".into(),
         incarnation: Incarnation(incarnation),

@@ -1,0 +1,142 @@
+//! What of a process is stored already, and what of that the next commit refers to.
+//!
+//! ```text
+//!   same key, same version  ------------------> the object's chunks, unread
+//!   same hash  -------------------------------> the chunk, wherever it was
+//!   pack gone, mostly dead, one of many small -> none of it: what still lives is written anew
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::manifest::{ChunkRef, CommitId, HASH_BYTES, Manifest, ObjectEntry, Pack, Stream};
+use super::{Listing, SwapConfig};
+use crate::state::ObjectMeta;
+
+/// What the last commit of a process, or the image that it began with, has in storage: the next
+/// commit to the same storage writes only what differs.
+#[derive(Debug, Clone)]
+pub struct Base {
+    manifest: Arc<Manifest>,
+}
+
+impl Base {
+    pub(super) fn new(manifest: Manifest) -> Self {
+        Self {
+            manifest: Arc::new(manifest),
+        }
+    }
+
+    pub(super) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The generation that it is.
+    pub fn generation(&self) -> u64 {
+        self.manifest.id.generation
+    }
+
+    pub(super) fn id(&self) -> CommitId {
+        self.manifest.id
+    }
+
+    /// Whether its manifest and all its packs are still there, by their names.
+    pub(super) fn is_listed(&self, listing: &Listing) -> bool {
+        let packs = &self.manifest.packs;
+        listing.manifests.binary_search(&self.id()).is_ok()
+            && packs.iter().all(|pack| is_listed(listing, pack))
+    }
+}
+
+fn is_listed(listing: &Listing, pack: &Pack) -> bool {
+    listing.packs.binary_search(&pack.id).is_ok()
+}
+
+/// What a commit may refer to.
+pub(super) struct Reuse<'a> {
+    manifest: &'a Manifest,
+    /// By pack: whether it is to be referred to.
+    usable: Vec<bool>,
+    objects: HashMap<&'a str, &'a ObjectEntry>,
+    by_hash: HashMap<[u8; HASH_BYTES], &'a ChunkRef>,
+}
+
+impl<'a> Reuse<'a> {
+    /// `None` if nothing can be referred to.
+    pub(super) fn new(base: &'a Base, listing: &Listing, config: &SwapConfig) -> Option<Self> {
+        let manifest = base.manifest();
+        let same = manifest.chunk_bytes == config.chunk_bytes;
+        if !same || listing.manifests.binary_search(&manifest.id).is_err() {
+            return None;
+        }
+        let usable = packs_usable(manifest, listing, config);
+        let objects = manifest.objects.iter();
+        let chunks = manifest.chunks();
+        let chunks = chunks.filter(|chunk| usable[chunk.pack as usize]);
+        Some(Self {
+            objects: objects.map(|object| (&*object.key, object)).collect(),
+            by_hash: chunks.map(|chunk| (chunk.hash, chunk)).collect(),
+            manifest,
+            usable,
+        })
+    }
+
+    pub(super) fn packs(&self) -> &'a [Pack] {
+        &self.manifest.packs
+    }
+
+    /// Where an object lies that has not been written since.
+    pub(super) fn object(&self, key: &str, meta: &ObjectMeta, bytes: usize) -> Option<&'a Stream> {
+        let known = self.objects.get(key)?;
+        let same = known.version == meta.version && known.stream.bytes == bytes as u64;
+        same.then_some(&known.stream)
+    }
+
+    /// Whether a chunk of the base is to stay where it is.
+    pub(super) fn stays(&self, chunk: &ChunkRef) -> bool {
+        self.usable[chunk.pack as usize]
+    }
+
+    /// Where a chunk with this hash lies.
+    pub(super) fn chunk(&self, hash: &[u8; HASH_BYTES]) -> Option<&'a ChunkRef> {
+        self.by_hash.get(hash).copied()
+    }
+}
+
+/// Which packs are to be referred to: those that are there and live enough; and not the small
+/// ones, once they are too many, so that packs do not become ever more and ever smaller.
+fn packs_usable(manifest: &Manifest, listing: &Listing, config: &SwapConfig) -> Vec<bool> {
+    let live = packs_live(manifest);
+    let least: u64 = config.pack_live_min_percent.into();
+    let is_small = |pack: &Pack| pack.bytes < config.pack_max_bytes / 2;
+    let packs = manifest.packs.iter().zip(live);
+    let mut usable: Vec<bool> = packs
+        .map(|(pack, live)| {
+            let dense = u128::from(live) * 100 >= u128::from(pack.bytes) * u128::from(least);
+            dense && is_listed(listing, pack)
+        })
+        .collect();
+    let small = |(pack, usable): &(&Pack, &mut bool)| **usable && is_small(pack);
+    let pairs = || manifest.packs.iter();
+    let count = pairs().zip(&mut usable).filter(small).count();
+    if count > config.small_packs_max as usize {
+        let many = pairs().zip(&mut usable).filter(small);
+        many.for_each(|(_, usable)| *usable = false);
+    }
+    usable
+}
+
+/// Bytes of each pack that the manifest refers to.
+fn packs_live(manifest: &Manifest) -> Vec<u64> {
+    let mut places: Vec<(u32, u64, u32)> = manifest
+        .chunks()
+        .map(|chunk| (chunk.pack, chunk.offset, chunk.stored))
+        .collect();
+    places.sort_unstable();
+    places.dedup();
+    let mut live = vec![0; manifest.packs.len()];
+    for (pack, _, stored) in places {
+        live[pack as usize] += u64::from(stored);
+    }
+    live
+}
