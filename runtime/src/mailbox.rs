@@ -6,8 +6,10 @@
 //! drops. No clock, thread or socket inside: whoever calls brings the waiters.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
-use praas_transport::Buf;
+use praas_transport::sync::atomic::Ordering;
+use praas_transport::{Buf, StatsPage, StatsWord};
 use serde::{Deserialize, Serialize};
 
 /// Whose messages a get wants.
@@ -91,6 +93,8 @@ pub struct Mailbox {
     arrivals: u64,
     messages: usize,
     bytes: u64,
+    /// Where messages are counted for others to see.
+    page: Option<Arc<StatsPage>>,
 }
 
 /// What of a mailbox is swapped out.
@@ -113,6 +117,28 @@ impl Mailbox {
             arrivals: 0,
             messages: 0,
             bytes: 0,
+            page: None,
+        }
+    }
+
+    /// Counts messages in this page, too, from now on.
+    pub fn count_in(&mut self, page: Arc<StatsPage>) {
+        self.page = Some(page);
+        self.messages_tell();
+    }
+
+    fn messages_tell(&self) {
+        if let Some(page) = &self.page {
+            let word = page.word(StatsWord::Messages);
+            word.store(self.messages as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// A message has come. Who has the mailbox is the only writer.
+    fn put_tell(&self) {
+        if let Some(page) = &self.page {
+            let word = page.word(StatsWord::Puts);
+            word.store(word.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
     }
 
@@ -139,6 +165,7 @@ impl Mailbox {
         if let Some(id) = id {
             self.seen_mark(id);
         }
+        self.put_tell();
         if let Some((waiter, ..)) = waiter.and_then(|at| self.waiters.remove(at)) {
             return (Put::Stored, Some((waiter, message)));
         }
@@ -167,6 +194,7 @@ impl Mailbox {
             payload,
         };
         self.messages -= 1;
+        self.messages_tell();
         self.bytes -= cost(&message);
         Some(message)
     }
@@ -201,6 +229,7 @@ impl Mailbox {
     /// Puts a message back at the head of its queue: its waiter left before it was handed over.
     pub fn give_back(&mut self, message: MailMessage) {
         self.messages += 1;
+        self.messages_tell();
         self.bytes += cost(&message);
         let by_source = self.queues.entry(message.key).or_default();
         let arrival = by_source
@@ -277,6 +306,7 @@ impl Mailbox {
 
     fn store(&mut self, message: MailMessage) {
         self.messages += 1;
+        self.messages_tell();
         self.bytes += cost(&message);
         let arrival = self.arrivals;
         self.arrivals += 1;

@@ -8,10 +8,13 @@ mod shown;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use praas_transport::clock;
-use praas_transport::{Buf, BufGrow, BufMut, BufPool, PoolExhausted};
+use praas_transport::sync::atomic::Ordering;
+use praas_transport::{
+    Buf, BufGrow, BufMut, BufPool, PoolExhausted, StatsPage, StatsWord,
+};
 use serde::{Deserialize, Serialize};
 
 pub use self::shown::{Located, Place, ShownStats};
@@ -83,6 +86,8 @@ pub struct StateStore {
     objects: RwLock<Objects>,
     pool: BufPool,
     limit: u64,
+    /// Where bytes are counted for others to see.
+    page: Option<Arc<StatsPage>>,
     /// Told when there are regions to be closed.
     retired: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -106,7 +111,21 @@ impl StateStore {
             objects: RwLock::new(Objects::default()),
             pool,
             limit,
+            page: None,
             retired: OnceLock::new(),
+        }
+    }
+
+    /// Counts bytes in this page, too, from now on.
+    pub fn count_in(&mut self, page: Arc<StatsPage>) {
+        self.page = Some(page);
+        self.bytes_tell(self.used_bytes());
+    }
+
+    fn bytes_tell(&self, bytes: u64) {
+        if let Some(page) = &self.page {
+            let word = page.word(StatsWord::StateBytes);
+            word.store(bytes, Ordering::Relaxed);
         }
     }
 
@@ -141,6 +160,7 @@ impl StateStore {
             return false;
         };
         objects.bytes -= cost(key, object.meta.bytes);
+        self.bytes_tell(objects.bytes);
         objects.version += 1;
         let told = object.shown.is_some_and(|shown| objects.shown.hide(shown));
         drop(objects);
@@ -278,6 +298,7 @@ impl StateStore {
         }
         let mut objects = self.lock();
         objects.bytes = wanted;
+        self.bytes_tell(objects.bytes);
         let newest = snapshot.iter().map(|(_, _, meta)| meta.version).max();
         objects.version = newest.unwrap_or(0).max(objects.version);
         let told = objects.shown.hide_all();
@@ -333,6 +354,7 @@ impl StateStore {
         }
         let New { buf, growing } = make(old.as_deref_mut())?;
         objects.bytes = used + wanted;
+        self.bytes_tell(objects.bytes);
         objects.version += 1;
         let version = objects.version;
         let meta = ObjectMeta {

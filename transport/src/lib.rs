@@ -17,6 +17,7 @@ pub mod fault;
 mod mem;
 pub mod one_sided;
 mod shm;
+mod stats_page;
 mod stream;
 pub mod sync;
 mod tcp;
@@ -42,6 +43,7 @@ pub use one_sided::{Access, MemoryRegion, OneSidedError, RegionError, RemoteKey}
 pub use shm::{bare, peer_ids, shm_describe};
 #[doc(hidden)]
 pub use shm::{fuzz_shm, fuzz_socket};
+pub use stats_page::{StatsPage, StatsWord};
 pub use ticket::{Authenticator, Credential, Keyring, RefuseReason, Role, Secret, Ticket};
 pub use unix::UnixPlace;
 #[doc(hidden)]

@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 
 use crossbeam_utils::CachePadded;
-use praas_transport::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use praas_transport::{StatsPage, StatsWord};
 
 use super::broadcast::Gather;
 use super::serve::ReadyJob;
@@ -115,23 +116,32 @@ struct Followers {
 #[derive(Debug)]
 pub(super) struct Crew {
     followers: Mutex<Followers>,
-    running: CachePadded<AtomicUsize>,
-    queued: AtomicUsize,
+    /// Where those are counted that run, wait in a call, or are queued: others may look.
+    page: Arc<StatsPage>,
     workers: usize,
     blocked_max: usize,
     queue_max: usize,
 }
 
 impl Crew {
-    pub fn new(workers: usize, blocked_max: usize, queue_max: usize) -> Self {
+    pub fn new(workers: usize, blocked_max: usize, queue_max: usize, page: Arc<StatsPage>) -> Self {
         Self {
             followers: Mutex::new(Followers::default()),
-            running: CachePadded::new(AtomicUsize::new(0)),
-            queued: AtomicUsize::new(0),
+            page,
             workers,
             blocked_max,
             queue_max,
         }
+    }
+
+    #[inline]
+    fn running_word(&self) -> &AtomicU64 {
+        self.page.word(StatsWord::Running)
+    }
+
+    #[inline]
+    fn queued_word(&self) -> &AtomicU64 {
+        self.page.word(StatsWord::Queued)
     }
 
     /// Threads to begin with.
@@ -164,15 +174,11 @@ impl Crew {
     /// Counts a function as running, if one more may.
     #[inline]
     pub fn run_try(&self) -> bool {
-        let mut running = self.running.load(Ordering::Relaxed);
-        while running < self.workers {
+        let word = self.running_word();
+        let mut running = word.load(Ordering::Relaxed);
+        while running < self.workers as u64 {
             let next = running + 1;
-            match self.running.compare_exchange_weak(
-                running,
-                next,
-                Ordering::SeqCst,
-                Ordering::Relaxed,
-            ) {
+            match word.compare_exchange_weak(running, next, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => running = now,
             }
@@ -183,12 +189,12 @@ impl Crew {
     /// A function that ran is done.
     #[inline]
     pub fn run_end(&self) {
-        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.running_word().fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Functions that run now.
     pub fn running(&self) -> usize {
-        self.running.load(Ordering::SeqCst)
+        self.running_word().load(Ordering::SeqCst) as usize
     }
 
     /// Functions that wait in a call of theirs now.
@@ -198,7 +204,7 @@ impl Crew {
 
     /// Jobs that wait for a worker.
     pub fn queued(&self) -> usize {
-        self.queued.load(Ordering::SeqCst)
+        self.queued_word().load(Ordering::SeqCst) as usize
     }
 
     /// Queues a job for whoever is free; gives it back if the queue is full.
@@ -208,9 +214,9 @@ impl Crew {
             return Some(job);
         }
         followers.queue.push_back(job);
-        self.queued.fetch_add(1, Ordering::SeqCst);
+        self.queued_word().fetch_add(1, Ordering::SeqCst);
         drop(followers);
-        if self.running.load(Ordering::SeqCst) < self.workers {
+        if self.running() < self.workers {
             self.call_one();
         }
         None
@@ -219,13 +225,13 @@ impl Crew {
     /// A queued job, counted as running, if there is one and one more may run.
     #[inline]
     pub fn queue_pop(&self) -> Option<ReadyJob> {
-        if self.queued.load(Ordering::SeqCst) == 0 || !self.run_try() {
+        if self.queued() == 0 || !self.run_try() {
             return None;
         }
         let job = self.lock().queue.pop_front();
         match job {
             Some(job) => {
-                self.queued.fetch_sub(1, Ordering::SeqCst);
+                self.queued_word().fetch_sub(1, Ordering::SeqCst);
                 Some(job)
             }
             None => {
@@ -247,7 +253,8 @@ impl Crew {
             .into_iter()
             .partition::<VecDeque<_>, _>(which);
         followers.queue = kept;
-        self.queued.fetch_sub(taken.len(), Ordering::SeqCst);
+        self.queued_word()
+            .fetch_sub(taken.len() as u64, Ordering::SeqCst);
         taken.into()
     }
 
@@ -327,19 +334,28 @@ impl Crew {
             )));
         }
         followers.blocked += 1;
+        self.blocked_tell(&followers);
         let more = followers.workers.len() < self.workers + 1 + followers.blocked;
         drop(followers);
         self.run_end();
-        if self.queued.load(Ordering::SeqCst) > 0 {
+        if self.queued() > 0 {
             self.call_one();
         }
         Ok(more)
     }
 
+    fn blocked_tell(&self, followers: &Followers) {
+        let word = self.page.word(StatsWord::Blocked);
+        word.store(followers.blocked as u64, Ordering::Relaxed);
+    }
+
     /// A blocked function goes on. For a moment more than `workers` may run.
     pub fn unblock(&self) {
-        self.lock().blocked -= 1;
-        self.running.fetch_add(1, Ordering::SeqCst);
+        let mut followers = self.lock();
+        followers.blocked -= 1;
+        self.blocked_tell(&followers);
+        drop(followers);
+        self.running_word().fetch_add(1, Ordering::SeqCst);
     }
 
     fn lock(&self) -> MutexGuard<'_, Followers> {

@@ -15,7 +15,9 @@ use crossbeam_queue::SegQueue;
 use praas_transport::clock;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::sync::{Owned, OwnerToken};
-use praas_transport::{BufPool, Endpoint, Identity, Incarnation, TimesReader, WaitMode, Waker};
+use praas_transport::{
+    BufPool, Endpoint, Identity, Incarnation, StatsPage, StatsWord, TimesReader, WaitMode, Waker,
+};
 
 use super::builtin::Builtin;
 use super::crew::{Crew, Delivery, Worker};
@@ -56,8 +58,8 @@ pub(super) struct Shared {
     pub leader_asleep: AtomicBool,
     /// The monitor sleeps until the leader wakes it.
     pub monitor_asleep: AtomicBool,
-    /// Invocations answered since the start.
-    pub invocations: AtomicU64,
+    /// What is counted, for others to look at: invocations answered since the start, and more.
+    pub page: Arc<StatsPage>,
     /// One-way invocations that began since the start, and those of them that failed, with those to
     /// other processes that did not begin.
     pub one_way: AtomicU64,
@@ -456,8 +458,8 @@ impl Engine {
     #[inline]
     pub fn replied(&self) {
         // Only the endpoint's owner counts, so that this need not be a read-modify-write.
-        let answered = self.shared.invocations.load(Ordering::Relaxed) + 1;
-        self.shared.invocations.store(answered, Ordering::Relaxed);
+        let word = self.shared.page.word(StatsWord::Invocations);
+        word.store(word.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// Does something with the endpoint and what belongs to it, from any thread but a worker's.

@@ -31,7 +31,7 @@ use praas_transport::sync::OwnerToken;
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::{
     Address, Authenticator, BufPool, Credential, Endpoint, Identity, Incarnation, Kinds, Listen,
-    TransportError,
+    StatsPage, StatsWord, TransportError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -163,8 +163,21 @@ impl Process {
         config: ProcessConfig,
         restore: impl FnOnce(&BufPool) -> Result<Option<ProcessImage>, E>,
     ) -> Result<Self, E> {
+        Self::start_counted(config, Arc::new(StatsPage::private()), restore)
+    }
+
+    /// The same, counting what it does in a page that others may look at.
+    ///
+    /// # Errors
+    /// As [`Process::start_from`].
+    pub fn start_counted<E: From<StartError>>(
+        config: ProcessConfig,
+        page: Arc<StatsPage>,
+        restore: impl FnOnce(&BufPool) -> Result<Option<ProcessImage>, E>,
+    ) -> Result<Self, E> {
         config.settings.check().map_err(StartError::from)?;
-        let endpoint = endpoint_make(&config)?;
+        let mut endpoint = endpoint_make(&config)?;
+        endpoint.count_in(page);
         let image = restore(endpoint.pool())?;
         let process = Self::start_on(endpoint, config, image, None)?;
         process.threads_start()?;
@@ -266,7 +279,7 @@ impl Process {
             spin_ns: times.spin_ns,
             asleep_ns: times.asleep_ns,
             work_ns: cpu_ns().saturating_sub(times.spin_ns),
-            invocations: shared.invocations.load(Ordering::Relaxed),
+            invocations: shared.page.load(StatsWord::Invocations),
             running: shared.crew.running() as u64,
             blocked: shared.crew.blocked() as u64,
             queued: shared.crew.queued() as u64,
@@ -334,11 +347,14 @@ fn shared_make(
     restore: Option<ProcessImage>,
 ) -> Result<Restored, StartError> {
     let pool = endpoint.pool().clone();
-    let state = StateStore::new(pool.clone(), settings.state_max_bytes);
+    let page = endpoint.stats_page();
+    let mut state = StateStore::new(pool.clone(), settings.state_max_bytes);
+    state.count_in(Arc::clone(&page));
     let mut mailbox = Mailbox::new(MailboxLimits {
         messages_max: settings.mailbox_messages_max,
         bytes_max: settings.mailbox_max_bytes,
     });
+    mailbox.count_in(Arc::clone(&page));
     let mut sessions = Vec::new();
     let mut restored_from = None;
     if let Some(image) = restore {
@@ -357,7 +373,12 @@ fn shared_make(
     let workers = settings.workers_here();
     let shared = Shared {
         links: Links::default(),
-        crew: Crew::new(workers, settings.workers_blocked_max, settings.queue_max),
+        crew: Crew::new(
+            workers,
+            settings.workers_blocked_max,
+            settings.queue_max,
+            Arc::clone(&page),
+        ),
         waker: endpoint.waker(),
         times: endpoint.times(),
         identity,
@@ -372,7 +393,7 @@ fn shared_make(
         ended: AtomicBool::new(false),
         leader_asleep: AtomicBool::new(false),
         monitor_asleep: AtomicBool::new(false),
-        invocations: AtomicU64::new(0),
+        page,
         one_way: AtomicU64::new(0),
         one_way_failed: AtomicU64::new(0),
         own_jobs: AtomicU64::new(OWN_JOBS_FIRST),

@@ -70,6 +70,7 @@ use crate::config::TransportConfig;
 use crate::mem::MemListener;
 use crate::one_sided::RegionTable;
 use crate::shm::{MapBudget, Spinner, SpinnerPage};
+use crate::stats_page::StatsPage;
 use crate::sync::atomic::AtomicBool;
 use crate::ticket::Authenticator;
 use crate::unix::UnixBound;
@@ -258,10 +259,21 @@ impl Endpoint {
             rounds: 0,
             roused: false,
             spinner: Spinner::new(SpinnerPage::shared()),
-            times: Times::new(),
+            times: Times::new(Arc::new(StatsPage::private())),
             turn: 0,
             received: Received::default(),
         })
+    }
+
+    /// Counts its times in this page from now on, beginning with what is there. For an endpoint that
+    /// has done nothing yet.
+    pub fn count_in(&mut self, page: Arc<StatsPage>) {
+        self.times = Times::new(page);
+    }
+
+    /// Where it counts its times; whoever serves on it counts the rest.
+    pub fn stats_page(&self) -> Arc<StatsPage> {
+        self.times.page()
     }
 
     /// A waker for blocked waits, usable from any thread.

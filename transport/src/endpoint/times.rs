@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::stats_page::{ROUND_PARTS, StatsPage, StatsWord};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Windows above this had the processor taken away, and say nothing about a round.
 const WINDOW_MAX: Duration = Duration::from_millis(1);
-/// Parts of a nanosecond in which the length of a round is kept.
-const PARTS: u64 = 64;
 
 /// Nanoseconds since an endpoint was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,29 +27,19 @@ pub struct EndpointTimes {
     pub work_ns: u64,
 }
 
-#[derive(Debug)]
-struct Words {
-    begun: Instant,
-    spin_ns: AtomicU64,
-    asleep_ns: AtomicU64,
-    /// Empty rounds that are not yet in `spin_ns`.
-    rounds: AtomicU64,
-    /// How long a round takes, in [`PARTS`] of a nanosecond; zero: not known yet.
-    round_parts: AtomicU64,
-}
-
 /// Reads an endpoint's times, from any thread.
 #[derive(Debug, Clone)]
-pub struct TimesReader(Arc<Words>);
+pub struct TimesReader {
+    begun: Instant,
+    page: Arc<StatsPage>,
+}
 
 impl TimesReader {
     /// The times as of now.
     pub fn read(&self) -> EndpointTimes {
-        let words = &*self.0;
-        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
-        let rounds = load(&words.rounds) * load(&words.round_parts) / PARTS;
-        let (spin_ns, asleep_ns) = (load(&words.spin_ns) + rounds, load(&words.asleep_ns));
-        let all = words.begun.elapsed().as_nanos() as u64;
+        let spin_ns = self.page.spin_ns();
+        let asleep_ns = self.page.load(StatsWord::AsleepNs);
+        let all = self.begun.elapsed().as_nanos() as u64;
         EndpointTimes {
             spin_ns,
             asleep_ns,
@@ -59,55 +48,62 @@ impl TimesReader {
     }
 }
 
-/// The owner's side.
-pub(super) struct Times(Arc<Words>);
+/// The owner's side: words of a page, which others may read.
+pub(super) struct Times {
+    begun: Instant,
+    page: Arc<StatsPage>,
+}
 
 impl Times {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Words {
-            begun: Instant::now(),
-            spin_ns: AtomicU64::new(0),
-            asleep_ns: AtomicU64::new(0),
-            rounds: AtomicU64::new(0),
-            round_parts: AtomicU64::new(0),
-        }))
+    pub(super) fn new(page: Arc<StatsPage>) -> Self {
+        let begun = Instant::now();
+        Self { begun, page }
     }
 
     pub(super) fn reader(&self) -> TimesReader {
-        TimesReader(Arc::clone(&self.0))
+        TimesReader {
+            begun: self.begun,
+            page: Arc::clone(&self.page),
+        }
+    }
+
+    pub(super) fn page(&self) -> Arc<StatsPage> {
+        Arc::clone(&self.page)
     }
 
     /// Empty rounds that nobody timed.
     #[inline]
     pub(super) fn rounds_add(&self, rounds: u32) {
-        add(&self.0.rounds, rounds.into());
+        add(self.page.word(StatsWord::Rounds), rounds.into());
     }
 
     /// So many empty rounds took so long.
     pub(super) fn window_add(&self, rounds: u32, took: Duration) {
-        let words = &*self.0;
+        let round_parts = self.page.word(StatsWord::RoundParts);
         if took <= WINDOW_MAX {
-            let parts = took.as_nanos() as u64 * PARTS / u64::from(rounds.max(1));
-            let known = words.round_parts.load(Ordering::Relaxed);
+            let parts = took.as_nanos() as u64 * ROUND_PARTS / u64::from(rounds.max(1));
+            let known = round_parts.load(Ordering::Relaxed);
             let parts = match known {
                 0 => parts,
                 known => (known * 7 + parts) / 8,
             };
             // Never zero again: that would mean that nothing is known.
-            words.round_parts.store(parts.max(1), Ordering::Relaxed);
+            round_parts.store(parts.max(1), Ordering::Relaxed);
         }
         self.rounds_add(rounds);
-        let rounds = words.rounds.load(Ordering::Relaxed);
-        let parts = words.round_parts.load(Ordering::Relaxed);
+        let untimed = self.page.word(StatsWord::Rounds);
+        let rounds = untimed.load(Ordering::Relaxed);
+        let parts = round_parts.load(Ordering::Relaxed);
         if parts > 0 {
             // Not both at once: a reader in between sees a little too much, and never less later.
-            add(&words.spin_ns, rounds * parts / PARTS);
-            words.rounds.store(0, Ordering::Relaxed);
+            let spun = rounds * parts / ROUND_PARTS;
+            add(self.page.word(StatsWord::SpinNs), spun);
+            untimed.store(0, Ordering::Relaxed);
         }
     }
 
     pub(super) fn asleep_add(&self, took: Duration) {
-        add(&self.0.asleep_ns, took.as_nanos() as u64);
+        add(self.page.word(StatsWord::AsleepNs), took.as_nanos() as u64);
     }
 }
 
@@ -123,7 +119,7 @@ mod tests {
 
     #[test]
     fn rounds_take_as_long_as_those_that_were_timed() {
-        let times = Times::new();
+        let times = Times::new(Arc::new(StatsPage::private()));
         let reader = times.reader();
         times.rounds_add(10);
         assert_eq!(reader.read().spin_ns, 0, "nothing is known of a round yet");
