@@ -192,6 +192,42 @@ PRAAS_FUNCTION(ask, 0)
     return code;
 }
 
+/* Input "process": its answers to many invocations at once. */
+PRAAS_FUNCTION(batch, 0)
+{
+    static const char *const words[] = {"one", "two", "three"};
+    praas_bytes inputs[3];
+    praas_batch_outcome outcomes[3];
+    char text[256] = "";
+    size_t at;
+    CHECK(PRAAS_HOST_HAS(host, invoke_batch));
+    for (at = 0; at < 3; at++) {
+        inputs[at] = praas_text(words[at]);
+    }
+    TRY(host->invoke_batch(call, input, praas_text("fails"), inputs, 3, -1, outcomes));
+    for (at = 0; at < 3; at++) {
+        size_t end = strlen(text);
+        snprintf(text + end, sizeof text - end, "%.*s %" PRId32 "\n",
+                 (int)outcomes[at].view.bytes.len, (const char *)outcomes[at].view.bytes.ptr,
+                 outcomes[at].code);
+        praas_view_end(host, &outcomes[at].view);
+    }
+    return text_out(call, host, text);
+}
+
+/* Input "process function input": begins it, and does not wait for it. */
+PRAAS_FUNCTION(one_way, 0)
+{
+    line in = line_of(input);
+    char process[256], function[256];
+    int end = 0;
+    CHECK(PRAAS_HOST_HAS(host, invoke_one_way));
+    CHECK(sscanf(in.text, "%255s %255s %n", process, function, &end) == 2);
+    TRY(host->invoke_one_way(call, praas_text(process), praas_text(function),
+                             praas_text(in.text + end), -1));
+    return PRAAS_OK;
+}
+
 /* The outcomes of a broadcast, one a line: a name and a code. */
 static int32_t outcomes_out(praas_call_handle *call, const praas_host_table *host,
                             const praas_raw_view *view)
@@ -311,6 +347,6 @@ PRAAS_FUNCTION_NAMED(large, "large.output", PRAAS_FLAG_IDEMPOTENT)
 }
 
 PRAAS_MODULE("calls", PRAAS_USE(who), PRAAS_USE(id), PRAAS_USE(state), PRAAS_USE(mail), PRAAS_USE(take),
-             PRAAS_USE(put), PRAAS_USE(ask), PRAAS_USE(tell), PRAAS_USE(tell_all),
+             PRAAS_USE(put), PRAAS_USE(ask), PRAAS_USE(batch), PRAAS_USE(one_way), PRAAS_USE(tell), PRAAS_USE(tell_all),
              PRAAS_USE(world), PRAAS_USE(world_wait), PRAAS_USE(spins), PRAAS_USE(fails),
              PRAAS_USE(large));

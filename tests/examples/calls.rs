@@ -104,6 +104,28 @@ fn ask(context: &Context, input: &[u8]) -> Result<Vec<u8>, FunctionError> {
     Ok(output.to_vec())
 }
 
+/// Input "process": its answers to many invocations at once.
+#[praas_runtime::function]
+fn batch(context: &Context, input: &[u8]) -> Result<Vec<u8>, FunctionError> {
+    let outcomes = context.invoke_batch(text(input)?, "fails", &["one", "two", "three"])?;
+    let mut text = String::new();
+    for outcome in outcomes {
+        match outcome {
+            Err(CallError::Function(told)) => writeln!(text, "{told} 1")?,
+            other => writeln!(text, "{other:?}")?,
+        }
+    }
+    Ok(text.into_bytes())
+}
+
+/// Input "process function input": begins it, and does not wait for it.
+#[praas_runtime::function]
+fn one_way(context: &Context, input: &[u8]) -> Result<(), FunctionError> {
+    let (process, rest) = text(input)?.split_once(' ').ok_or_else(missing)?;
+    let (function, input) = rest.split_once(' ').ok_or_else(missing)?;
+    Ok(context.invoke_one_way(process, function, input.as_bytes())?)
+}
+
 fn outcomes(told: Vec<Told>) -> Result<Vec<u8>, FunctionError> {
     let mut text = String::new();
     for Told { process, outcome } in told {
@@ -197,7 +219,7 @@ fn missing() -> FunctionError {
 praas_runtime::module!(
     "calls",
     [
-        who, id, state, mail, take, put, ask, tell, tell_all, world, world_wait, spins, fails,
-        large
+        who, id, state, mail, take, put, ask, batch, one_way, tell, tell_all, world, world_wait,
+        spins, fails, large
     ]
 );

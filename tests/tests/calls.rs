@@ -138,6 +138,18 @@ fn functions_call_functions() {
 }
 
 #[test]
+fn functions_call_many_at_once_and_without_waiting() {
+    both(|case| {
+        let (_p, _q) = (case.start("p"), case.start("q"));
+        let mut client = case.client();
+        let answers = ask(&mut client, "batch", "q").unwrap();
+        assert_eq!(answers, "one 1\ntwo 1\nthree 1\n", "{}", case.language);
+        ask(&mut client, "one_way", "q put p k hello").unwrap();
+        assert_eq!(ask(&mut client, "take", "k").unwrap(), "q: hello");
+    });
+}
+
+#[test]
 fn functions_hear_that_they_are_cancelled() {
     both(|case| {
         let _p = case.start("p");

@@ -21,6 +21,17 @@
     static int32_t name(PRAAS_UNUSED praas_call_handle *call,                                      \
                         PRAAS_UNUSED const praas_host_table *host, PRAAS_UNUSED praas_bytes input)
 
+/*
+ * The same, with limits; zero is none: invocations that may run at once, milliseconds that one may
+ * run, bytes that one may hold through the host.
+ */
+#define PRAAS_FUNCTION_LIMITED(name, flags, concurrency, time_ms, memory_bytes)                    \
+    static int32_t name(praas_call_handle *call, const praas_host_table *host, praas_bytes input); \
+    static const praas_function_table praas_function_##name = PRAAS_FUNCTION_TABLE_LIMITED(        \
+        #name, flags, name, concurrency, time_ms, memory_bytes);                                   \
+    static int32_t name(PRAAS_UNUSED praas_call_handle *call,                                      \
+                        PRAAS_UNUSED const praas_host_table *host, PRAAS_UNUSED praas_bytes input)
+
 /* Names a function of this file for PRAAS_MODULE. */
 #define PRAAS_USE(name) &praas_function_##name
 

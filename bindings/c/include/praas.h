@@ -168,6 +168,21 @@ PRAAS_ASSERT_LAYOUT(sizeof(praas_message_view) == 64, "praas_message_view");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_message_view, source) == 0, "praas_message_view.source");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_message_view, payload) == 32, "praas_message_view.payload");
 
+/* How one invocation of a batch ended. */
+typedef struct praas_batch_outcome {
+    /* The output, or the text of the error. */
+    praas_raw_view view;
+    /* The code: 0 if it was done. */
+    int32_t code;
+    /* Zero. */
+    uint32_t reserved;
+} praas_batch_outcome;
+
+PRAAS_ASSERT_LAYOUT(sizeof(praas_batch_outcome) == 40, "praas_batch_outcome");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_batch_outcome, view) == 0, "praas_batch_outcome.view");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_batch_outcome, code) == 32, "praas_batch_outcome.code");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_batch_outcome, reserved) == 36, "praas_batch_outcome.reserved");
+
 /*
  * The id of an invocation: its client's, and the client's number for it. A repetition has the same
  * id; so has a local invocation of one that is running.
@@ -204,13 +219,22 @@ typedef struct praas_function_table {
     praas_bytes name;
     /* Its code. */
     praas_entry_fn entry;
+    /* How many of its invocations may run at once; zero is as many as there are workers. */
+    uint32_t concurrency;
+    /* Milliseconds that one invocation may run; zero is as long as it takes. */
+    uint32_t time_ms;
+    /* Bytes that one invocation may hold through the host; zero is as many as there are. */
+    uint64_t memory_bytes;
 } praas_function_table;
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_function_table) == 40, "praas_function_table");
+PRAAS_ASSERT_LAYOUT(sizeof(praas_function_table) == 56, "praas_function_table");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, size) == 0, "praas_function_table.size");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, flags) == 8, "praas_function_table.flags");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, name) == 16, "praas_function_table.name");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, entry) == 32, "praas_function_table.entry");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, concurrency) == 40, "praas_function_table.concurrency");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, time_ms) == 44, "praas_function_table.time_ms");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, memory_bytes) == 48, "praas_function_table.memory_bytes");
 
 /* A module. */
 typedef struct praas_module_table {
@@ -303,6 +327,21 @@ struct praas_host_table {
     /* Writes a line to the host's log: 0 error, 1 warning, 2 information, 3 debug. */
     void (*log)(praas_call_handle *call, uint32_t level, praas_bytes text);
     /*
+     * Invokes a function, of this process if process is empty, without waiting for it and without
+     * its output. The timeout is for its beginning.
+     */
+    int32_t (*invoke_one_way)(
+        praas_call_handle *call, praas_bytes process, praas_bytes function, praas_bytes input,
+        int64_t timeout_us);
+    /*
+     * Invokes a function with each of count inputs, and waits for all; each has an outcome of its
+     * own, in the order of the inputs.
+     */
+    int32_t (*invoke_batch)(
+        praas_call_handle *call, praas_bytes process, praas_bytes function,
+        const praas_bytes *inputs, size_t count, int64_t timeout_us,
+        praas_batch_outcome *outcomes);
+    /*
      * Memory for the next value of a state object: len bytes at *out, aligned to 64 bytes, holding
      * anything. state_commit makes it the value; a later call replaces it, and the end of the
      * function frees it.
@@ -329,7 +368,7 @@ struct praas_host_table {
     void (*invocation_id)(praas_call_handle *call, praas_invocation_id *id);
 };
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_host_table) == 192, "praas_host_table");
+PRAAS_ASSERT_LAYOUT(sizeof(praas_host_table) == 208, "praas_host_table");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, size) == 0, "praas_host_table.size");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, output_alloc) == 8, "praas_host_table.output_alloc");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, error_set) == 16, "praas_host_table.error_set");
@@ -350,16 +389,22 @@ PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_get) == 128, "praas_host_
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invoke) == 136, "praas_host_table.invoke");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, world) == 144, "praas_host_table.world");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, log) == 152, "praas_host_table.log");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_alloc) == 160, "praas_host_table.state_alloc");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_commit) == 168, "praas_host_table.state_commit");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_broadcast) == 176, "praas_host_table.message_broadcast");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invocation_id) == 184, "praas_host_table.invocation_id");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invoke_one_way) == 160, "praas_host_table.invoke_one_way");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invoke_batch) == 168, "praas_host_table.invoke_batch");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_alloc) == 176, "praas_host_table.state_alloc");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_commit) == 184, "praas_host_table.state_commit");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_broadcast) == 192, "praas_host_table.message_broadcast");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invocation_id) == 200, "praas_host_table.invocation_id");
 
-/* Initialises a praas_function_table; fields that were added since the first version are zero. */
+/* Initialises a praas_function_table; fields that are not named here are zero. */
 #define PRAAS_FUNCTION_TABLE(name, flags, entry) \
-    {sizeof(praas_function_table), (flags), PRAAS_LITERAL(name), (entry)}
+    {sizeof(praas_function_table), (flags), PRAAS_LITERAL(name), (entry), 0 /* concurrency */, 0 /* time_ms */, 0 /* memory_bytes */}
 
-/* Initialises a praas_module_table; fields that were added since the first version are zero. */
+/* Initialises a praas_function_table; fields that are not named here are zero. */
+#define PRAAS_FUNCTION_TABLE_LIMITED(name, flags, entry, concurrency, time_ms, memory_bytes) \
+    {sizeof(praas_function_table), (flags), PRAAS_LITERAL(name), (entry), (concurrency), (time_ms), (memory_bytes)}
+
+/* Initialises a praas_module_table; fields that are not named here are zero. */
 #define PRAAS_MODULE_TABLE(name, functions) \
     {sizeof(praas_module_table), PRAAS_ABI_VERSION, sizeof(functions) / sizeof(functions)[0], PRAAS_LITERAL(name), (functions)}
 
@@ -383,6 +428,17 @@ PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invocation_id) == 184, "praas_hos
     static int32_t name(praas_call_handle *call, const praas_host_table *host, praas_bytes input); \
     static const praas_function_table praas_function_##name =                                      \
         PRAAS_FUNCTION_TABLE(text, flags, name);                                                   \
+    static int32_t name(PRAAS_UNUSED praas_call_handle *call,                                      \
+                        PRAAS_UNUSED const praas_host_table *host, PRAAS_UNUSED praas_bytes input)
+
+/*
+ * The same, with limits; zero is none: invocations that may run at once, milliseconds that one may
+ * run, bytes that one may hold through the host.
+ */
+#define PRAAS_FUNCTION_LIMITED(name, flags, concurrency, time_ms, memory_bytes)                    \
+    static int32_t name(praas_call_handle *call, const praas_host_table *host, praas_bytes input); \
+    static const praas_function_table praas_function_##name = PRAAS_FUNCTION_TABLE_LIMITED(        \
+        #name, flags, name, concurrency, time_ms, memory_bytes);                                   \
     static int32_t name(PRAAS_UNUSED praas_call_handle *call,                                      \
                         PRAAS_UNUSED const praas_host_table *host, PRAAS_UNUSED praas_bytes input)
 

@@ -22,13 +22,18 @@ fn header() -> String {
     let mut printer = Printer::default();
     printer.status(&read("../../runtime/src/invocation.rs"));
     printer.file(&read("../../runtime/src/abi/table.rs"));
+    let first = ["(flags)", "PRAAS_LITERAL(name)", "(entry)"];
+    printer.initialiser("FunctionTable", "", "name, flags, entry", &first);
+    let limits = ["(concurrency)", "(time_ms)", "(memory_bytes)"];
     printer.initialiser(
         "FunctionTable",
-        "name, flags, entry",
-        &["(flags)", "PRAAS_LITERAL(name)", "(entry)"],
+        "_LIMITED",
+        "name, flags, entry, concurrency, time_ms, memory_bytes",
+        &[first, limits].concat(),
     );
     printer.initialiser(
         "ModuleTable",
+        "",
         "name, functions",
         &[
             "PRAAS_ABI_VERSION",
@@ -45,7 +50,10 @@ fn header() -> String {
 fn golden_praas_h_is_the_print_of_the_abi() {
     let (path, now) = (here("include/praas.h"), header());
     if std::env::var_os("PRAAS_BLESS").is_some() {
-        std::fs::write(&path, &now).expect("the header can be written");
+        // Other tests read it at this moment: it is replaced at once.
+        let new = here("include/praas.h.new");
+        std::fs::write(&new, &now).expect("the header can be written");
+        std::fs::rename(new, path).expect("the header can be replaced");
         return;
     }
     let golden = read("include/praas.h");
@@ -119,7 +127,12 @@ PRAAS_FUNCTION_NAMED(objects, "state.objects", 0)
     return PRAAS_HOST_HAS(host, log) ? praas_output(call, host, &count, sizeof count) : 1;
 }
 
-PRAAS_MODULE("checked", PRAAS_USE(echo), PRAAS_USE(objects));
+PRAAS_FUNCTION_LIMITED(slow, PRAAS_FLAG_LONG, 1, 1000, 1 << 20)
+{
+    return PRAAS_OK;
+}
+
+PRAAS_MODULE("checked", PRAAS_USE(echo), PRAAS_USE(objects), PRAAS_USE(slow));
 "#;
 
 #[test]

@@ -117,7 +117,7 @@ impl Guest<'_> {
 
     /// The client, and its number for the invocation.
     pub(crate) fn invocation_id(&self) -> Result<(u128, u64), CallError> {
-        self.has(std::mem::offset_of!(HostTable, invocation_id))?;
+        self.offers(offset_of!(HostTable, invocation_id))?;
         let mut id = InvocationId::default();
         // SAFETY: the call still runs; the id is writable.
         unsafe { (self.host.invocation_id)(self.call, &raw mut id) };

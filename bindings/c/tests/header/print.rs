@@ -311,7 +311,7 @@ impl Printer {
 
     /// A macro that initialises a table: the first fields by its arguments, what was added since
     /// by zeros.
-    pub fn initialiser(&mut self, table: &str, arguments: &str, values: &[&str]) {
+    pub fn initialiser(&mut self, table: &str, suffix: &str, arguments: &str, values: &[&str]) {
         let cname = snake(table);
         let fields = &self.fields[table];
         let mut all = vec![format!("sizeof({cname})")];
@@ -325,10 +325,10 @@ impl Printer {
                 None => format!("0 /* {name} */"),
             });
         }
-        let macro_name = format!("PRAAS_{}", shout(table));
+        let macro_name = format!("PRAAS_{}{suffix}", shout(table));
         writeln!(
             self.out,
-            "/* Initialises a {cname}; fields that were added since the first version are zero. */"
+            "/* Initialises a {cname}; fields that are not named here are zero. */"
         )
         .expect("text");
         let body = format!("    {{{}}}", all.join(", "));
