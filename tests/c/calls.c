@@ -192,6 +192,25 @@ PRAAS_FUNCTION(ask, 0)
     return code;
 }
 
+/* Input "process key": a state object of that process, or "none". */
+PRAAS_FUNCTION(peer, 0)
+{
+    line in = line_of(input);
+    char process[256], key[256];
+    praas_raw_view view = praas_view_none();
+    int32_t code;
+    CHECK(PRAAS_HOST_HAS(host, peer_state));
+    CHECK(sscanf(in.text, "%255s %255s", process, key) == 2);
+    code = host->peer_state(call, praas_text(process), praas_text(key), -1, &view);
+    if (code == PRAAS_NOT_FOUND) {
+        return text_out(call, host, "none");
+    }
+    TRY(code);
+    code = praas_output(call, host, view.bytes.ptr, view.bytes.len);
+    praas_view_end(host, &view);
+    return code;
+}
+
 /* Input "process": its answers to many invocations at once. */
 PRAAS_FUNCTION(batch, 0)
 {
@@ -347,6 +366,6 @@ PRAAS_FUNCTION_NAMED(large, "large.output", PRAAS_FLAG_IDEMPOTENT)
 }
 
 PRAAS_MODULE("calls", PRAAS_USE(who), PRAAS_USE(id), PRAAS_USE(state), PRAAS_USE(mail), PRAAS_USE(take),
-             PRAAS_USE(put), PRAAS_USE(ask), PRAAS_USE(batch), PRAAS_USE(one_way), PRAAS_USE(tell), PRAAS_USE(tell_all),
+             PRAAS_USE(put), PRAAS_USE(ask), PRAAS_USE(peer), PRAAS_USE(batch), PRAAS_USE(one_way), PRAAS_USE(tell), PRAAS_USE(tell_all),
              PRAAS_USE(world), PRAAS_USE(world_wait), PRAAS_USE(spins), PRAAS_USE(fails),
              PRAAS_USE(large));

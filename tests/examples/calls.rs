@@ -104,6 +104,14 @@ fn ask(context: &Context, input: &[u8]) -> Result<Vec<u8>, FunctionError> {
     Ok(output.to_vec())
 }
 
+/// Input "process key": a state object of that process, or "none".
+#[praas_runtime::function]
+fn peer(context: &Context, input: &[u8]) -> Result<Vec<u8>, FunctionError> {
+    let (process, key) = text(input)?.split_once(' ').ok_or_else(missing)?;
+    let object = context.peer_state(process, key)?;
+    Ok(object.map_or_else(|| b"none".to_vec(), |object| object.to_vec()))
+}
+
 /// Input "process": its answers to many invocations at once.
 #[praas_runtime::function]
 fn batch(context: &Context, input: &[u8]) -> Result<Vec<u8>, FunctionError> {
@@ -219,7 +227,7 @@ fn missing() -> FunctionError {
 praas_runtime::module!(
     "calls",
     [
-        who, id, state, mail, take, put, ask, batch, one_way, tell, tell_all, world, world_wait,
-        spins, fails, large
+        who, id, state, mail, take, put, ask, peer, batch, one_way, tell, tell_all, world,
+        world_wait, spins, fails, large
     ]
 );

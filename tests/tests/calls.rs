@@ -138,6 +138,19 @@ fn functions_call_functions() {
 }
 
 #[test]
+fn functions_read_the_state_of_others() {
+    both(|case| {
+        let (_p, _q) = (case.start("p"), case.start("q"));
+        let mut client = case.client();
+        client.invoke("q", "state", b"").unwrap();
+        assert_eq!(ask(&mut client, "peer", "q b/2").unwrap(), "two");
+        assert_eq!(ask(&mut client, "peer", "q none").unwrap(), "none");
+        let unknown = ask(&mut client, "peer", "nobody b/2").unwrap_err();
+        assert!(unknown.to_string().contains("nobody"), "{unknown}");
+    });
+}
+
+#[test]
 fn functions_call_many_at_once_and_without_waiting() {
     both(|case| {
         let (_p, _q) = (case.start("p"), case.start("q"));

@@ -746,7 +746,7 @@ fn golden_abi() {
         }));
         golden.hold(name, &fields);
     }
-    let numbers: [(&str, i64); 11] = [
+    let numbers: Vec<(&str, i64)> = vec![
         ("ABI_VERSION", ABI_VERSION.into()),
         ("FLAG_SHORT", FLAG_SHORT as i64),
         ("FLAG_LONG", FLAG_LONG as i64),
@@ -762,7 +762,7 @@ fn golden_abi() {
     ];
     golden.hold(
         "numbers",
-        &lines(numbers.map(|(name, n)| (n, name)).into_iter()),
+        &lines(numbers.into_iter().map(|(name, n)| (n, name))),
     );
     assert_eq!(MODULE_SYMBOL, b"praas_module_v1\0");
     golden.close();

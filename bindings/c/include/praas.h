@@ -86,7 +86,9 @@ enum {
     /* The request is malformed. */
     PRAAS_STATUS_MALFORMED = 11,
     /* The mailbox is full. */
-    PRAAS_STATUS_MAILBOX_FULL = 12
+    PRAAS_STATUS_MAILBOX_FULL = 12,
+    /* Whoever asked may not have it. */
+    PRAAS_STATUS_FORBIDDEN = 13
 };
 
 /* The version of these tables. */
@@ -123,7 +125,9 @@ enum {
     /* An argument cannot be. */
     PRAAS_BAD_ARGUMENT = 103,
     /* The other process is not to be had. */
-    PRAAS_UNAVAILABLE = 104
+    PRAAS_UNAVAILABLE = 104,
+    /* Whoever asks may not have it. */
+    PRAAS_FORBIDDEN = 106
 };
 
 /* Bytes somewhere; for optional arguments a null pointer is "none". */
@@ -341,6 +345,10 @@ struct praas_host_table {
         praas_call_handle *call, praas_bytes process, praas_bytes function,
         const praas_bytes *inputs, size_t count, int64_t timeout_us,
         praas_batch_outcome *outcomes);
+    /* Reads a state object of a process (empty: this one) by one-sided operations. */
+    int32_t (*peer_state)(
+        praas_call_handle *call, praas_bytes process, praas_bytes key, int64_t timeout_us,
+        praas_raw_view *view);
     /*
      * Memory for the next value of a state object: len bytes at *out, aligned to 64 bytes, holding
      * anything. state_commit makes it the value; a later call replaces it, and the end of the
@@ -368,7 +376,7 @@ struct praas_host_table {
     void (*invocation_id)(praas_call_handle *call, praas_invocation_id *id);
 };
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_host_table) == 208, "praas_host_table");
+PRAAS_ASSERT_LAYOUT(sizeof(praas_host_table) == 216, "praas_host_table");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, size) == 0, "praas_host_table.size");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, output_alloc) == 8, "praas_host_table.output_alloc");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, error_set) == 16, "praas_host_table.error_set");
@@ -391,10 +399,11 @@ PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, world) == 144, "praas_host_table.
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, log) == 152, "praas_host_table.log");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invoke_one_way) == 160, "praas_host_table.invoke_one_way");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invoke_batch) == 168, "praas_host_table.invoke_batch");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_alloc) == 176, "praas_host_table.state_alloc");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_commit) == 184, "praas_host_table.state_commit");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_broadcast) == 192, "praas_host_table.message_broadcast");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invocation_id) == 200, "praas_host_table.invocation_id");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, peer_state) == 176, "praas_host_table.peer_state");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_alloc) == 184, "praas_host_table.state_alloc");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_commit) == 192, "praas_host_table.state_commit");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_broadcast) == 200, "praas_host_table.message_broadcast");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invocation_id) == 208, "praas_host_table.invocation_id");
 
 /* Initialises a praas_function_table; fields that are not named here are zero. */
 #define PRAAS_FUNCTION_TABLE(name, flags, entry) \
