@@ -23,6 +23,7 @@ use praas_transport::wire::Incarnation;
 use slab::Slab;
 
 use super::one_way::OneWayTally;
+use super::order::PutOrder;
 use crate::directory::Resolved;
 use crate::invocation::{
     AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, PASSED_MAX, Payload, PutBody, RequestHeader,
@@ -216,6 +217,7 @@ struct Peer<C> {
     interned: Vec<bool>,
     /// It has turned calls away, and is left once it has answered the others.
     leaving: bool,
+    order: PutOrder,
     /// When to try again, after how long, and since when it fails.
     retry: Option<Instant>,
     backoff: Duration,
@@ -372,6 +374,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             by_name: HashMap::new(),
             interned: Vec::new(),
             leaving: false,
+            order: PutOrder::default(),
             retry: None,
             backoff: RETRY_FIRST,
             failing_since: None,
@@ -636,6 +639,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let was_open = matches!(peer.link, Bond::Open(_));
         peer.link = Bond::Idle;
         peer.leaving = false;
+        // Those that wait are among the calls that were not sent.
+        let _ = peer.order.end();
         if !was_open {
             self.retry_later(link.now(), target, reason);
             return;
@@ -744,13 +749,32 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let Some(target) = self.by_channel.get(&channel).copied() else {
             return;
         };
-        let peer = &self.peers[target.0 as usize];
+        let peer = &mut self.peers[target.0 as usize];
+        let free = peer.order.answered(sequence);
         let slot = sequence
             .checked_sub(peer.puts_base)
             .and_then(|at| peer.puts.get(at as usize));
         if let Some(Some(index)) = slot.copied() {
             self.answered(link, index, status, Payload::default());
         }
+        self.held_send(link, target, free);
+    }
+
+    /// Puts that had to wait go before all that was begun after them.
+    fn held_send<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        target: Target,
+        free: VecDeque<CallId>,
+    ) {
+        if free.is_empty() {
+            return;
+        }
+        let unsent = &mut self.peers[target.0 as usize].unsent;
+        for id in free.into_iter().rev() {
+            unsent.push_front(id);
+        }
+        self.unsent_send(link, target);
     }
 
     /// The receiver refused a large message; the reason is a [`Status`].
@@ -761,11 +785,20 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         reason: u32,
     ) {
         let id = CallId::from_u64(context);
+        let mut free = VecDeque::new();
+        let mut of = Target(0);
+        for (at, peer) in self.peers.iter_mut().enumerate() {
+            let more = peer.order.refused(id);
+            if !more.is_empty() {
+                (of, free) = (Target(at as u32), more);
+            }
+        }
         if self.call(id).is_some() {
             let status = u16::try_from(reason).ok().and_then(Status::from_code);
             let status = status.unwrap_or(Status::TooLarge);
             self.answered(link, id.index, status, Payload::default());
         }
+        self.held_send(link, of, free);
     }
 
     /// There is room on a channel again.
@@ -897,6 +930,11 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                 )
             }
             Doing::Put { key_len } => {
+                let key = call.payload.get(..*key_len as usize).unwrap_or_default();
+                if peer.order.waits(key) {
+                    peer.order.hold(id, key);
+                    return true;
+                }
                 let header = short_header(Kind::Put, 0, *key_len);
                 link.send(
                     channel,
@@ -921,7 +959,14 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             }
         };
         match sent {
-            Sent::Done | Sent::Pending => call.sent = true,
+            Sent::Done => call.sent = true,
+            Sent::Pending => {
+                call.sent = true;
+                if let Doing::Put { key_len } = call.doing {
+                    let key = call.payload.get(..key_len as usize).unwrap_or_default();
+                    peer.order.large_sent(call.sequence, id, key);
+                }
+            }
             Sent::Busy => return false,
             // The end of the channel is told next, and the call seen to then.
             Sent::Dead => call.sent = true,
@@ -1063,7 +1108,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         peer.leaving = false;
         peer.retry = Some(link.now() + peer.backoff);
         peer.backoff = (peer.backoff * 2).min(RETRY_MAX);
-        let mut unsent: Vec<CallId> = peer.unsent.drain(..).collect();
+        let mut unsent: Vec<CallId> = peer.unsent.drain(..).chain(peer.order.end()).collect();
         unsent.sort_unstable_by_key(|id| calls.get(id.index as usize).map(|call| call.sequence));
         peer.unsent = unsent.into();
         self.by_channel.remove(&channel);

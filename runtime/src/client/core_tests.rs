@@ -21,9 +21,12 @@ impl Link for Notes {
         Ok(self.channels)
     }
 
-    fn send(&mut self, _: u32, am: u8, tag: u64, header: &[u8], _: &Payload, _: u64) -> Sent {
+    fn send(&mut self, _: u32, am: u8, tag: u64, header: &[u8], body: &Payload, _: u64) -> Sent {
         self.sent.push((am, tag, header.to_vec()));
-        Sent::Done
+        match body.len() > 1000 {
+            true => Sent::Pending,
+            false => Sent::Done,
+        }
     }
 
     fn resolve(&mut self, target: Target, _: &str) {
@@ -118,4 +121,48 @@ fn what_a_process_turned_away_goes_out_again_once_the_others_are_answered() {
     core.on_reply(&mut notes, 2, 1, Status::Ok, Payload::default());
     core.completed().unwrap();
     assert_eq!(core.completed().unwrap().call, second);
+}
+
+/// The payload of a large message comes after its header, by another way.
+#[test]
+fn what_is_put_after_a_large_message_under_its_key_waits_for_it() {
+    let (mut core, mut notes, target, _) = opened();
+    let pool = praas_transport::BufPool::new(1 << 20);
+    let put = |core: &mut ClientCore<u32>, notes: &mut Notes, key: &str, bytes: usize| {
+        let body = PutBody::new(key, &vec![0; bytes], &pool).unwrap();
+        core.put(notes, target, body, CallOptions::default(), 0)
+            .unwrap();
+    };
+    let puts = |notes: &mut Notes| -> Vec<u64> {
+        let sent = notes.sent.drain(..).filter(|(am, ..)| *am == AM_MAILBOX);
+        sent.map(|(_, tag, _)| tag).collect()
+    };
+    put(&mut core, &mut notes, "a", 5000);
+    put(&mut core, &mut notes, "a", 1);
+    put(&mut core, &mut notes, "b", 1);
+    put(&mut core, &mut notes, "a", 5000);
+    put(&mut core, &mut notes, "a", 2);
+    assert_eq!(puts(&mut notes), [0, 2], "other keys go past it");
+    core.on_put_answer(&mut notes, 1, 2, Status::Ok);
+    assert_eq!(puts(&mut notes), []);
+    core.on_put_answer(&mut notes, 1, 0, Status::Ok);
+    assert_eq!(
+        puts(&mut notes),
+        [1, 3],
+        "the second large one holds up the last"
+    );
+    core.on_put_answer(&mut notes, 1, 3, Status::MailboxFull);
+    assert_eq!(puts(&mut notes), [4]);
+    // What waits when the channel ends goes over the next one.
+    put(&mut core, &mut notes, "a", 5000);
+    put(&mut core, &mut notes, "a", 1);
+    assert_eq!(puts(&mut notes), [5]);
+    core.on_close(&mut notes, 1, true, "closed");
+    let resolved = Resolved {
+        incarnation: Incarnation(4),
+        addresses: vec![Address::Mem("p".into())],
+    };
+    core.on_resolved(&mut notes, target, Ok(resolved));
+    core.on_open(&mut notes, 2, Incarnation(4));
+    assert_eq!(puts(&mut notes), [1, 4, 5], "and the last one waits anew");
 }

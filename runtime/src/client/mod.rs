@@ -14,6 +14,7 @@ mod asynchronous;
 mod blocking;
 mod core;
 mod one_way;
+mod order;
 mod peers;
 mod shell;
 mod stepped;

@@ -77,6 +77,8 @@ struct Served {
     role: Option<Role>,
     functions: Vec<Callee>,
     backlog: VecDeque<Reply>,
+    /// A message was turned away: so are those after it, until the caller comes again.
+    puts_refused: bool,
 }
 
 #[derive(Debug)]
@@ -508,12 +510,14 @@ impl Serve {
         header: &[u8],
         payload: Payload,
     ) -> Status {
-        if self.sealed {
-            return Status::Quiescing;
-        }
         let Some(served) = served_mut(&mut self.channels, channel) else {
             return Status::Malformed;
         };
+        // If the swap fails, none of a caller's messages comes in before one that was turned away.
+        served.puts_refused |= self.sealed;
+        if served.puts_refused {
+            return Status::Quiescing;
+        }
         let Some((key, payload)) = put_split(header, payload) else {
             return Status::Malformed;
         };
@@ -535,7 +539,12 @@ impl Serve {
     }
 
     /// Whether to take a large message that is announced.
-    fn incoming_judge(&self, ops: &mut Ops, incoming: &Incoming<'_>) -> Disposition {
+    fn incoming_judge(
+        &mut self,
+        ops: &mut Ops,
+        channel: ChannelId,
+        incoming: &Incoming<'_>,
+    ) -> Disposition {
         let settings = &self.shared.settings;
         if incoming.len > settings.transport.message_max_bytes {
             return Disposition::Refuse(Status::TooLarge as u32);
@@ -551,8 +560,13 @@ impl Serve {
             (AM_MAILBOX, Some(Kind::Put)) => match incoming.len {
                 len if len > settings.mailbox_max_bytes => Some(Status::TooLarge),
                 len if !self.shared.mail_room(len) => Some(Status::MailboxFull),
-                _ if self.sealed => Some(Status::Quiescing),
-                _ => None,
+                _ => match served_mut(&mut self.channels, channel) {
+                    Some(served) => {
+                        served.puts_refused |= self.sealed;
+                        served.puts_refused.then_some(Status::Quiescing)
+                    }
+                    None => Some(Status::Malformed),
+                },
             },
             _ => Some(Status::Malformed),
         };
@@ -599,6 +613,7 @@ impl Handler for Serve {
             role: info.peer.role,
             functions: Vec::new(),
             backlog: VecDeque::new(),
+            puts_refused: false,
         });
         Flow::Continue
     }
@@ -663,7 +678,7 @@ impl Handler for Serve {
     ) -> Disposition {
         match self.peers.owns(channel) {
             true => crate::client::result_accept(&mut self.peers, ops, channel, &incoming),
-            false => self.incoming_judge(ops, &incoming),
+            false => self.incoming_judge(ops, channel, &incoming),
         }
     }
 
