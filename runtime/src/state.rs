@@ -12,9 +12,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 
 use praas_transport::clock;
 use praas_transport::sync::atomic::Ordering;
-use praas_transport::{
-    Buf, BufGrow, BufMut, BufPool, PoolExhausted, StatsPage, StatsWord,
-};
+use praas_transport::{Buf, BufGrow, BufMut, BufPool, PoolExhausted, StatsPage, StatsWord};
 use serde::{Deserialize, Serialize};
 
 pub use self::shown::{Located, Place, ShownStats};

@@ -44,12 +44,8 @@ impl Base {
     pub(super) fn is_listed(&self, listing: &Listing) -> bool {
         let packs = &self.manifest.packs;
         listing.manifests.binary_search(&self.id()).is_ok()
-            && packs.iter().all(|pack| is_listed(listing, pack))
+            && packs.iter().all(|pack| listing.has(pack))
     }
-}
-
-fn is_listed(listing: &Listing, pack: &Pack) -> bool {
-    listing.packs.binary_search(&pack.id).is_ok()
 }
 
 /// What a commit may refer to.
@@ -113,7 +109,7 @@ fn packs_usable(manifest: &Manifest, listing: &Listing, config: &SwapConfig) -> 
     let mut usable: Vec<bool> = packs
         .map(|(pack, live)| {
             let dense = u128::from(live) * 100 >= u128::from(pack.bytes) * u128::from(least);
-            dense && is_listed(listing, pack)
+            dense && listing.has(pack)
         })
         .collect();
     let small = |(pack, usable): &(&Pack, &mut bool)| **usable && is_small(pack);

@@ -46,7 +46,7 @@ pub use writer::{Committed, swap_out, swap_out_on};
 use crate::invocation::SessionImage;
 use crate::mailbox::MailboxImage;
 use crate::state::ObjectMeta;
-use manifest::{CommitId, Manifest, PackId};
+use manifest::{CommitId, Manifest, Pack, PackId};
 
 /// What a process went on to do after its image was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,6 +281,10 @@ impl Listing {
         manifests.sort_unstable();
         packs.sort_unstable();
         Ok(Self { manifests, packs })
+    }
+
+    fn has(&self, pack: &Pack) -> bool {
+        self.packs.binary_search(&pack.id).is_ok()
     }
 }
 

@@ -175,20 +175,20 @@ impl Commit<'_> {
         let manifest = self.manifest(id, bodies.len(), packed);
         let packs = || manifest.packs[..packs_new].iter().map(|pack| pack.id);
         let checked = self.check_bytes(manifest.encoded_bytes());
-        if let Err(error) = checked.and_then(|()| self.check_fence()) {
+        if let Err(error) = checked.and_then(|()| self.check_whole(&manifest)) {
             self.source.packs_delete(packs());
             return Err(error);
         }
         let encoded = manifest.encode();
         self.write_manifest(&manifest, &encoded, packs())?;
-        self.check_fence()?;
+        let listing = self.check_whole(&manifest)?;
         let committed = Committed {
             generation: id.generation,
             bytes: counts.bytes_written + encoded.len() as u64,
             bytes_reused: counts.bytes_reused,
             chunks: counts.chunks,
             chunks_written: counts.chunks_written,
-            untidy: self.tidy(&manifest).err(),
+            untidy: self.tidy(&manifest, &listing).err(),
         };
         Ok((committed, manifest))
     }
@@ -238,6 +238,19 @@ impl Commit<'_> {
                 newer,
             }),
             _ => Ok(listing),
+        }
+    }
+
+    /// What lies there, unless a higher incarnation wrote some of it, or a pack is gone that the
+    /// manifest refers to: a lower incarnation that lives on may have tidied it away.
+    fn check_whole(&self, manifest: &Manifest) -> Result<Listing, SwapError> {
+        let listing = self.check_fence()?;
+        let mut packs = manifest.packs.iter();
+        match packs.find(|pack| !listing.has(pack)) {
+            None => Ok(listing),
+            Some(gone) => Err(self.fail(StorageError::NotFound {
+                name: self.source.name(&gone.id.name()),
+            })),
         }
     }
 
@@ -315,9 +328,7 @@ impl Commit<'_> {
 
     /// Deletes what is older than the last two generations that verify: manifests first, so that
     /// none is left that refers to a deleted pack.
-    fn tidy(&self, newest: &Manifest) -> Result<(), StorageError> {
-        let Source { storage, prefix } = &self.source;
-        let listing = Listing::read(*storage, prefix)?;
+    fn tidy(&self, newest: &Manifest, listing: &Listing) -> Result<(), StorageError> {
         let id = newest.id;
         let packs = |manifest: &Manifest| manifest.packs.iter().map(|pack| pack.id).collect();
         let mut kept: Vec<Vec<PackId>> = vec![packs(newest)];
@@ -329,7 +340,7 @@ impl Commit<'_> {
             }
             // What this process committed, or began with, was whole: that it is there is enough.
             let base = self.base.filter(|base| base.id() == *older);
-            if let Some(base) = base.filter(|base| base.is_listed(&listing)) {
+            if let Some(base) = base.filter(|base| base.is_listed(listing)) {
                 kept.push(packs(base.manifest()));
                 continue;
             }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 
-use super::storages::{Faulty, Leaves, MemStorage};
+use super::storages::{Faulty, Leaves, Losing, MemStorage};
 use super::{SMALL, buf, image, loaded, message, object, patterned};
 use crate::swap::{
     Base, Committed, Compression, ImageKind, Listing, ProcessImage, Storage, SwapConfig, SwapError,
@@ -143,6 +143,38 @@ fn what_the_storage_has_lost_is_written_again() {
     let all = commit_on(&other, &image, &config, &mut base);
     assert_eq!(all.bytes_reused, 0);
     assert_eq!(loaded(&other).image, image);
+}
+
+/// A lower incarnation that lives on may delete what it believes to be old: a commit that succeeds
+/// does not refer to it.
+#[test]
+fn what_goes_while_it_is_referred_to_fails_the_commit() {
+    let mut failed = 0;
+    for step in 0..=5 {
+        let (inner, mut base) = (MemStorage::default(), None);
+        let image = image_wide();
+        commit_on(&inner, &image, &WIDE, &mut base);
+        let pack = listing(&inner).packs[0];
+        let storage = Losing {
+            inner,
+            left: Mutex::new(step),
+            object: format!("app/k%2F1/{}", pack.name()),
+        };
+        let result = swap_out_on(&storage, &image, &WIDE, &mut base);
+        let after = super::load(&storage.inner);
+        match result {
+            // The list came first: all was written again. Or it was the last of all operations.
+            Ok(_) if step == 0 => assert_eq!(after.unwrap().unwrap().image, image),
+            Ok(_) => assert!(step >= 4, "{step}"),
+            Err(error) => {
+                assert!(matches!(error, SwapError::Storage { .. }), "{error}");
+                failed += 1;
+            }
+        }
+        commit_on(&storage.inner, &image, &WIDE, &mut base);
+        assert_eq!(loaded(&storage.inner).image, image, "{step}");
+    }
+    assert!(failed >= 3, "{failed}");
 }
 
 #[test]

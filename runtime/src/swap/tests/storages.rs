@@ -165,6 +165,46 @@ impl Storage for Faulty {
     }
 }
 
+/// Storage that loses an object right before the n-th operation.
+pub(super) struct Losing {
+    pub(super) inner: MemStorage,
+    pub(super) left: Mutex<usize>,
+    pub(super) object: String,
+}
+
+impl Losing {
+    fn step(&self) {
+        let mut left = self.left.lock().unwrap();
+        if *left == 0 {
+            let _ = self.inner.delete(&self.object);
+        }
+        *left = left.wrapping_sub(1);
+    }
+}
+
+impl Storage for Losing {
+    fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        self.step();
+        self.inner.put_new(name, parts)
+    }
+    fn size(&self, name: &str) -> Result<u64, StorageError> {
+        self.step();
+        self.inner.size(name)
+    }
+    fn read(&self, name: &str, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
+        self.step();
+        self.inner.read(name, offset, into)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        self.step();
+        self.inner.list(prefix)
+    }
+    fn delete(&self, name: &str) -> Result<(), StorageError> {
+        self.step();
+        self.inner.delete(name)
+    }
+}
+
 /// Storage in which a higher incarnation commits right before the n-th operation.
 pub(super) struct Overtaken {
     pub(super) inner: Arc<MemStorage>,
