@@ -18,6 +18,13 @@ use crate::services::{Job, Services};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FunctionIndex(u32);
 
+impl FunctionIndex {
+    /// The number: those of a process's functions are dense from zero.
+    pub(crate) fn number(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// What is known of a function before it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FunctionFlags(u64);
@@ -180,6 +187,11 @@ impl Registry {
     /// The function of a number that [`find`](Self::find) gave.
     pub fn function(&self, index: FunctionIndex) -> &Function {
         &self.functions[index.0 as usize]
+    }
+
+    /// All functions, by number.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = &Function> {
+        self.functions.iter()
     }
 
     /// All names.

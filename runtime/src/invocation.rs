@@ -624,6 +624,15 @@ impl Session {
         }
     }
 
+    /// The jobs of all invocations that run, or wait to.
+    pub fn jobs(&self) -> impl Iterator<Item = u64> {
+        let slots = self.slots.iter().chain(self.passed.values());
+        slots.filter_map(|slot| match slot {
+            Slot::Running { job } => Some(*job),
+            _ => None,
+        })
+    }
+
     /// Forgets recorded outputs above `keep` bytes each; their invocations count as expired.
     pub fn forget_large(&mut self, keep: usize) {
         for slot in self.slots.iter_mut().chain(self.passed.values_mut()) {

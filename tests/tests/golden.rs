@@ -541,7 +541,7 @@ fn golden_host() {
     let ready = json!({"addresses": [TCP], "swap_generation": 5, "rejected": ["6: torn"]});
     let stats = json!({"invocations": 1, "running": 2, "blocked": 3, "queued": 4,
         "state_bytes": 5, "messages": 6, "spin_ns": 7, "asleep_ns": 8, "work_ns": 9,
-        "one_way": 10, "one_way_failed": 11});
+        "one_way": 10, "one_way_failed": 11, "overdue": 12});
     for (file, json) in [
         ("from-hello", json!({"Hello": hello})),
         ("from-ready", json!({"Ready": ready})),

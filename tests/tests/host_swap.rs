@@ -72,6 +72,107 @@ fn state_messages_and_results_move_to_the_next_host() {
     }
 }
 
+/// Repeats what a client of this identity has invoked before, from its first invocation on.
+fn repeated(
+    lab: &Lab,
+    function: &str,
+    input: &[u8],
+    times: usize,
+) -> Vec<Result<Vec<u8>, InvokeError>> {
+    let mut client = same_client(lab, TransportKind::Shm);
+    let calls = (0..times).map(|_| client.invoke("p", function, input));
+    calls.collect()
+}
+
+#[test]
+fn what_has_been_acknowledged_is_expired_in_the_next_host_too() {
+    let lab = lab();
+    let mut first = lab.start("p");
+    let mut client = same_client(&lab, TransportKind::Shm);
+    for wanted in 1..=3 {
+        assert_eq!(count(&mut client), wanted);
+    }
+    drop(client);
+    assert_eq!(first.swap_out(), Ok(1));
+    let _second = lab.start_with("p", restoring(1)).unwrap();
+    let again = repeated(&lab, "counts", b"", 4);
+    let expired = || Err(InvokeError::ResultExpired);
+    // The third has told of the two before it, and nothing has told of the third.
+    let third = praas_runtime::codec::encode(&3_u64).unwrap();
+    let fourth = praas_runtime::codec::encode(&4_u64).unwrap();
+    assert_eq!(again, [expired(), expired(), Ok(third), Ok(fourth)]);
+}
+
+#[test]
+fn results_are_kept_up_to_their_limit_and_across_a_swap() {
+    let lab = lab();
+    let limit = |start: &mut HostStart| start.settings.results_max_bytes = 16 << 10;
+    let mut first = lab.start_with("p", limit).unwrap();
+    let input = vec![5; 8 << 10];
+    let mut client = same_client(&lab, TransportKind::Shm);
+    let echo = client.function("p", "echo").unwrap();
+    // One after the other here, and none acknowledged, since all are under way at once.
+    let calls: Vec<_> = (0..4)
+        .map(|_| client.submit(echo, &input, CallOptions::default()).unwrap())
+        .collect();
+    for call in calls {
+        assert_eq!(client.wait(call).unwrap().len(), input.len());
+    }
+    drop(client);
+    assert_eq!(first.swap_out(), Ok(1));
+    let again = |start: &mut HostStart| {
+        restoring(1)(start);
+        limit(start);
+    };
+    let _second = lab.start_with("p", again).unwrap();
+    let outcomes = repeated(&lab, "echo", &input, 4);
+    let expired = outcomes.iter().filter(|outcome| outcome.is_err());
+    assert!(
+        expired
+            .clone()
+            .all(|outcome| *outcome == Err(InvokeError::ResultExpired))
+    );
+    // Two fit, and the third drives them out.
+    assert_eq!(expired.count(), 3, "{outcomes:?}");
+}
+
+#[test]
+fn a_batch_goes_on_in_the_next_host() {
+    for kind in [TransportKind::Shm, TransportKind::Tcp] {
+        let lab = lab();
+        let one = |start: &mut HostStart| start.settings.workers = 1;
+        let mut first = lab.start_with("p", one).unwrap();
+        let mut config = lab.client_config(kind);
+        config.directory = Directory::Agent(lab.directory().to_vec());
+        let mut client = Client::new(config).unwrap();
+        let sleeps = client.function("p", "sleeps").unwrap();
+        let ms = praas_runtime::codec::encode(&200_u64).unwrap();
+        let sleeping = client.submit(sleeps, &ms, CallOptions::default()).unwrap();
+        praas_tests::lab::object_wait(&mut client, "p", "sleeping");
+        let outcomes = std::thread::scope(|scope| {
+            let batch = scope.spawn(move || {
+                let counts = client.function("p", "counts").unwrap();
+                // More than are under way at a time.
+                let inputs = vec![b""; 1500];
+                let outcomes = client.call_batch(counts, &inputs, CallOptions::default());
+                client.wait(sleeping).unwrap();
+                outcomes
+            });
+            let generation = first.swap_out().unwrap();
+            let second = lab.start_with("p", restoring(generation)).unwrap();
+            let outcomes = batch.join().unwrap();
+            drop(second);
+            outcomes
+        });
+        let mut counts: Vec<u64> = outcomes
+            .into_iter()
+            .map(|outcome| praas_runtime::codec::decode(&outcome.unwrap()).unwrap())
+            .collect();
+        counts.sort_unstable();
+        assert_eq!(counts, (1..=1500).collect::<Vec<u64>>(), "{kind}");
+    }
+}
+
 #[test]
 fn what_comes_back_counts_against_the_memory_of_buffers() {
     let lab = lab();

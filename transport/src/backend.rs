@@ -170,6 +170,9 @@ pub(crate) trait Wire {
         false
     }
 
+    /// Whether small frames may be kept from here on, to go out together by [`Wire::flush`].
+    fn cork(&mut self, _corked: bool) {}
+
     /// Whether all that was sent has left our hands for good, so that the wire can end.
     fn drained(&mut self) -> Result<bool, WireFault> {
         self.flush()
@@ -354,6 +357,10 @@ impl Wire for AnyWire {
 
     fn flush(&mut self) -> Result<bool, WireFault> {
         each!(self, wire => wire.flush())
+    }
+
+    fn cork(&mut self, corked: bool) {
+        each!(self, wire => wire.cork(corked));
     }
 
     fn drained(&mut self) -> Result<bool, WireFault> {

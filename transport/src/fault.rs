@@ -129,6 +129,10 @@ impl Wire for FaultWire {
         self.inner.flush()
     }
 
+    fn cork(&mut self, corked: bool) {
+        self.inner.cork(corked);
+    }
+
     fn drained(&mut self) -> Result<bool, WireFault> {
         self.inner.drained()
     }

@@ -6,7 +6,8 @@
 //! The hot path reads optimistically, with no epoll_wait before it, into a receive buffer that the
 //! channel holds only while bytes are pending, and parses frames in place. A frame goes out by one
 //! call; what the socket does not take of it is kept (at most one frame) and everything after it
-//! is `Busy` until it is out.
+//! is `Busy` until it is out. While it is corked, small frames are kept, too, up to 16 KiB, and go
+//! out together.
 //!
 //! A peer may close in good order while we send. So a socket that takes nothing any more is not
 //! the end: sends are `Busy`, what the peer said before is read, and then it is dead.
@@ -23,6 +24,8 @@ use crate::wire::{FRAME_HEADER_BYTES, FrameHeader, WireError};
 /// Up to this many bytes a frame is gathered here rather than by the kernel.
 const GATHER_BYTES: usize = 4096;
 const PARTS_MAX: usize = 8;
+/// Bytes of small frames that are kept to go out by one call.
+const CORK_BYTES: usize = 16 << 10;
 
 /// A connected peer over sockets of kind `S`.
 pub(crate) struct StreamWire<S> {
@@ -41,6 +44,8 @@ pub(crate) struct StreamWire<S> {
     /// What the socket did not take of the last frame.
     unsent: Vec<u8>,
     unsent_at: usize,
+    /// Small frames are to go out together.
+    corked: bool,
     /// A small frame in one piece.
     gathered: Vec<u8>,
     eager_max: usize,
@@ -64,6 +69,7 @@ impl<S: AsFd> StreamWire<S> {
             bulk_drained: false,
             unsent: Vec::new(),
             unsent_at: 0,
+            corked: false,
             gathered: Vec::new(),
             eager_max,
             gone: false,
@@ -241,11 +247,17 @@ impl<S: AsFd> Wire for StreamWire<S> {
         user_header: &[u8],
         payload: &[&[u8]],
     ) -> Result<Posted, WireFault> {
+        let payload_len: usize = payload.iter().map(|part| part.len()).sum();
+        let whole = FRAME_HEADER_BYTES + user_header.len() + payload_len;
+        if self.corked && self.unsent.len() + whole <= CORK_BYTES {
+            for part in [header.as_bytes(), user_header].iter().chain(payload) {
+                self.unsent.extend_from_slice(part);
+            }
+            return Ok(Posted::Done);
+        }
         if !self.unsent.is_empty() && !self.flush()? {
             return Ok(Posted::Busy);
         }
-        let payload_len: usize = payload.iter().map(|part| part.len()).sum();
-        let whole = FRAME_HEADER_BYTES + user_header.len() + payload_len;
         let sent = if whole <= GATHER_BYTES {
             self.gathered.clear();
             for part in [header.as_bytes(), user_header].iter().chain(payload) {
@@ -368,6 +380,10 @@ impl<S: AsFd> Wire for StreamWire<S> {
     #[inline]
     fn held_back(&self) -> bool {
         !self.unsent.is_empty()
+    }
+
+    fn cork(&mut self, corked: bool) {
+        self.corked = corked;
     }
 
     fn arm(&mut self, want: Want) -> Result<bool, WireFault> {

@@ -73,7 +73,7 @@ pub(super) unsafe extern "C" fn message_broadcast(
         }
     }
     // SAFETY: see above.
-    unsafe { write(outcomes, view(Buf::from_vec(bytes), 0)) };
+    unsafe { write(outcomes, view(Buf::from_vec(bytes), 0, None)) };
     match first {
         (code::OK, _) => code::OK,
         (code, text) => call.fail(code, text),

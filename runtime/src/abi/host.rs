@@ -1,6 +1,7 @@
 //! The host's side: one running call, and the functions of the host table over [`Services`].
 
 use std::ffi::c_void;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use praas_transport::clock;
@@ -12,7 +13,7 @@ use super::table::{
 };
 use crate::invocation::{InlineBytes, InvokeError, PAYLOAD_INLINE_BYTES, Payload, Status};
 use crate::mailbox::{MailMessage, Source};
-use crate::services::{BATCH_MAX, Job, Services};
+use crate::services::{BATCH_MAX, Charge, Held, Job, Services};
 use crate::state::StateError;
 use crate::world::{MemberState, World};
 
@@ -45,6 +46,12 @@ pub(crate) fn call_run(
     function: &str,
     input: &[u8],
 ) -> (Status, Payload) {
+    if let Some(held) = &job.held
+        && let Err(error) = held.input(input.len() as u64)
+    {
+        let text = Payload::Inline(error.to_string().as_bytes().into());
+        return (Status::Exhausted, text);
+    }
     let output = Output::None;
     let mut call = Call {
         services,
@@ -72,6 +79,8 @@ pub(crate) fn call_run(
         Some(status @ (Status::Panicked | Status::Exhausted | Status::TooLarge)) => {
             (status, text(call.error))
         }
+        // What it takes for a cancel may be its deadline.
+        Some(Status::Cancelled) if job.cancelled() => (job.end_early(), Payload::default()),
         Some(status @ (Status::Cancelled | Status::DeadlineExceeded)) => {
             (status, Payload::default())
         }
@@ -137,13 +146,23 @@ pub(super) unsafe fn write<T>(to: *mut T, value: T) {
     }
 }
 
-pub(super) fn view(buf: Buf, version: u64) -> RawView {
-    let buf = Box::new(buf);
-    let bytes = Bytes::new(&buf);
+/// What is behind the handle of a view.
+struct Lent {
+    buf: Buf,
+    /// Counted as held by the run, if its function has a limit.
+    _charge: Option<Charge>,
+}
+
+pub(super) fn view(buf: Buf, version: u64, charge: Option<Charge>) -> RawView {
+    let lent = Box::new(Lent {
+        buf,
+        _charge: charge,
+    });
+    let bytes = Bytes::new(&lent.buf);
     RawView {
         bytes,
         version,
-        handle: Box::into_raw(buf).cast::<c_void>(),
+        handle: Box::into_raw(lent).cast::<c_void>(),
     }
 }
 
@@ -151,6 +170,51 @@ impl Call<'_> {
     pub(super) fn fail(&mut self, code: i32, text: impl ToString) -> i32 {
         self.last = text.to_string();
         code
+    }
+
+    /// Counts bytes that are about to be lent, if there is a limit.
+    pub(super) fn charge(&mut self, bytes: usize) -> Result<Option<Charge>, i32> {
+        let Some(held) = &self.job.held else {
+            return Ok(None);
+        };
+        let charge = held.charge(bytes as u64).map(Some);
+        charge.map_err(|error| self.fail(code::LIMIT_REACHED, error))
+    }
+
+    /// Lends bytes.
+    pub(super) fn lend(&mut self, buf: Buf, version: u64) -> Result<RawView, i32> {
+        let charge = self.charge(buf.len())?;
+        Ok(view(buf, version, charge))
+    }
+
+    /// Lends bytes and writes where they are.
+    ///
+    /// # Safety
+    /// As for [`write`].
+    pub(super) unsafe fn lend_to(&mut self, out: *mut RawView, buf: Buf, version: u64) -> i32 {
+        match self.lend(buf, version) {
+            Ok(view) => {
+                // SAFETY: the caller says so.
+                unsafe { write(out, view) };
+                code::OK
+            }
+            Err(code) => code,
+        }
+    }
+
+    /// Counts what a change of state adds to what the run holds, if there is a limit; what undoes
+    /// it.
+    pub(super) fn grow(&mut self, key: &str, after: impl FnOnce(u64) -> u64) -> Result<Grown, i32> {
+        let Some(held) = &self.job.held else {
+            return Ok(Grown(None));
+        };
+        let before = self.services.state().object(key);
+        let before = before.map_or(0, |(_, meta)| meta.bytes);
+        let after = after(before);
+        match held.state(before, after) {
+            Ok(()) => Ok(Grown(Some((Arc::clone(held), before, after)))),
+            Err(error) => Err(self.fail(code::LIMIT_REACHED, error)),
+        }
     }
 
     pub(super) fn state_fail(&mut self, error: &StateError) -> i32 {
@@ -207,6 +271,18 @@ pub fn invoke_code(error: &InvokeError) -> i32 {
     status as i32
 }
 
+/// Growth of state that was counted, should it not come.
+pub(super) struct Grown(Option<(Arc<Held>, u64, u64)>);
+
+impl Grown {
+    pub(super) fn undo(self) {
+        if let Some((held, before, after)) = self.0 {
+            // If others have taken the room meanwhile, there is none to give back.
+            let _ = held.state(after, before);
+        }
+    }
+}
+
 pub(super) fn deadline(timeout_us: i64) -> Option<Instant> {
     let us = u64::try_from(timeout_us).ok()?;
     clock::now().checked_add(Duration::from_micros(us))
@@ -220,6 +296,11 @@ unsafe extern "C" fn output_alloc(handle: *mut CallHandle, len: usize, out: *mut
     // SAFETY: see above.
     let call = unsafe { call(handle) };
     call.output = Output::None;
+    if let Some(held) = &call.job.held
+        && let Err(error) = held.output(len as u64)
+    {
+        return call.fail(code::LIMIT_REACHED, error);
+    }
     let memory = match len <= PAYLOAD_INLINE_BYTES {
         true => {
             let mut bytes = smallvec::SmallVec::new();
@@ -300,7 +381,7 @@ unsafe extern "C" fn deadline_left_us(handle: *mut CallHandle) -> i64 {
 unsafe extern "C" fn view_release(view: RawView) {
     if !view.handle.is_null() {
         // SAFETY: the handle is a box that `view` made, and is given back once.
-        drop(unsafe { Box::from_raw(view.handle.cast::<Buf>()) });
+        drop(unsafe { Box::from_raw(view.handle.cast::<Lent>()) });
     }
 }
 
@@ -317,13 +398,20 @@ unsafe extern "C" fn state_put(
         Ok(key) => key,
         Err(code) => return code,
     };
+    let grown = match call.grow(key, |_| value.len() as u64) {
+        Ok(grown) => grown,
+        Err(code) => return code,
+    };
     match call.services.state().put(key, value) {
         Ok(new) => {
             // SAFETY: see above.
             unsafe { write(version, new) };
             code::OK
         }
-        Err(error) => call.state_fail(&error),
+        Err(error) => {
+            grown.undo();
+            call.state_fail(&error)
+        }
     }
 }
 
@@ -336,11 +424,8 @@ unsafe extern "C" fn state_view(handle: *mut CallHandle, key: Bytes, out: *mut R
         Err(code) => return code,
     };
     match call.services.state().object(key) {
-        Some((buf, meta)) => {
-            // SAFETY: see above.
-            unsafe { write(out, view(buf, meta.version)) };
-            code::OK
-        }
+        // SAFETY: see above.
+        Some((buf, meta)) => unsafe { call.lend_to(out, buf, meta.version) },
         None => call.fail(code::NOT_FOUND, format!("no state object '{key}'")),
     }
 }
@@ -353,6 +438,8 @@ unsafe extern "C" fn state_delete(handle: *mut CallHandle, key: Bytes) -> i32 {
         Ok(key) => key,
         Err(code) => return code,
     };
+    // What shrinks is never refused.
+    let _ = call.grow(key, |_| 0);
     match call.services.state().delete(key) {
         true => code::OK,
         false => call.fail(code::NOT_FOUND, format!("no state object '{key}'")),
@@ -383,8 +470,7 @@ unsafe extern "C" fn state_list(
         }
     }
     // SAFETY: see above.
-    unsafe { write(out, view(Buf::from_vec(bytes), 0)) };
-    code::OK
+    unsafe { call.lend_to(out, Buf::from_vec(bytes), 0) }
 }
 
 unsafe extern "C" fn state_compare_swap(
@@ -401,9 +487,14 @@ unsafe extern "C" fn state_compare_swap(
         Ok(key) => key,
         Err(code) => return code,
     };
+    let grown = match call.grow(key, |_| value.len() as u64) {
+        Ok(grown) => grown,
+        Err(code) => return code,
+    };
     let (now, code) = match call.services.state().compare_swap(key, expected, value) {
         Ok(new) => (new, code::OK),
         Err(error) => {
+            grown.undo();
             let actual = match error {
                 StateError::Conflict { actual, .. } => actual,
                 _ => 0,
@@ -429,13 +520,20 @@ unsafe extern "C" fn state_append(
         Ok(key) => key,
         Err(code) => return code,
     };
+    let grown = match call.grow(key, |before| before + value.len() as u64) {
+        Ok(grown) => grown,
+        Err(code) => return code,
+    };
     match call.services.state().append(key, value) {
         Ok(new) => {
             // SAFETY: see above.
             unsafe { write(len, new) };
             code::OK
         }
-        Err(error) => call.state_fail(&error),
+        Err(error) => {
+            grown.undo();
+            call.state_fail(&error)
+        }
     }
 }
 
@@ -490,20 +588,25 @@ unsafe extern "C" fn message_get(
             .map(Some),
     };
     match message {
-        Ok(Some(MailMessage {
-            source, payload, ..
-        })) => {
-            let source = view(Buf::from_vec(source.into_bytes()), 0);
-            // SAFETY: see above.
-            unsafe {
-                write(
-                    out,
-                    MessageView {
-                        source,
-                        payload: view(payload, 0),
-                    },
-                )
+        Ok(Some(message)) => {
+            let charge = match call.charge(message.payload.len()) {
+                Ok(charge) => charge,
+                Err(code) => {
+                    if flags & MESSAGE_PEEK == 0 {
+                        call.services.message_give_back(message);
+                    }
+                    return code;
+                }
             };
+            let MailMessage {
+                source, payload, ..
+            } = message;
+            let message = MessageView {
+                source: view(Buf::from_vec(source.into_bytes()), 0, None),
+                payload: view(payload, 0, charge),
+            };
+            // SAFETY: see above.
+            unsafe { write(out, message) };
             code::OK
         }
         Ok(None) => call.fail(code::NOT_FOUND, "no such message"),
@@ -526,15 +629,17 @@ unsafe extern "C" fn invoke(
         (Ok(process), Ok(function)) => (process, function),
         (Err(code), _) | (_, Err(code)) => return code,
     };
+    // It is held twice while the call lasts.
+    let _input = match call.charge(input.len()) {
+        Ok(charge) => charge,
+        Err(code) => return code,
+    };
     match call
         .services
         .invoke(call.job, process, function, input, deadline(timeout_us))
     {
-        Ok(payload) => {
-            // SAFETY: see above.
-            unsafe { write(out, view(payload.into_buf(), 0)) };
-            code::OK
-        }
+        // SAFETY: see above.
+        Ok(payload) => unsafe { call.lend_to(out, payload.into_buf(), 0) },
         Err(error) => call.invoke_fail(error),
     }
 }
@@ -593,6 +698,10 @@ unsafe extern "C" fn invoke_batch(
     let inputs = unsafe { std::slice::from_raw_parts(inputs, count) };
     // SAFETY: as above.
     let inputs: Vec<&[u8]> = unsafe { inputs.iter().map(|input| input.as_slice()).collect() };
+    let _inputs = match call.charge(inputs.iter().map(|input| input.len()).sum()) {
+        Ok(charge) => charge,
+        Err(code) => return code,
+    };
     let deadline = deadline(timeout_us);
     let ended = call
         .services
@@ -602,15 +711,18 @@ unsafe extern "C" fn invoke_batch(
         Err(error) => return call.invoke_fail(error),
     };
     for (at, outcome) in ended.into_iter().take(count).enumerate() {
-        let (code, bytes) = match outcome {
-            Ok(output) => (code::OK, output.into_buf()),
-            Err(error) => {
-                let (code, text) = invoke_told(error);
-                (code, Buf::from_vec(text.into_bytes()))
-            }
+        let lent = match outcome {
+            Ok(output) => call
+                .lend(output.into_buf(), 0)
+                .map_err(|code| (code, call.last.clone())),
+            Err(error) => Err(invoke_told(error)),
+        };
+        let (view, code) = match lent {
+            Ok(view) => (view, code::OK),
+            Err((code, text)) => (view(Buf::from_vec(text.into_bytes()), 0, None), code),
         };
         let outcome = BatchOutcome {
-            view: view(bytes, 0),
+            view,
             code,
             reserved: 0,
         };
@@ -635,11 +747,8 @@ unsafe extern "C" fn world(
             .world_wait(call.job, after, deadline(timeout_us)),
     };
     match world {
-        Ok(world) => {
-            // SAFETY: see above.
-            unsafe { write(out, view(Buf::from_vec(world_encode(&world)), 0)) };
-            code::OK
-        }
+        // SAFETY: see above.
+        Ok(world) => unsafe { call.lend_to(out, Buf::from_vec(world_encode(&world)), 0) },
         Err(error) => call.invoke_fail(error),
     }
 }
@@ -690,11 +799,8 @@ unsafe extern "C" fn peer_state(
     };
     let deadline = deadline(timeout_us);
     match call.services.peer_state(call.job, process, key, deadline) {
-        Ok(Some((buf, version))) => {
-            // SAFETY: see above.
-            unsafe { write(out, view(buf, version)) };
-            code::OK
-        }
+        // SAFETY: see above.
+        Ok(Some((buf, version))) => unsafe { call.lend_to(out, buf, version) },
         Ok(None) => call.fail(
             code::NOT_FOUND,
             format!("process '{process}' has no state object '{key}'"),

@@ -3,6 +3,7 @@
 //! Any number of tasks call through clones of one handle. A call whose future is dropped is
 //! cancelled. The thread ends with the last handle.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -64,6 +65,9 @@ enum Request {
         key: String,
     },
 }
+
+/// Invocations of one batch under way at a time.
+const BATCH_INFLIGHT: usize = 1024;
 
 /// How long the thread goes on for one-way invocations that have not begun when the last handle is
 /// dropped.
@@ -178,6 +182,42 @@ impl AsyncClient {
             input: input.into(),
         };
         self.call(request, options).await?.outcome
+    }
+
+    /// Invokes a function with each of the inputs, many at a time, and waits for all of them:
+    /// outcomes in the order of the inputs. The deadline is that of each invocation.
+    pub async fn invoke_batch(
+        &self,
+        process: &str,
+        function: &str,
+        inputs: impl IntoIterator<Item = impl Into<Buf>>,
+        options: CallOptions,
+    ) -> Vec<Result<Payload, InvokeError>> {
+        let mut inputs = inputs.into_iter();
+        let (mut under_way, mut outcomes) = (VecDeque::new(), Vec::new());
+        loop {
+            while under_way.len() < BATCH_INFLIGHT
+                && let Some(input) = inputs.next()
+            {
+                let request = Request::Invoke {
+                    process: process.into(),
+                    function: function.into(),
+                };
+                let (ticket, answered) = self.command(request, input.into(), options);
+                let guard = CancelGuard {
+                    shared: &self.shared,
+                    ticket,
+                    done: false,
+                };
+                under_way.push_back((guard, answered));
+            }
+            let Some((mut guard, answered)) = under_way.pop_front() else {
+                return outcomes;
+            };
+            let outcome = answered.await;
+            guard.done = true;
+            outcomes.push(outcome.unwrap_or(Err(InvokeError::Cancelled)));
+        }
     }
 
     /// Invokes a function without its output. It is under way when this returns; who awaits what is

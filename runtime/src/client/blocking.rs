@@ -19,6 +19,35 @@ pub struct FunctionRef {
     function: u32,
 }
 
+/// Owners of a batch's calls: the number of the input, from here on. Other calls have zero.
+const BATCH_OWNERS_FIRST: u64 = 1;
+
+/// A batch that is under way.
+struct Batch {
+    outcomes: Vec<Option<Result<Payload, InvokeError>>>,
+    /// The input that is sent next.
+    next: usize,
+    /// Inputs without an outcome.
+    left: usize,
+}
+
+impl Batch {
+    fn new(inputs: usize) -> Self {
+        Self {
+            outcomes: (0..inputs).map(|_| None).collect(),
+            next: 0,
+            left: inputs,
+        }
+    }
+
+    fn ended(&mut self, at: usize, outcome: Result<Payload, InvokeError>) {
+        if let Some(place) = self.outcomes.get_mut(at) {
+            *place = Some(outcome);
+            self.left -= 1;
+        }
+    }
+}
+
 /// A client that blocks.
 #[derive(Debug)]
 pub struct Client {
@@ -129,6 +158,80 @@ impl Client {
             .peers
             .invoke(ops, target, function, payload, options, 0);
         call.map_err(Refusal::into_error)
+    }
+
+    /// Invokes a function with each of the inputs, as many at a time as may be under way, and waits
+    /// for all of them: outcomes in the order of the inputs.
+    ///
+    /// # Errors
+    /// Names that cannot be. Each input has an outcome of its own besides.
+    pub fn invoke_batch<I: AsRef<[u8]>>(
+        &mut self,
+        process: &str,
+        function: &str,
+        inputs: &[I],
+    ) -> Result<Vec<Result<Payload, InvokeError>>, InvokeError> {
+        let function = self.function(process, function)?;
+        Ok(self.call_batch(function, inputs, CallOptions::default()))
+    }
+
+    /// As [`Client::invoke_batch`], of a function that was looked up. The deadline is that of each
+    /// invocation. What is sent at a time goes out together, where that saves calls of the system.
+    pub fn call_batch<I: AsRef<[u8]>>(
+        &mut self,
+        function: FunctionRef,
+        inputs: &[I],
+        options: CallOptions,
+    ) -> Vec<Result<Payload, InvokeError>> {
+        let mut batch = Batch::new(inputs.len());
+        while batch.left > 0 {
+            self.batch_submit(function, inputs, options, &mut batch);
+            let mut news = false;
+            while let Some(completed) = self.shell.handler.peers.completed() {
+                news = true;
+                match completed.owner.checked_sub(BATCH_OWNERS_FIRST) {
+                    Some(at) => batch.ended(at as usize, completed.outcome),
+                    None => drop(self.ended.insert(completed.call, completed.outcome)),
+                }
+            }
+            if !news && batch.left > 0 {
+                self.shell.step(None);
+            }
+        }
+        batch.outcomes.into_iter().flatten().collect()
+    }
+
+    /// Sends of a batch what there is room for.
+    fn batch_submit<I: AsRef<[u8]>>(
+        &mut self,
+        function: FunctionRef,
+        inputs: &[I],
+        options: CallOptions,
+        batch: &mut Batch,
+    ) {
+        let FunctionRef { target, function } = function;
+        let (peers, ops) = (&mut self.shell.handler.peers, &mut self.shell.endpoint);
+        if batch.next >= inputs.len() || !peers.room(target) {
+            return;
+        }
+        peers.cork(ops, target, true);
+        while let Some(input) = inputs.get(batch.next)
+            && peers.room(target)
+        {
+            let owner = BATCH_OWNERS_FIRST + batch.next as u64;
+            let payload = Payload::copy_from(input.as_ref(), ops.pool());
+            let begun = payload
+                .map_err(|error| InvokeError::Exhausted(error.to_string()))
+                .and_then(|payload| {
+                    let call = peers.invoke(ops, target, function, payload, options, owner);
+                    call.map_err(Refusal::into_error)
+                });
+            if let Err(error) = begun {
+                batch.ended(batch.next, Err(error));
+            }
+            batch.next += 1;
+        }
+        peers.cork(ops, target, false);
     }
 
     /// Invokes a function without waiting for it and without its output. It is sent, and sent again

@@ -234,6 +234,13 @@ impl Peers {
         call
     }
 
+    /// Whether what is sent to a target from here on may be kept for a moment, to go out together.
+    pub fn cork(&mut self, ops: &mut Ops, target: Target, corked: bool) {
+        if let Some((channel, _)) = self.core.channel(target) {
+            ops.cork(channel, corked);
+        }
+    }
+
     /// See [`ClientCore::one_way`].
     pub fn one_way(&self) -> &OneWayTally {
         self.core.one_way()

@@ -35,6 +35,10 @@ pub(super) enum Delivery {
     Message(MailMessage),
     /// All calls of a broadcast have ended.
     Gathered(Vec<Result<(), InvokeError>>),
+    /// A batch of its function has ended: outcomes in the order of the inputs.
+    Batch(Vec<Result<Payload, InvokeError>>),
+    /// A place behind a gate.
+    Turn,
 }
 
 /// What is handed to a blocked worker; a delivery with an old stamp is for a wait that is over.
@@ -110,6 +114,8 @@ struct Followers {
     monitor: Option<usize>,
     queue: VecDeque<ReadyJob>,
     blocked: usize,
+    /// Functions past their time that others stand in for.
+    overdue: usize,
 }
 
 /// The workers of a process.
@@ -118,19 +124,28 @@ pub(super) struct Crew {
     followers: Mutex<Followers>,
     /// Where those are counted that run, wait in a call, or are queued: others may look.
     page: Arc<StatsPage>,
-    workers: usize,
+    /// Functions that may run at once: one more for each that is past its time.
+    workers: AtomicUsize,
     blocked_max: usize,
     queue_max: usize,
+    overdue_max: usize,
 }
 
 impl Crew {
-    pub fn new(workers: usize, blocked_max: usize, queue_max: usize, page: Arc<StatsPage>) -> Self {
+    pub fn new(
+        workers: usize,
+        blocked_max: usize,
+        queue_max: usize,
+        overdue_max: usize,
+        page: Arc<StatsPage>,
+    ) -> Self {
         Self {
             followers: Mutex::new(Followers::default()),
             page,
-            workers,
+            workers: AtomicUsize::new(workers),
             blocked_max,
             queue_max,
+            overdue_max,
         }
     }
 
@@ -146,7 +161,12 @@ impl Crew {
 
     /// Threads to begin with.
     pub fn threads_first(&self) -> usize {
-        self.workers + 1
+        self.may_run() + 1
+    }
+
+    #[inline]
+    fn may_run(&self) -> usize {
+        self.workers.load(Ordering::Relaxed)
     }
 
     /// Adds the calling thread as a worker: its number and itself.
@@ -176,7 +196,7 @@ impl Crew {
     pub fn run_try(&self) -> bool {
         let word = self.running_word();
         let mut running = word.load(Ordering::Relaxed);
-        while running < self.workers as u64 {
+        while running < self.may_run() as u64 {
             let next = running + 1;
             match word.compare_exchange_weak(running, next, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => return true,
@@ -216,10 +236,21 @@ impl Crew {
         followers.queue.push_back(job);
         self.queued_word().fetch_add(1, Ordering::SeqCst);
         drop(followers);
-        if self.running() < self.workers {
+        if self.running() < self.may_run() {
             self.call_one();
         }
         None
+    }
+
+    /// Queues a job that has been accepted before, full or not.
+    pub fn queue_add(&self, job: ReadyJob) {
+        let mut followers = self.lock();
+        followers.queue.push_back(job);
+        self.queued_word().fetch_add(1, Ordering::SeqCst);
+        drop(followers);
+        if self.running() < self.may_run() {
+            self.call_one();
+        }
     }
 
     /// A queued job, counted as running, if there is one and one more may run.
@@ -243,7 +274,7 @@ impl Crew {
 
     /// Whether a job waits that somebody could run.
     pub fn queue_waits(&self) -> bool {
-        self.queued() > 0 && self.running() < self.workers
+        self.queued() > 0 && self.running() < self.may_run()
     }
 
     /// Takes jobs out of the queue.
@@ -310,6 +341,18 @@ impl Crew {
         }
     }
 
+    /// Whoever leads now may have been the one to watch: if nobody does, a parked follower will.
+    pub fn monitor_call(&self) {
+        let mut followers = self.lock();
+        if followers.monitor.is_none()
+            && let Some(next) = followers.parked.pop()
+            && let Some(worker) = followers.workers.get(next)
+        {
+            worker.called.store(true, Ordering::Release);
+            worker.thread.unpark();
+        }
+    }
+
     /// Wakes the monitor to look at the leader again.
     pub fn monitor_wake(&self) {
         let followers = self.lock();
@@ -335,7 +378,7 @@ impl Crew {
         }
         followers.blocked += 1;
         self.blocked_tell(&followers);
-        let more = followers.workers.len() < self.workers + 1 + followers.blocked;
+        let more = followers.workers.len() < self.may_run() + 1 + followers.blocked;
         drop(followers);
         self.run_end();
         if self.queued() > 0 {
@@ -356,6 +399,29 @@ impl Crew {
         self.blocked_tell(&followers);
         drop(followers);
         self.running_word().fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A function is past its time, and may never end: one more may run in its stead. `Some(true)`
+    /// asks for another thread; `None`: as many are past their time as may be.
+    pub fn overdue_begin(&self) -> Option<bool> {
+        let mut followers = self.lock();
+        if followers.overdue >= self.overdue_max {
+            return None;
+        }
+        followers.overdue += 1;
+        let may_run = self.workers.fetch_add(1, Ordering::SeqCst) + 1;
+        let more = followers.workers.len() < may_run + 1 + followers.blocked;
+        drop(followers);
+        if self.queued() > 0 {
+            self.call_one();
+        }
+        Some(more)
+    }
+
+    /// A function that was past its time has ended after all.
+    pub fn overdue_end(&self) {
+        self.lock().overdue -= 1;
+        self.workers.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn lock(&self) -> MutexGuard<'_, Followers> {

@@ -19,13 +19,16 @@ use praas_transport::{
     BufPool, Endpoint, Identity, Incarnation, StatsPage, StatsWord, TimesReader, WaitMode, Waker,
 };
 
+use super::batch::{BatchCall, Batches};
 use super::builtin::Builtin;
 use super::crew::{Crew, Delivery, Worker};
+use super::limits::Limited;
 use super::links::Links;
 use super::one_way::{OWNER_NONE, OneWayCall, OneWayCalls};
 use super::serve::{Callee, ReadyJob, Serve};
 use super::settings::ProcessSettings;
 use super::stepped::Meanwhile;
+use super::timers::Timers;
 use crate::client::{CallId, CallOptions};
 use crate::function::Registry;
 use crate::invocation::{InvokeError, Payload, PutBody, Status};
@@ -38,6 +41,10 @@ pub(super) struct Shared {
     pub identity: Identity,
     pub settings: ProcessSettings,
     pub registry: Registry,
+    /// Limits of functions, by number; none of most.
+    pub limits: Vec<Option<Box<Limited>>>,
+    /// What is to happen at some time.
+    pub timers: Timers,
     pub state: StateStore,
     pub world: WorldView,
     pub crew: Crew,
@@ -104,6 +111,10 @@ pub(super) enum Post {
     },
     /// Call another process one-way, as soon as there is room.
     OneWay(OneWayCall),
+    /// Call another process with many inputs.
+    Batch(BatchCall),
+    /// Give up on the batch of a worker's wait.
+    BatchCancel { worker: usize, stamp: u32 },
     /// Give up on a call.
     Cancel(CallId),
     /// Close the regions of state objects that were replaced.
@@ -140,6 +151,8 @@ pub(super) struct Core {
     pub serve: Serve,
     /// One-way calls of functions that wait for room.
     pub one_ways: OneWayCalls,
+    /// Batches of functions.
+    pub batches: Batches,
 }
 
 /// A running process.
@@ -154,15 +167,19 @@ impl Shared {
         if let Some(builtin) = Builtin::from_name(name) {
             return Callee::Builtin(builtin);
         }
-        self.registry
-            .find(name)
-            .map_or(Callee::Unknown, Callee::User)
+        match self.registry.find(name) {
+            None => Callee::Unknown,
+            Some(index) if self.limited(index).is_some() => Callee::Limited(index),
+            Some(index) => Callee::User(index),
+        }
     }
 
     /// Whether running it twice does no harm.
     pub fn idempotent(&self, callee: Callee) -> bool {
         match callee {
-            Callee::User(index) => self.registry.function(index).flags().idempotent(),
+            Callee::User(index) | Callee::Limited(index) => {
+                self.registry.function(index).flags().idempotent()
+            }
             Callee::Builtin(builtin) => builtin.is_idempotent(),
             Callee::Unknown => true,
         }
@@ -272,6 +289,8 @@ impl Engine {
                 }
                 Post::OneWay(call) => core.one_ways.push_back(call),
                 Post::Retired => self.shared.state.retired_close(&mut core.endpoint),
+                Post::Batch(call) => self.batch_begin(core, call),
+                Post::BatchCancel { worker, stamp } => self.batch_cancel(core, worker, stamp),
                 Post::Cancel(call) => core.serve.peers.cancel(&mut core.endpoint, call),
                 Post::Control(control) => control(core),
             }
@@ -284,6 +303,10 @@ impl Engine {
                     .fetch_add(failed, Ordering::Relaxed);
                 continue;
             }
+            if Batches::owns(completed.owner) {
+                self.batch_ended(core, completed.owner, completed.outcome);
+                continue;
+            }
             let (worker, stamp) = ((completed.owner >> 32) as usize, completed.owner as u32);
             if let Some(worker) = self.shared.crew.worker(worker) {
                 worker.ended(stamp, completed);
@@ -291,6 +314,9 @@ impl Engine {
         }
         if !core.one_ways.is_empty() {
             self.one_ways_start(core);
+        }
+        if core.batches.is_due() {
+            self.batches_send(core);
         }
     }
 
@@ -346,18 +372,24 @@ impl Engine {
                 return None;
             }
             while let Some(job) = core.serve.ready.pop_front() {
+                let job = match job.callee {
+                    Callee::Limited(index) => match self.gate_pass(core, index, job) {
+                        Some(job) => job,
+                        None => continue,
+                    },
+                    _ => job,
+                };
                 // Jobs in the queue came first.
                 if runs && crew.queued() == 0 && crew.run_try() {
                     return Some(job);
                 }
                 if let Some(job) = crew.queue_push(job) {
+                    self.shared.job_gone(&job);
                     let text = Payload::Inline((&b"the queue is full (queue_max)"[..]).into());
                     let Core {
                         endpoint, serve, ..
                     } = &mut *core;
-                    let (client, sequence) = (job.client, job.sequence);
-                    let status = Status::Exhausted;
-                    serve.reply(endpoint, job.session, client, sequence, status, text);
+                    serve.job_answer(endpoint, &job, Status::Exhausted, text);
                 }
             }
             if runs && let Some(job) = crew.queue_pop() {
@@ -384,6 +416,11 @@ impl Engine {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
+        let own_timer = self.shared.timers.next();
+        let until = match (until, own_timer) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
         match self.shared.settings.wait {
             WaitMode::Hot => {
                 endpoint.progress_wait(serve, until, WaitMode::Hot);
@@ -406,6 +443,9 @@ impl Engine {
             if timer <= now {
                 serve.peers.tick(endpoint, now);
             }
+        }
+        if own_timer.is_some() {
+            self.timers_fire(core);
         }
     }
 

@@ -8,10 +8,12 @@
 //!
 //! [`Process::start`] brings one up in this OS process; a host does nothing else.
 
+mod batch;
 mod broadcast;
 mod builtin;
 mod crew;
 mod engine;
+mod limits;
 mod links;
 mod one_way;
 mod quiesce;
@@ -19,6 +21,7 @@ mod serve;
 mod services;
 mod settings;
 mod stepped;
+mod timers;
 mod worker;
 
 use std::fmt;
@@ -35,12 +38,14 @@ use praas_transport::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::batch::Batches;
 pub use self::builtin::{
     FUNCTIONS, LINKS, MESSAGE_TAKE, MessageTakeInput, STATE_DELETE, STATE_GET, STATE_LIST,
     STATE_PUT, StateListInput, StatePutInput,
 };
 use self::crew::Crew;
 use self::engine::{Core, Engine, Shared};
+use self::limits::Limited;
 pub use self::links::LinkInfo;
 use self::links::Links;
 use self::one_way::{OWN_JOBS_FIRST, OneWayCalls};
@@ -49,6 +54,7 @@ use self::serve::Serve;
 pub use self::settings::{ProcessSettings, SettingsError, StateRead};
 #[doc(hidden)]
 pub use self::stepped::Meanwhile;
+use self::timers::Timers;
 use crate::client::{CoreLimits, Directory, Peers};
 use crate::function::Registry;
 use crate::mailbox::{Mailbox, MailboxLimits};
@@ -124,6 +130,8 @@ pub struct ProcessStats {
     pub one_way: u64,
     /// One-way invocations that failed: here, or on their way from here to another process.
     pub one_way_failed: u64,
+    /// Invocations past their function's time that still run.
+    pub overdue: u64,
 }
 
 /// A running cloud process.
@@ -216,6 +224,7 @@ impl Process {
             endpoint,
             serve,
             one_ways: OneWayCalls::new(),
+            batches: Batches::default(),
         });
         let engine = Arc::new(Engine { shared, token });
         // Set once, here.
@@ -287,6 +296,7 @@ impl Process {
             messages: shared.mailbox().len() as u64,
             one_way: shared.one_way.load(Ordering::Relaxed),
             one_way_failed: shared.one_way_failed.load(Ordering::Relaxed),
+            overdue: shared.timers.overdue() as u64,
         }
     }
 
@@ -377,8 +387,11 @@ fn shared_make(
             workers,
             settings.workers_blocked_max,
             settings.queue_max,
+            settings.workers_overdue_max,
             Arc::clone(&page),
         ),
+        limits: Limited::of_all(&registry, &settings),
+        timers: Timers::default(),
         waker: endpoint.waker(),
         times: endpoint.times(),
         identity,

@@ -116,10 +116,12 @@ impl Engine {
         owned.or_else(|| self.token.try_take())
     }
 
-    fn one_way_failed(&self, callee: Callee, status: Status, text: &[u8]) {
+    pub fn one_way_failed(&self, callee: Callee, status: Status, text: &[u8]) {
         self.shared.one_way_failed.fetch_add(1, Ordering::Relaxed);
         let function = match callee {
-            Callee::User(index) => self.shared.registry.function(index).name(),
+            Callee::User(index) | Callee::Limited(index) => {
+                self.shared.registry.function(index).name()
+            }
             _ => "praas",
         };
         let text = String::from_utf8_lossy(text);
@@ -153,7 +155,11 @@ impl Engine {
             input,
             deadline,
             one_way: true,
+            inside: false,
         };
+        if let Callee::Limited(index) = callee {
+            return self.gate_queue(index, job).map_err(exhausted);
+        }
         match self.shared.crew.queue_push(job) {
             None => Ok(()),
             Some(_) => Err(exhausted("the queue is full (queue_max)".into())),

@@ -155,8 +155,7 @@ impl Process {
             core.serve.quiescing = true;
             let mut turned_away: Vec<_> = core.serve.ready.drain(..).collect();
             // What the process has asked of itself is nobody else's to send again: it runs.
-            let crew = &core.serve.shared.crew;
-            turned_away.extend(crew.queue_take(|queued| !queued.is_own()));
+            turned_away.extend(core.serve.shared.jobs_take(|queued| !queued.is_own()));
             let Core {
                 endpoint, serve, ..
             } = core;
@@ -176,6 +175,8 @@ impl Process {
                 worker.cancel.store(job, Ordering::Release);
                 worker.thread.unpark();
             }
+            // One that waits may lead meanwhile, and is not parked then.
+            engine.shared.waker.wake();
             self.quiet_wait(patience)
         };
         match quiet {
@@ -225,7 +226,7 @@ impl Process {
             .unwrap_or_else(PoisonError::into_inner);
         let quiet = loop {
             let busy = shared.crew.running() + shared.crew.blocked() + shared.crew.queued();
-            if busy == 0 {
+            if busy + shared.jobs_at_gates() == 0 {
                 break true;
             }
             let left = until.saturating_duration_since(clock::now());

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use praas_transport::clock;
+use praas_transport::sync::atomic::Ordering;
 use praas_transport::{
     Buf, ChannelId, ChannelInfo, CloseReason, Disposition, Flow, Handler, Incoming, LargeMessage,
     Message, OneSidedDone, Ops, Posted, PostedBuf, Role, SendFailure,
@@ -33,6 +34,8 @@ use crate::swap::ImageKind;
 pub(super) enum Callee {
     /// A function of a module.
     User(FunctionIndex),
+    /// One that has limits.
+    Limited(FunctionIndex),
     /// One that every process has.
     Builtin(Builtin),
     /// A name that nothing has.
@@ -51,6 +54,8 @@ pub(super) struct ReadyJob {
     pub deadline: Option<Instant>,
     /// It is answered when it begins, and its deadline is for that.
     pub one_way: bool,
+    /// It has a place behind the gate of its function.
+    pub inside: bool,
 }
 
 /// Names in use on one channel at most.
@@ -188,6 +193,12 @@ impl Serve {
         };
         if let Some(entry) = self.sessions.get_mut(served.session) {
             entry.channels -= 1;
+            let patience_ms = self.shared.settings.caller_gone_cancel_ms;
+            if entry.channels == 0 && patience_ms > 0 {
+                let at = Instant::now() + Duration::from_millis(patience_ms);
+                let (session, client) = (served.session, served.client);
+                self.shared.timers.caller_gone(at, session, client);
+            }
             if entry.channel == Some(channel) {
                 let mut others = self.channels.iter().flatten();
                 let other = others.find(|other| other.session == served.session);
@@ -235,6 +246,19 @@ impl Serve {
             let header = short_header(Kind::Reply, status as u16, 0);
             self.answer(ops, channel, AM_INVOCATION, sequence, header, payload);
         }
+    }
+
+    /// Answers a job that has not run.
+    pub fn job_answer(&mut self, ops: &mut Ops, job: &ReadyJob, status: Status, payload: Payload) {
+        if job.is_own() {
+            self.shared.one_way_failed.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                ?status,
+                "a one-way invocation of this process did not begin"
+            );
+            return;
+        }
+        self.reply(ops, job.session, job.client, job.sequence, status, payload);
     }
 
     /// Sends an answer, or keeps it until there is room.
@@ -404,6 +428,7 @@ impl Serve {
             input,
             deadline,
             one_way: header.one_way,
+            inside: false,
         };
         self.ready.push_back(job);
         Flow::Stop
@@ -466,21 +491,36 @@ impl Serve {
             return;
         };
         let session = served.session;
-        let Some(job) = self.sessions[session].session.job(sequence) else {
-            return;
-        };
-        for queued in self.shared.crew.queue_take(|queued| queued.job == job) {
-            let (client, sequence) = (queued.client, queued.sequence);
-            self.reply(
-                ops,
-                session,
-                client,
-                sequence,
-                Status::Cancelled,
-                Payload::default(),
-            );
+        if let Some(job) = self.sessions[session].session.job(sequence) {
+            self.job_cancel(ops, job);
+        }
+    }
+
+    /// Cancels a job, whether it runs or waits.
+    fn job_cancel(&mut self, ops: &mut Ops, job: u64) {
+        for queued in self.shared.jobs_take(|queued| queued.job == job) {
+            self.job_answer(ops, &queued, Status::Cancelled, Payload::default());
         }
         self.shared.job_cancel(job);
+    }
+
+    /// Cancels what a client has asked for that has not come back.
+    pub fn orphans_cancel(&mut self, ops: &mut Ops, session: usize, client: u128) {
+        let entry = self.sessions.get(session);
+        let entry = entry.filter(|entry| entry.client == client && entry.channels == 0);
+        let jobs: Vec<u64> = entry
+            .into_iter()
+            .flat_map(|entry| entry.session.jobs())
+            .collect();
+        if !jobs.is_empty() {
+            tracing::info!(
+                cancelled = jobs.len(),
+                "a caller is gone: what it asked for is cancelled (caller_gone_cancel_ms)"
+            );
+        }
+        for job in jobs {
+            self.job_cancel(ops, job);
+        }
     }
 
     fn put(

@@ -12,6 +12,7 @@ use praas_transport::sync::Owned;
 use praas_transport::sync::atomic::Ordering;
 use praas_transport::{Buf, BufPool, Identity};
 
+use super::batch::BatchCall;
 use super::builtin::own_put;
 use super::crew::{Delivery, Worker};
 use super::engine::{Core, Engine, Outgoing, Post};
@@ -28,9 +29,19 @@ use crate::world::{World, WorldView};
 const CANCEL_LOOK: Duration = Duration::from_millis(20);
 
 impl Engine {
-    pub(super) fn worker_of(&self, job: &Job) -> Result<Arc<Worker>, InvokeError> {
+    pub fn worker_of(&self, job: &Job) -> Result<Arc<Worker>, InvokeError> {
         let worker = self.shared.crew.worker(job.worker);
         worker.ok_or_else(|| InvokeError::Malformed("the job belongs to no worker".into()))
+    }
+
+    /// Starts another thread, to stand in for one that is of no use for now.
+    pub fn spare_start(&self) {
+        if let Some(engine) = self.shared.engine()
+            && let Err(error) = worker_start(&engine)
+        {
+            // Whatever asked for it goes on: there is one thread less to stand in.
+            tracing::warn!(%error, "cannot start a spare worker");
+        }
     }
 
     /// Begins a wait: what is delivered with this stamp is for it.
@@ -42,12 +53,8 @@ impl Engine {
         }
         let spare = self.shared.crew.block()? && self.shared.stepped.is_none();
         self.shared.quiet_notify();
-        if spare
-            && let Some(engine) = self.shared.engine()
-            && let Err(error) = worker_start(&engine)
-        {
-            // The wait goes on: there is one thread less to stand in.
-            tracing::warn!(%error, "cannot start a spare worker");
+        if spare {
+            self.spare_start();
         }
         let mut inbox = worker.inbox();
         inbox.stamp = inbox.stamp.wrapping_add(1);
@@ -165,6 +172,53 @@ impl Engine {
         }
     }
 
+    /// Calls another process with many inputs and waits for all answers. The calls have the
+    /// deadline, so the wait needs none.
+    fn batch_call(
+        &self,
+        job: &Job,
+        (process, function): (&str, &str),
+        inputs: &[&[u8]],
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Result<Payload, InvokeError>>, InvokeError> {
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let worker = self.worker_of(job)?;
+        let payloads: Result<Vec<_>, _> = inputs
+            .iter()
+            .map(|input| Payload::copy_from(input, &self.shared.pool))
+            .collect();
+        let inputs = payloads.map_err(|error| InvokeError::Exhausted(error.to_string()))?;
+        let stamp = self.wait_begin(&worker, job)?;
+        let number = job.worker;
+        self.shared.post(Post::Batch(BatchCall {
+            worker: number,
+            stamp,
+            process: process.into(),
+            function: function.into(),
+            inputs,
+            options: CallOptions {
+                deadline: deadline.or(job.deadline),
+                idempotent: false,
+            },
+        }));
+        let waited = self.wait(&worker, job, None, None);
+        if waited.is_err() {
+            self.call_abandon(&worker);
+            self.shared.post(Post::BatchCancel {
+                worker: number,
+                stamp,
+            });
+        }
+        self.wait_end();
+        match waited? {
+            Delivery::Batch(outcomes) => Ok(outcomes),
+            Delivery::Ended(Err(error), _) => Err(error),
+            _ => Err(InvokeError::Malformed("a delivery for another wait".into())),
+        }
+    }
+
     fn local_invoke(
         &self,
         job: &Job,
@@ -182,7 +236,7 @@ impl Engine {
         let (status, payload) = match self.shared.callee(function) {
             Callee::Unknown => return Err(InvokeError::UnknownFunction(function.into())),
             Callee::Builtin(builtin) => builtin.call(&self.shared, input),
-            Callee::User(index) => {
+            callee @ (Callee::User(index) | Callee::Limited(index)) => {
                 let deadline = match (deadline, job.deadline) {
                     (Some(a), Some(b)) => Some(a.min(b)),
                     (a, b) => a.or(b),
@@ -192,10 +246,14 @@ impl Engine {
                     deadline,
                     ..job.clone()
                 };
-                self.shared
-                    .registry
-                    .function(index)
-                    .call(self, &nested, input)
+                match callee {
+                    Callee::Limited(_) => self.limited_local(&nested, index, input)?,
+                    _ => self
+                        .shared
+                        .registry
+                        .function(index)
+                        .call(self, &nested, input),
+                }
             }
         };
         match status {
@@ -203,6 +261,8 @@ impl Engine {
             Status::Panicked => Err(InvokeError::Panicked(text(&payload))),
             Status::TooLarge => Err(InvokeError::TooLarge(text(&payload))),
             Status::Exhausted => Err(InvokeError::Exhausted(text(&payload))),
+            Status::DeadlineExceeded => Err(InvokeError::DeadlineExceeded),
+            Status::Cancelled => Err(InvokeError::Cancelled),
             _ => Err(InvokeError::Function(text(&payload))),
         }
     }
@@ -294,6 +354,10 @@ impl Services for Engine {
         self.shared.mailbox().take(from, key)
     }
 
+    fn message_give_back(&self, message: MailMessage) {
+        self.shared.mailbox().give_back(message);
+    }
+
     fn message_peek(&self, from: &Source, key: &str) -> Option<MailMessage> {
         self.shared.mailbox().peek(from, key)
     }
@@ -362,10 +426,20 @@ impl Services for Engine {
         inputs: &[&[u8]],
         deadline: Option<Instant>,
     ) -> Result<Vec<Result<Payload, InvokeError>>, InvokeError> {
-        let calls = inputs
-            .iter()
-            .map(|input| self.invoke(job, process, function, input, deadline));
-        Ok(calls.collect())
+        if process.is_empty() || process == &*self.shared.identity.name {
+            let mut outcomes = Vec::with_capacity(inputs.len());
+            for input in inputs {
+                if job.cancelled() {
+                    return Err(match job.end_early() {
+                        Status::Cancelled => InvokeError::Cancelled,
+                        _ => InvokeError::DeadlineExceeded,
+                    });
+                }
+                outcomes.push(self.local_invoke(job, function, input, deadline));
+            }
+            return Ok(outcomes);
+        }
+        self.batch_call(job, (process, function), inputs, deadline)
     }
 
     fn world_wait(

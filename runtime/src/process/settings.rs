@@ -1,7 +1,14 @@
 //! The settings of a process: every limit has a name with its unit and a default.
 
+use std::collections::BTreeMap;
+
 use praas_transport::{TransportConfig, WaitMode};
 use serde::{Deserialize, Serialize};
+
+use crate::function::FunctionLimits;
+
+/// The longest time that a limit may be.
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// Who may read a process's state objects by one-sided operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +31,8 @@ pub struct ProcessSettings {
     /// Functions that may wait in an invoke, a get or a put at once, each with a spare worker in
     /// its place; one more gets `Exhausted`.
     pub workers_blocked_max: usize,
-    /// Invocations that wait for a worker; one more gets `Exhausted`.
+    /// Invocations that wait for a worker, and of each function with a limit those that wait for
+    /// their turn; one more gets `Exhausted`.
     pub queue_max: usize,
     /// How deep local invocations nest; one deeper gets `Exhausted`.
     pub local_depth_max: u32,
@@ -54,6 +62,14 @@ pub struct ProcessSettings {
     pub quiesce_timeout_ms: u64,
     /// Settings of the endpoint.
     pub transport: TransportConfig,
+    /// Invocations past their function's time whose workers others stand in for; one more keeps its
+    /// place among `workers`.
+    pub workers_overdue_max: usize,
+    /// Limits of functions by name, in place of those that their modules declare.
+    pub functions: BTreeMap<String, FunctionLimits>,
+    /// Milliseconds after the end of its last channel until what a caller has asked for is
+    /// cancelled; zero: never.
+    pub caller_gone_cancel_ms: u64,
 }
 
 impl Default for ProcessSettings {
@@ -75,6 +91,9 @@ impl Default for ProcessSettings {
             results_max_bytes: 256 << 20,
             quiesce_timeout_ms: 10_000,
             transport: TransportConfig::default(),
+            workers_overdue_max: 16,
+            functions: BTreeMap::new(),
+            caller_gone_cancel_ms: 0,
         }
     }
 }
@@ -106,6 +125,18 @@ impl ProcessSettings {
                 4096,
             ),
             ("queue_max", self.queue_max as u64, 1, 1 << 20),
+            (
+                "workers_overdue_max",
+                self.workers_overdue_max as u64,
+                0,
+                4096,
+            ),
+            (
+                "caller_gone_cancel_ms",
+                self.caller_gone_cancel_ms,
+                0,
+                DAY_MS,
+            ),
             ("local_depth_max", self.local_depth_max.into(), 1, 256),
             ("takeover_us", self.takeover_us, 1, 1_000_000),
             ("state_shown_max", self.state_shown_max as u64, 0, 1 << 16),
@@ -123,11 +154,16 @@ impl ProcessSettings {
                 1 << 32,
             ),
         ];
-        for (name, value, least, most) in rules {
+        let limits = self.functions.values();
+        let times = limits.filter_map(|limits| limits.time_max_ms);
+        let times = times.map(|time| ("functions.time_max_ms", time, 0, DAY_MS));
+        for (name, value, least, most) in rules.into_iter().chain(times) {
             if !(least..=most).contains(&value) {
                 let rule = match name {
                     "workers" => "at most 1024",
                     "workers_blocked_max" => "from 1 to 4096",
+                    "workers_overdue_max" => "at most 4096",
+                    "caller_gone_cancel_ms" | "functions.time_max_ms" => "at most a day",
                     "local_depth_max" => "from 1 to 256",
                     "state_shown_max" => "at most 65536",
                     "takeover_us" => "from 1 microsecond to a second",

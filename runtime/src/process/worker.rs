@@ -61,8 +61,10 @@ impl Engine {
                     Some(job) => Some(job),
                     None => {
                         owned = self.token.try_take();
-                        if owned.is_none() {
-                            self.follow(number, worker);
+                        match owned {
+                            // Called to watch, it leads: somebody else is to watch then.
+                            Some(_) => self.shared.crew.monitor_call(),
+                            None => self.follow(number, worker),
                         }
                         continue;
                     }
@@ -86,6 +88,9 @@ impl Engine {
         mut job: ReadyJob,
         mut owned: Option<Owned<'a, Core>>,
     ) -> Option<Owned<'a, Core>> {
+        if let Callee::Limited(index) = job.callee {
+            return self.limited_run(number, worker, index, job, owned);
+        }
         let pace = self.pace(job.callee);
         let (session, client, sequence) = (job.session, job.client, job.sequence);
         let led = owned.is_some();
@@ -103,7 +108,7 @@ impl Engine {
         let phase = self.token.phase();
         let started = (pace == Pace::Long).then(clock::now);
         let callee = job.callee;
-        let (status, payload) = self.job_execute(number, worker, job, pace);
+        let (status, payload) = self.job_execute(number, worker, job, pace == Pace::Short);
         if let (Callee::User(index), true, false) = (callee, led, pace == Pace::Short) {
             let long = match started {
                 Some(started) => clock::now() - started >= self.takeover(),
@@ -126,12 +131,13 @@ impl Engine {
         self.finish(session, client, sequence, status, payload)
     }
 
-    fn job_execute(
+    /// Runs a function to its end; `short` if its caller keeps the endpoint meanwhile.
+    pub fn job_execute(
         &self,
         number: usize,
         worker: &Arc<Worker>,
         ready: ReadyJob,
-        pace: Pace,
+        short: bool,
     ) -> (Status, Payload) {
         if ready
             .deadline
@@ -142,12 +148,17 @@ impl Engine {
         match ready.callee {
             Callee::Unknown => (Status::UnknownFunction, Payload::default()),
             Callee::Builtin(builtin) => builtin.call(&self.shared, &ready.input),
-            Callee::User(index) => {
+            Callee::User(index) | Callee::Limited(index) => {
+                let held = match ready.callee {
+                    Callee::Limited(index) => self.held(index),
+                    _ => None,
+                };
                 let job = Job {
                     id: ready.job,
                     worker: number,
                     depth: 0,
-                    short: pace == Pace::Short,
+                    short,
+                    held,
                     client: ready.client,
                     sequence: ready.sequence,
                     deadline: ready.deadline,

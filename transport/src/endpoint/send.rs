@@ -6,7 +6,7 @@ use super::Ops;
 use super::channel::Channel;
 use super::transfer::OutKind;
 use super::types::{ChannelId, IncomingId, PostedBuf, PostedList, SendError};
-use crate::backend::{Posted, WireFault};
+use crate::backend::{Posted, Wire, WireFault};
 use crate::buf::{Buf, BufMut};
 use crate::wire::{FrameHeader, FrameKind, USER_HEADER_MAX_BYTES};
 
@@ -140,6 +140,24 @@ impl Ops {
         };
         let pending = matches!(posted, Ok(PostedList::Pending));
         self.posted(to, posted, pending)
+    }
+
+    /// From here on (or, with `false`, up to here) small messages on a channel may be kept for a
+    /// moment, to go out together: at the latest by the end of it, or by the next round of
+    /// progress. Only where that saves calls of the system; elsewhere it does nothing.
+    pub fn cork(&mut self, to: ChannelId, corked: bool) {
+        let Some(channel) = self.channel(to) else {
+            return;
+        };
+        channel.wire.cork(corked);
+        if corked || !channel.wire.held_back() {
+            return;
+        }
+        match channel.wire.flush() {
+            Ok(true) => {}
+            Ok(false) => self.activate(to.slot),
+            Err(fault) => self.channel_fault(to.slot, fault),
+        }
     }
 
     /// Accepts a large message that was parked.
