@@ -16,7 +16,7 @@ use praas_control::gateway::BoxFuture;
 use praas_control::{Gateway, GatewayError, GatewayInvocation};
 use praas_runtime::client::{AsyncClient, CallOptions, ClientConfig, CoreLimits, Directory};
 use praas_runtime::directory::Resolved;
-use praas_runtime::invocation::InvokeError;
+use praas_runtime::invocation::{InvokeError, Payload};
 use praas_transport::{Incarnation, TransportConfig, WaitMode};
 
 /// Applications whose clients are kept; the longest unused makes room.
@@ -99,13 +99,20 @@ impl Gateway for ClusterGateway {
                 function,
                 input,
                 deadline,
+                one_way,
                 ..
             } = invocation;
             let options = CallOptions {
                 deadline: Some(deadline),
                 ..CallOptions::default()
             };
-            let outcome = client.invoke(&process, &function, input, options).await;
+            let outcome = match one_way {
+                true => {
+                    let begun = client.invoke_one_way(&process, &function, input, options);
+                    begun.await.map(|()| Payload::default())
+                }
+                false => client.invoke(&process, &function, input, options).await,
+            };
             match outcome {
                 Ok(output) => Ok(output.to_vec()),
                 Err(error) => Err(error_map(process, error)),
@@ -142,6 +149,8 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(30);
+    /// Asks for an invocation that is one-way.
+    const ONE_WAY: Duration = Duration::from_secs(31);
 
     #[praas_runtime::function]
     fn whoami(context: &Context) -> Vec<u8> {
@@ -227,6 +236,7 @@ mod tests {
                 function: function.into(),
                 input: Vec::new(),
                 deadline: Instant::now() + within,
+                one_way: function == "whoami" && within == ONE_WAY,
             };
             self.runtime.block_on(self.gateway.invoke(invocation))
         }
@@ -259,6 +269,8 @@ mod tests {
             matches!(unknown, GatewayError::UnknownFunction { .. }),
             "{unknown}"
         );
+        let begun = lab.invoke(&process, "whoami", ONE_WAY);
+        assert_eq!(begun, Ok(Vec::new()));
         let late = lab.invoke(&process, "waits", Duration::from_millis(50));
         assert_eq!(late, Err(GatewayError::Deadline));
         process.stop();

@@ -250,6 +250,28 @@ impl ControlClient {
         body.read_to_vec().map_err(|error| connection(&url, error))
     }
 
+    /// Invokes a function one-way: this comes back once it has begun.
+    ///
+    /// # Errors
+    /// As every call; `ProcessFailed`.
+    pub fn invoke_one_way(
+        &self,
+        application: &str,
+        process: &str,
+        function: &str,
+        input: &[u8],
+    ) -> Answer<()> {
+        let path = format!(
+            "{}/invoke/{}",
+            process_path(application, process),
+            escape(function)
+        );
+        let url = self.url(&format!("{}&one_way=true", self.waiting(&path)));
+        let request = self.request(Method::POST, &url);
+        let request = request.header("content-type", "application/octet-stream");
+        self.run(&url, request.body(input.to_vec())).map(drop)
+    }
+
     /// All nodes whose agents were ever connected since the control plane started, or that have
     /// processes.
     ///

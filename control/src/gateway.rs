@@ -33,6 +33,8 @@ pub struct GatewayInvocation {
     pub input: Vec<u8>,
     /// When the answer is no longer wanted.
     pub deadline: Instant,
+    /// The answer is that the function has begun; its output is not wanted.
+    pub one_way: bool,
 }
 
 /// Why an invocation has no result.
@@ -80,7 +82,7 @@ impl From<GatewayError> for Failure {
 
 /// Invokes functions on the data plane.
 pub trait Gateway: Send + Sync {
-    /// Invokes a function and gives its output.
+    /// Invokes a function and gives its output; nothing, once it has begun, if it is one-way.
     fn invoke(&self, invocation: GatewayInvocation) -> BoxFuture<Result<Vec<u8>, GatewayError>>;
 }
 

@@ -107,8 +107,19 @@ impl Function {
         }
     }
 
+    /// Runs it, apart from the hot path.
+    #[inline(never)]
+    pub(crate) fn call_apart(
+        &self,
+        services: &dyn Services,
+        job: &Job,
+        input: &[u8],
+    ) -> (Status, Payload) {
+        self.call(services, job, input)
+    }
+
     /// Runs it.
-    #[inline]
+    #[inline(always)]
     pub fn call(&self, services: &dyn Services, job: &Job, input: &[u8]) -> (Status, Payload) {
         call_run(self.entry, services, job, self.name, input)
     }

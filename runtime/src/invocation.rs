@@ -4,7 +4,7 @@
 //!   request   tag = sequence   0     1      2        4          8            12
 //!             user header:     kind  flags  status   function   deadline_us  acked_delta
 //!             [ + 8 bytes on a retry: the incarnation of the first attempt ]   payload = input
-//!   reply     tag = sequence   kind  flags  status   work_ns                  payload = output
+//!   reply     tag = sequence   kind  zero   status   zero                     payload = output
 //! ```
 //!
 //! The header of a request is 16 bytes, so that with up to 8 bytes of input it is one cache line

@@ -60,6 +60,8 @@ fn processes_are_called_swapped_and_come_back() {
     ] {
         let call = ["invoke", "a", "p", "echo", "--data", "größe"];
         assert_eq!(lab.one(&[&call, way].concat())["text"], "größe");
+        let call = ["invoke", "a", "p", "echo", "--data", "x", "--one-way"];
+        assert_eq!(lab.one(&[&call, way].concat())["begun"], true);
     }
     let verdicts = |args: &[&str]| -> Vec<String> {
         let info = lab.one(&[&["info", "--peer", "a/p"], args].concat());
@@ -84,6 +86,14 @@ fn processes_are_called_swapped_and_come_back() {
     );
     let large = vec![7; 3 << 20];
     assert!(lab.piped(&["invoke", "a", "p", "echo"], &large) == large);
+    let lines = lab.piped(
+        &[
+            "invoke", "a", "p", "echo", "--batch", "--in", "string", "--out", "string",
+        ],
+        b"\"one\"\n2\n\"three\"\n",
+    );
+    let values = ["one", "2", "three"].map(|value| json!({"value": value}).to_string() + "\n");
+    assert_eq!(String::from_utf8_lossy(&lines), values.concat());
     assert_eq!(count(&lab, 5, &[]), 5);
 
     lab.one(&["state", "put", "a", "p", "k", "--data", "v"]);

@@ -344,7 +344,7 @@ fn golden_invocations() {
         golden.hold(file, &fields_cut(&bytes[..len], &request));
         assert_eq!(RequestHeader::decode(&bytes[..len]), Some(header));
     }
-    let short = [("kind", 1), ("flags", 1), ("status", 2), ("work_ns", 4)];
+    let short = [("kind", 1), ("flags", 1), ("status", 2), ("word", 4)];
     for (file, kind, status) in [
         ("reply-ok", Kind::Reply, Status::Ok),
         ("reply-panicked", Kind::Reply, Status::Panicked),

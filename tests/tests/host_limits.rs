@@ -109,13 +109,17 @@ fn as_many_at_once_as_the_settings_say_and_no_more() {
         client.wait(call).unwrap();
     }
     let meets = client.function("p", "meets").unwrap();
-    let options = CallOptions {
-        deadline: Some(Instant::now() + Duration::from_millis(300)),
-        ..CallOptions::default()
-    };
     let four = encoded(&7_u64);
-    let calls: Vec<_> = (0..4)
-        .map(|_| client.submit(meets, &four, options).unwrap())
+    // The last gives up first, so that no place is free for it before.
+    let calls: Vec<_> = [600, 600, 600, 200]
+        .into_iter()
+        .map(|ms| {
+            let options = CallOptions {
+                deadline: Some(Instant::now() + Duration::from_millis(ms)),
+                ..CallOptions::default()
+            };
+            client.submit(meets, &four, options).unwrap()
+        })
         .collect();
     for call in calls {
         let outcome = client.wait(call).err();

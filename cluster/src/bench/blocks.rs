@@ -63,7 +63,7 @@ impl Bench {
     /// By how much the time of an iteration is divided: half round trips, messages of a window.
     fn parts(self, what: What, window: usize) -> f64 {
         match (self, what) {
-            (Self::Latency, What::Invoke) | (Self::Connect, _) => 1.0,
+            (Self::Latency | Self::Batch, What::Invoke) | (Self::Connect, _) => 1.0,
             (Self::Latency, _) => 2.0,
             (Self::Bibw, _) => 2.0 * window as f64,
             _ => window as f64,
@@ -131,7 +131,7 @@ impl Rig {
         series.once_ns = median(&mut first.ns.clone());
         let warm = self.block(&series, block, plan.warmup)?;
         series.once_ns = median(&mut warm.ns.clone());
-        if plan.bench == Bench::Latency {
+        if plan.bench == Bench::Latency || series.turn.what == What::Invoke {
             series.batch = (BATCH_NS / series.once_ns).ceil().clamp(1.0, BATCH_MAX) as u32;
         }
         Ok(series)
@@ -147,9 +147,10 @@ impl Rig {
         let Self { caller, links, .. } = self;
         let (turn, batch) = (&series.turn, series.batch);
         let limit = Limit { time, steps };
-        if turn.bench == Bench::Latency {
+        if matches!(turn.bench, Bench::Latency | Bench::Batch) {
             return match turn.what {
                 What::Invoke => pings_time(batch, limit, |_| caller.call()),
+                What::Batch => pings_time(1, limit, |_| caller.batch(turn.window)),
                 _ => caller.served(turn, || {
                     pings_time(batch, limit, |last| links.ping(turn, last))
                 }),
@@ -282,7 +283,7 @@ impl Series {
             ..
         } = self.turn;
         let p50_ns = percentile(&sorted, 0.5);
-        let windowed = bench.streams() || bench.one_sided();
+        let windowed = bench.streams() || bench.one_sided() || what == What::Batch;
         let moves = bench.streams() || matches!(bench, Bench::Put | Bench::Get);
         let sized = bench != Bench::Connect;
         Record {
@@ -293,8 +294,11 @@ impl Series {
             p99_ns: percentile(&sorted, 0.99),
             mb_per_s: moves.then(|| bytes as f64 * 1e3 / p50_ns),
             per_s: 1e9 / p50_ns,
-            floor: (what != What::Invoke)
-                .then(|| floor_kind(bench, transport, memory, bytes).to_owned()),
+            floor: match what {
+                What::Invoke => None,
+                What::Batch => Some("invocations one at a time".to_owned()),
+                _ => Some(floor_kind(bench, transport, memory, bytes).to_owned()),
+            },
             ..Record::new(bench, what, transport, if sized { bytes } else { 0 })
         }
     }
@@ -315,7 +319,11 @@ fn series_compare(transport: TransportKind, series: Vec<Series>) -> Vec<Record> 
         let pairs = with.iter().zip(by);
         pairs.map(|(with, by)| compare(*with, *by)).collect()
     };
-    let ratios = pairs(channel, floor, |channel, floor| channel / floor);
+    let batched = medians(What::Batch);
+    let ratios = match batched.is_empty() {
+        true => pairs(channel, floor, |channel, floor| channel / floor),
+        false => pairs(batched, invoke, |batched, invoke| batched / invoke),
+    };
     let overs = pairs(invoke, channel, |invoke, channel| invoke - 2.0 * channel);
     let mut records: Vec<Record> = series
         .iter()
@@ -323,12 +331,15 @@ fn series_compare(transport: TransportKind, series: Vec<Series>) -> Vec<Record> 
         .collect();
     let floor_p50_ns = records
         .iter()
-        .find(|record| record.what == What::Floor)
+        .find(|record| match batched.is_empty() {
+            true => record.what == What::Floor,
+            false => record.what == What::Invoke,
+        })
         .map(|record| record.p50_ns);
     for record in &mut records {
         match record.what {
             What::Floor => {}
-            What::Channel => {
+            What::Channel | What::Batch => {
                 record.pairs = ratios.len();
                 record.floor_p50_ns = floor_p50_ns;
                 if let Some(found) = estimate(&ratios) {
@@ -377,7 +388,7 @@ mod tests {
 
     #[test]
     fn neighbouring_blocks_are_compared() {
-        let mut series = What::ALL.map(|what| series(Bench::Latency, what, 1));
+        let mut series = What::LATENCY.map(|what| series(Bench::Latency, what, 1));
         // The floor jumps; the ratio and the difference stay.
         for floor in [50.0, 500.0, 60.0] {
             series[0].add(block(2.0 * floor));
@@ -397,6 +408,21 @@ mod tests {
         assert!((records[2].over_channel_ns.unwrap() - 150.0).abs() < 1e-9);
         assert_eq!(records[2].floor_ratio, None);
         assert_eq!(records[2].floor, None);
+    }
+
+    #[test]
+    fn batches_are_compared_with_invocations_one_at_a_time() {
+        let whats = [What::Invoke, What::Batch];
+        let mut series = whats.map(|what| series(Bench::Batch, what, 64));
+        for once in [400.0, 800.0] {
+            series[0].add(block(once));
+            series[1].add(block(64.0 * once / 4.0));
+        }
+        let records = series_compare(TransportKind::Shm, series.into());
+        assert!((records[1].floor_ratio.unwrap() - 0.25).abs() < 1e-9);
+        assert_eq!((records[1].window, records[0].window), (64, 1));
+        assert_eq!(records[1].floor_p50_ns, Some(records[0].p50_ns));
+        assert_eq!(records[0].over_channel_ns, None);
     }
 
     #[test]

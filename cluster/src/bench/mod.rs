@@ -95,11 +95,13 @@ pub enum Bench {
     CompareSwap,
     /// Connections that are opened and closed.
     Connect,
+    /// Invocations in batches.
+    Batch,
 }
 
 impl Bench {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Latency,
         Self::Bandwidth,
         Self::Bibw,
@@ -109,6 +111,7 @@ impl Bench {
         Self::FetchAdd,
         Self::CompareSwap,
         Self::Connect,
+        Self::Batch,
     ];
 
     /// The name, as in records.
@@ -123,13 +126,15 @@ impl Bench {
             Self::FetchAdd => "fetch_add",
             Self::CompareSwap => "compare_swap",
             Self::Connect => "connect",
+            Self::Batch => "batch",
         }
     }
 
     /// What there is to measure of it.
     pub fn whats(self) -> &'static [What] {
         match self {
-            Self::Latency => &What::ALL,
+            Self::Latency => &What::LATENCY,
+            Self::Batch => &[What::Invoke, What::Batch],
             _ => &[What::Floor, What::Channel],
         }
     }
@@ -139,6 +144,7 @@ impl Bench {
             Self::Latency | Self::Put | Self::Get => vec![8, 1 << 10, 64 << 10, 1 << 20],
             Self::Bandwidth | Self::Bibw => vec![4 << 10, 64 << 10, 1 << 20, 4 << 20],
             Self::Rate => vec![8, 64, 512],
+            Self::Batch => vec![8, 1 << 10],
             Self::FetchAdd | Self::CompareSwap => vec![8],
             // The byte that says that a connection is there.
             Self::Connect => vec![1],
@@ -149,6 +155,7 @@ impl Bench {
         match self {
             Self::Bandwidth | Self::Bibw => 64,
             Self::Rate => 1024,
+            Self::Batch => 256,
             _ => 1,
         }
     }
@@ -183,11 +190,16 @@ pub enum What {
     Channel,
     /// A no-op invocation by the blocking client.
     Invoke,
+    /// Many of them in a batch.
+    Batch,
 }
 
 impl What {
     /// All of them, in the order of measuring.
-    pub const ALL: [Self; 3] = [Self::Floor, Self::Channel, Self::Invoke];
+    pub const ALL: [Self; 4] = [Self::Floor, Self::Channel, Self::Invoke, Self::Batch];
+
+    /// Those of latencies.
+    pub const LATENCY: [Self; 3] = [Self::Floor, Self::Channel, Self::Invoke];
 
     /// The name, as in records.
     pub fn name(self) -> &'static str {
@@ -195,6 +207,7 @@ impl What {
             Self::Floor => "floor",
             Self::Channel => "channel",
             Self::Invoke => "invoke",
+            Self::Batch => "batch",
         }
     }
 }
@@ -210,7 +223,8 @@ impl FromStr for What {
 
     fn from_str(s: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|what| what.name() == s);
-        found.ok_or_else(|| format!("'{s}' cannot be measured: use floor, channel or invoke"))
+        found
+            .ok_or_else(|| format!("'{s}' cannot be measured: use floor, channel, invoke or batch"))
     }
 }
 
@@ -240,7 +254,7 @@ pub struct Record {
     pub mb_per_s: Option<f64>,
     /// How many a second at the median.
     pub per_s: f64,
-    /// What the floor is; none for invocations.
+    /// What the floor is; none for invocations, and for batches invocations one at a time.
     pub floor: Option<String>,
     /// For a channel: the floor's median in nanoseconds.
     pub floor_p50_ns: Option<f64>,

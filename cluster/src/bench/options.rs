@@ -31,6 +31,8 @@ pub enum BenchCommand {
     Connect(ConnectOptions),
     /// Adding vectors into the state of a process, by modules in Rust and C, beside Redis
     Reduction(ReductionOptions),
+    /// Invocations a second in batches, beside one at a time, by size
+    Batch(WindowOptions),
     /// Do the other side's part for `--connect` on another host
     Serve(ServeOptions),
 }
@@ -54,6 +56,7 @@ impl BenchCommand {
                 let text = super::reduction::run(&options, json, &config)?;
                 return output::text_write(&text);
             }
+            Self::Batch(options) => options.plan(Bench::Batch),
             Self::Serve(options) => return serve(&options, json),
         }?;
         output::plan_run(&Plan { config, ..plan }, &files, json)
@@ -73,7 +76,7 @@ pub struct Common {
     /// Transports to measure [default: shm,unix,tcp; with --connect tcp]
     #[arg(short, long, value_name = "KIND,...", value_delimiter = ',')]
     pub transport: Vec<TransportKind>,
-    /// What to measure of them: floor, channel, and for latencies invoke [default: all]
+    /// What to measure of them: floor, channel, and for latencies invoke; invoke and batch [default: all]
     #[arg(long, value_name = "WHAT,...", value_delimiter = ',')]
     pub what: Vec<What>,
     /// Blocks of three milliseconds of each kind; each with its neighbour gives one ratio

@@ -193,7 +193,7 @@ impl<'a> Report<'a> {
             let peer = settings.peer_cpu.map(|cpu| format!(" and {cpu}"));
             facts.push(format!("CPU {cpu}{}", peer.unwrap_or_default()));
         }
-        if bench.streams() || bench.one_sided() {
+        if bench.streams() || bench.one_sided() || bench == Bench::Batch {
             facts.push(format!("windows of {}", self.plan.window));
         }
         if bench.streams() {
@@ -222,6 +222,7 @@ fn about(bench: Bench) -> &'static str {
         Bench::FetchAdd => "adding to a word of the peer's memory",
         Bench::CompareSwap => "comparing and setting a word of the peer's memory",
         Bench::Connect => "opening a channel and closing it",
+        Bench::Batch => "invocations in batches, and one at a time",
     }
 }
 
@@ -241,6 +242,9 @@ fn columns(bench: Bench) -> &'static str {
             "# Size     Latency (us)    p99 (us)  Floor (us)   Ratio  [95 %        ]  \
              Operations/s        MB/s"
         }
+        Bench::Batch => {
+            "# Size     Batched (1/s)  One at a time (1/s)   Ratio  [95 %        ]    Batched (us)"
+        }
         Bench::Connect => {
             "# Connects/s  Connect (us)    p99 (us)  Floor (us)   Ratio  [95 %        ]"
         }
@@ -255,7 +259,8 @@ fn figure(value: Option<f64>, digits: usize) -> String {
 /// The row of one size.
 fn row(bench: Bench, records: &[Record]) -> String {
     let of = |what| records.iter().find(|record| record.what == what);
-    let (floor, channel, invoke) = (of(What::Floor), of(What::Channel), of(What::Invoke));
+    let (floor, invoke) = (of(What::Floor), of(What::Invoke));
+    let channel = of(What::Channel).or(of(What::Batch));
     let us = |record: Option<&Record>| figure(record.map(|record| record.p50_ns / 1e3), 3);
     let p99 = figure(channel.map(|record| record.p99_ns / 1e3), 3);
     let bounds = channel.and_then(|record| record.floor_ratio_low.zip(record.floor_ratio_high));
@@ -304,6 +309,13 @@ fn row(bench: Bench, records: &[Record]) -> String {
             us(floor),
             rate(channel),
             mb(channel),
+        ),
+        Bench::Batch => writeln!(
+            text,
+            "{size:<10}{:>14}{:>21}{ratio:>8}  {ratio_interval:<16}{:>14}",
+            rate(channel),
+            rate(invoke),
+            us(channel),
         ),
         Bench::Connect => writeln!(
             text,

@@ -185,6 +185,7 @@ fn curve_draw(out: &mut String, x: &Scale, y: &Scale, curve: &Curve, at: usize) 
         What::Floor => "6 4",
         What::Channel => "none",
         What::Invoke => "2 2",
+        What::Batch => "8 2",
     };
     let points: Vec<String> = curve
         .points

@@ -85,6 +85,13 @@ pub struct InvokeArgs {
     /// Go through the control plane's HTTP gateway
     #[arg(long, conflicts_with = "transport")]
     http: bool,
+    /// Do not wait for the function, only for its beginning
+    #[arg(long)]
+    one_way: bool,
+    /// The input is lines of JSON, each of which is one input; the output is a line of JSON for each,
+    /// in their order
+    #[arg(long, conflicts_with_all = ["one_way", "http"])]
+    batch: bool,
     #[command(flatten)]
     way: WayArgs,
 }
@@ -278,7 +285,96 @@ impl Line {
     }
 }
 
+/// Inputs of one batch at most: their outputs are printed before the next.
+const BATCH_LINES: usize = 4096;
+
+/// Invokes a function with each line of the input.
+fn invoke_batch(context: &Context, args: &InvokeArgs) -> Result<(), CliError> {
+    let text = String::from_utf8(input_read(&args.input)?)
+        .map_err(|error| CliError::bad(error).about("the input is not text".into()))?;
+    let mut inputs = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let number = at + 1;
+        let value: serde_json::Value = serde_json::from_str(line)
+            .map_err(|error| CliError::bad(error).about(format!("line {number} is not JSON")))?;
+        let bytes = match value {
+            serde_json::Value::String(text) => text.into_bytes(),
+            value => value.to_string().into_bytes(),
+        };
+        inputs.push(value_encode(args.input_type, bytes)?);
+    }
+    let mut line = Line::open(context, &args.of, &args.way)?;
+    let function = line.client.function(&line.process, &args.function)?;
+    let options = CallOptions {
+        deadline: Some(line.deadline),
+        ..CallOptions::default()
+    };
+    let mut failed = 0_usize;
+    for inputs in inputs.chunks(BATCH_LINES) {
+        for outcome in line.client.call_batch(function, inputs, options) {
+            let mut object = json!({});
+            match outcome {
+                Ok(output) => match value_decode(args.output_type, &output)? {
+                    Some(value) => object["value"] = value,
+                    None => bytes_describe(&mut object, &output),
+                },
+                Err(error) => {
+                    failed += 1;
+                    object["error"] = json!(error.to_string());
+                }
+            }
+            context.output.object(&object)?;
+        }
+    }
+    line.close();
+    match failed {
+        0 => Ok(()),
+        failed => Err(CliError::text(format!(
+            "{failed} of {} invocations failed",
+            inputs.len()
+        ))),
+    }
+}
+
+/// Invokes a function without waiting for its output.
+fn invoke_one_way(context: &Context, args: &InvokeArgs, input: &[u8]) -> Result<(), CliError> {
+    let (application, process) = (&args.of.application, &args.of.process);
+    if args.http {
+        let settings = context.config()?.client;
+        let wait_ms = args.way.timeout_ms.unwrap_or(settings.call_timeout_ms);
+        let control = context.control(Some(wait_ms))?;
+        control.invoke_one_way(application, process, &args.function, input)?;
+    } else {
+        let mut line = Line::open(context, &args.of, &args.way)?;
+        let function = line.client.function(process, &args.function)?;
+        let options = CallOptions {
+            deadline: Some(line.deadline),
+            ..CallOptions::default()
+        };
+        line.client.call_one_way(function, input, options)?;
+        let tally = line.client.one_way_wait(Some(line.deadline));
+        if let Some(error) = tally.error.clone() {
+            return Err(error.into());
+        }
+        if tally.pending > 0 {
+            return Err(InvokeError::DeadlineExceeded.into());
+        }
+        line.close();
+    }
+    let answer = json!({"process": process, "function": args.function, "begun": true});
+    context
+        .output
+        .answer(&answer, || format!("begun  {process}.{}", args.function))
+}
+
 pub fn invoke(context: &Context, args: &InvokeArgs) -> Result<(), CliError> {
+    if args.batch {
+        return invoke_batch(context, args);
+    }
+    if args.one_way {
+        let input = value_encode(args.input_type, input_read(&args.input)?)?;
+        return invoke_one_way(context, args, &input);
+    }
     let input = value_encode(args.input_type, input_read(&args.input)?)?;
     let (application, process) = (&args.of.application, &args.of.process);
     let working = context

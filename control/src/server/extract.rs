@@ -170,6 +170,50 @@ pub(super) struct WaitParams {
     wait_ms: Option<u64>,
 }
 
+/// The query of an invocation.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct InvokeParams {
+    /// Milliseconds to wait for the output, or for the function's beginning.
+    wait_ms: Option<u64>,
+    /// Answer as soon as the function has begun (202), without its output.
+    #[serde(default)]
+    one_way: bool,
+}
+
+/// How long an invocation may wait, and whether it is one-way.
+pub(super) struct InvokeAsk {
+    pub(super) wait_ms: u64,
+    pub(super) one_way: bool,
+}
+
+impl FromRequestParts<App> for InvokeAsk {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &App) -> Result<Self, Failure> {
+        let Query(params) = Query::<InvokeParams>::try_from_uri(&parts.uri)
+            .map_err(|error| Failure::new(ErrorKind::Invalid, error.body_text()))?;
+        Ok(Self {
+            wait_ms: wait_within(shared, params.wait_ms)?,
+            one_way: params.one_way,
+        })
+    }
+}
+
+/// The time to wait that a request asks for, or the default, if that is within the limit.
+fn wait_within(shared: &App, wait_ms: Option<u64>) -> Result<u64, Failure> {
+    let wait_ms = wait_ms.unwrap_or(shared.limits.wait_default_ms);
+    let limit = shared.limits.wait_max_ms;
+    match wait_ms <= limit {
+        true => Ok(wait_ms),
+        false => {
+            let detail = format!("wait_ms is {wait_ms}: at most {limit}");
+            Err(Failure::new(ErrorKind::Invalid, detail))
+        }
+    }
+}
+
 /// How long a request may wait, in milliseconds.
 pub(super) struct WaitMs(pub(super) u64);
 
@@ -177,15 +221,9 @@ impl FromRequestParts<App> for WaitMs {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, shared: &App) -> Result<Self, Failure> {
-        let invalid = |detail: String| Failure::new(ErrorKind::Invalid, detail);
         let Query(params) = Query::<WaitParams>::try_from_uri(&parts.uri)
-            .map_err(|error| invalid(error.body_text()))?;
-        let wait_ms = params.wait_ms.unwrap_or(shared.limits.wait_default_ms);
-        let limit = shared.limits.wait_max_ms;
-        match wait_ms <= limit {
-            true => Ok(Self(wait_ms)),
-            false => Err(invalid(format!("wait_ms is {wait_ms}: at most {limit}"))),
-        }
+            .map_err(|error| Failure::new(ErrorKind::Invalid, error.body_text()))?;
+        wait_within(shared, params.wait_ms).map(Self)
     }
 }
 

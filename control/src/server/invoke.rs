@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
-use axum::http::{HeaderName, header};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use praas_transport::{Credential, Role, Ticket};
 
-use super::extract::{Caller, Names, Raw, WaitMs, WaitParams, reply_unexpected};
+use super::extract::{Caller, InvokeAsk, InvokeParams, Names, Raw, reply_unexpected};
 use super::openapi::{Octets, Refusal};
 use super::{App, now_unix_ms};
 use crate::api::Process;
@@ -23,12 +24,13 @@ const TICKET_SLACK_MS: u64 = 60_000;
     tag = "invocations", operation_id = "invoke",
     params(
         ("application" = String, Path), ("process" = String, Path), ("function" = String, Path),
-        WaitParams,
+        InvokeParams,
     ),
     request_body(content = Octets, content_type = "application/octet-stream"),
     responses(
         (status = 200, description = "The function's output", body = Octets,
             content_type = "application/octet-stream"),
+        (status = 202, description = "One-way: the function has begun"),
         Refusal,
     ),
 )]
@@ -36,9 +38,9 @@ pub(super) async fn invoke(
     caller: Caller,
     State(shared): State<App>,
     names: Names<3>,
-    WaitMs(wait_ms): WaitMs,
+    InvokeAsk { wait_ms, one_way }: InvokeAsk,
     Raw(input): Raw,
-) -> Result<([(HeaderName, &'static str); 1], Vec<u8>), Failure> {
+) -> Result<Response, Failure> {
     let [application, process, function] = names.0;
     caller.may(&application)?;
     let deadline = Instant::now() + Duration::from_millis(wait_ms);
@@ -58,14 +60,18 @@ pub(super) async fn invoke(
         function,
         input: input.into(),
         deadline,
+        one_way,
     };
     // The gateway keeps to the deadline; this is for one that does not.
     let outcome = shared.gateway.invoke(invocation);
     let output = tokio::time::timeout_at(deadline.into(), outcome)
         .await
         .unwrap_or(Err(GatewayError::Deadline))?;
+    if one_way {
+        return Ok(StatusCode::ACCEPTED.into_response());
+    }
     let media = [(header::CONTENT_TYPE, "application/octet-stream")];
-    Ok((media, output))
+    Ok((media, output).into_response())
 }
 
 /// What opens a channel to the application's processes for one invocation.

@@ -485,6 +485,10 @@ fn invocations_go_through_the_gateway_and_swap_in() {
     let ticket = Ticket::decode(&asked.credential.ticket).unwrap();
     assert_eq!(&*ticket.application, "a");
 
+    assert!(!asked.one_way);
+    client.invoke_one_way("a", "p", "f", b"abc").unwrap();
+    assert!(mirror.0.lock().unwrap().pop().unwrap().one_way);
+
     let kind = |error: praas_control::ClientError| error.kind();
     let error = client.invoke("a", "p", "fails", b"").unwrap_err();
     assert_eq!(kind(error), Some(ErrorKind::FunctionFailed));

@@ -38,7 +38,7 @@ pub(super) struct Call<'a> {
 }
 
 /// Runs a function to its end.
-#[inline]
+#[inline(always)]
 pub(crate) fn call_run(
     entry: EntryFn,
     services: &dyn Services,
@@ -47,10 +47,9 @@ pub(crate) fn call_run(
     input: &[u8],
 ) -> (Status, Payload) {
     if let Some(held) = &job.held
-        && let Err(error) = held.input(input.len() as u64)
+        && let Some(refused) = input_refused(held, input.len())
     {
-        let text = Payload::Inline(error.to_string().as_bytes().into());
-        return (Status::Exhausted, text);
+        return refused;
     }
     let output = Output::None;
     let mut call = Call {
@@ -90,6 +89,14 @@ pub(crate) fn call_run(
             text(format!("code {code}: {}", call.error)),
         ),
     }
+}
+
+/// Counts the input; what the caller is told if it is too large.
+#[cold]
+fn input_refused(held: &Held, bytes: usize) -> Option<(Status, Payload)> {
+    let error = held.input(bytes as u64).err()?;
+    let text = Payload::Inline(error.to_string().as_bytes().into());
+    Some((Status::Exhausted, text))
 }
 
 /// The table that all calls get.
@@ -173,15 +180,23 @@ impl Call<'_> {
     }
 
     /// Counts bytes that are about to be lent, if there is a limit.
+    #[inline(always)]
     pub(super) fn charge(&mut self, bytes: usize) -> Result<Option<Charge>, i32> {
-        let Some(held) = &self.job.held else {
-            return Ok(None);
-        };
-        let charge = held.charge(bytes as u64).map(Some);
+        match &self.job.held {
+            None => Ok(None),
+            Some(_) => self.charge_held(bytes),
+        }
+    }
+
+    #[cold]
+    fn charge_held(&mut self, bytes: usize) -> Result<Option<Charge>, i32> {
+        let held = self.job.held.as_ref();
+        let charge = held.map(|held| held.charge(bytes as u64)).transpose();
         charge.map_err(|error| self.fail(code::LIMIT_REACHED, error))
     }
 
     /// Lends bytes.
+    #[inline(always)]
     pub(super) fn lend(&mut self, buf: Buf, version: u64) -> Result<RawView, i32> {
         let charge = self.charge(buf.len())?;
         Ok(view(buf, version, charge))
@@ -191,6 +206,7 @@ impl Call<'_> {
     ///
     /// # Safety
     /// As for [`write`].
+    #[inline(always)]
     pub(super) unsafe fn lend_to(&mut self, out: *mut RawView, buf: Buf, version: u64) -> i32 {
         match self.lend(buf, version) {
             Ok(view) => {

@@ -371,13 +371,14 @@ impl Engine {
             if stop() {
                 return None;
             }
-            while let Some(job) = core.serve.ready.pop_front() {
-                let job = match job.callee {
-                    Callee::Limited(index) => match self.gate_pass(core, index, job) {
-                        Some(job) => job,
-                        None => continue,
-                    },
-                    _ => job,
+            while let Some(first) = core.serve.ready.front() {
+                if let Callee::Limited(index) = first.callee
+                    && !self.gate_pass(core, index)
+                {
+                    continue;
+                }
+                let Some(job) = core.serve.ready.pop_front() else {
+                    break;
                 };
                 // Jobs in the queue came first.
                 if runs && crew.queued() == 0 && crew.run_try() {

@@ -227,26 +227,28 @@ impl Shared {
 }
 
 impl Engine {
-    /// Leads a job through the gate of its function; `None` if it has to wait or is refused.
+    /// Leads the first of the jobs that are ready through the gate of its function; `false` if it
+    /// has to wait or is refused.
     #[cold]
-    pub fn gate_pass(
-        &self,
-        core: &mut Core,
-        index: FunctionIndex,
-        job: ReadyJob,
-    ) -> Option<ReadyJob> {
+    pub fn gate_pass(&self, core: &mut Core, index: FunctionIndex) -> bool {
         let Some(limited) = self.shared.limited(index) else {
-            return Some(job);
+            return true;
+        };
+        let Core {
+            endpoint, serve, ..
+        } = core;
+        let Some(job) = serve.ready.pop_front() else {
+            return false;
         };
         match limited.enter(job) {
-            Entry::Inside(job) => Some(job),
-            Entry::Waits => None,
+            Entry::Inside(job) => {
+                serve.ready.push_front(job);
+                true
+            }
+            Entry::Waits => false,
             Entry::Refused(job, text) => {
-                let Core {
-                    endpoint, serve, ..
-                } = core;
                 refuse(serve, endpoint, job, &text);
-                None
+                false
             }
         }
     }
@@ -285,7 +287,7 @@ impl Engine {
         mut owned: Option<Owned<'a, Core>>,
     ) -> Option<Owned<'a, Core>> {
         let led = owned.is_some();
-        let (session, client, sequence) = (job.session, job.client, job.sequence);
+        let (session, client, sequence) = (job.session as usize, job.client, job.sequence);
         let (id, one_way) = (job.job, job.one_way);
         if one_way && !self.one_way_begin(&mut job, &mut owned) {
             self.shared.job_gone(&job);
@@ -316,7 +318,7 @@ impl Engine {
             self.shared.waker.wake();
         }
         let callee = job.callee;
-        let (status, payload) = self.job_execute(number, worker, job, false);
+        let (status, payload) = self.job_execute_apart(number, worker, job);
         let overdue = time_max.is_some() && self.shared.timers.run_end(id, &self.shared.crew);
         if let Some(limited) = self.shared.limited(index) {
             self.shared.gate_leave(limited, overdue);
@@ -385,6 +387,7 @@ impl Engine {
     }
 
     /// What a run of a function with limits is under.
+    #[cold]
     pub fn held(&self, index: FunctionIndex) -> Option<Arc<Held>> {
         let limited = self.shared.limited(index)?;
         let gated = limited.concurrency_max.is_some();
@@ -393,6 +396,7 @@ impl Engine {
     }
 
     /// Runs a function with limits on the stack of the function that calls it.
+    #[cold]
     pub fn limited_local(
         &self,
         job: &Job,
@@ -401,7 +405,7 @@ impl Engine {
     ) -> Result<(Status, Payload), InvokeError> {
         let function = self.shared.registry.function(index);
         let Some(limited) = self.shared.limited(index) else {
-            return Ok(function.call(self, job, input));
+            return Ok(function.call_apart(self, job, input));
         };
         let number = index.number();
         let again = job.held.as_ref().is_some_and(|held| held.holds(number));
@@ -423,7 +427,7 @@ impl Engine {
             held: Some(Arc::new(held)),
             ..job.clone()
         };
-        let (mut status, mut payload) = function.call(self, &nested, input);
+        let (mut status, mut payload) = function.call_apart(self, &nested, input);
         if end.is_some_and(|end| end <= clock::now()) {
             (status, payload) = (Status::DeadlineExceeded, Payload::default());
         }

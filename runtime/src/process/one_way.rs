@@ -26,7 +26,7 @@ use crate::invocation::{InvokeError, Payload, Status};
 use crate::services::Job;
 
 /// The session of jobs that the process's own functions have asked for: nobody is answered.
-pub(super) const SESSION_NONE: usize = usize::MAX;
+pub(super) const SESSION_NONE: u32 = u32::MAX;
 
 /// The owner of one-way calls to other processes: no worker waits for them.
 pub(super) const OWNER_NONE: u64 = u64::MAX;
@@ -80,7 +80,7 @@ impl Engine {
         if job.is_own() {
             return !late;
         }
-        let (session, client, sequence) = (job.session, job.client, job.sequence);
+        let (session, client, sequence) = (job.session as usize, job.client, job.sequence);
         match owned.as_mut() {
             Some(core) => {
                 let Core {

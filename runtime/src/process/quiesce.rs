@@ -160,9 +160,7 @@ impl Process {
                 endpoint, serve, ..
             } = core;
             for job in turned_away {
-                let (client, sequence) = (job.client, job.sequence);
-                let (status, none) = (Status::Quiescing, Payload::default());
-                serve.reply(endpoint, job.session, client, sequence, status, none);
+                serve.job_answer(endpoint, &job, Status::Quiescing, Payload::default());
             }
         });
         begun.ok_or(QuiesceError::Ended)?;

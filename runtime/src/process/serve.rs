@@ -47,7 +47,8 @@ pub(super) enum Callee {
 pub(super) struct ReadyJob {
     pub job: u64,
     pub callee: Callee,
-    pub session: usize,
+    /// 32 bits, so that a job is two lines of a cache: it is moved on its way.
+    pub session: u32,
     pub client: u128,
     pub sequence: u64,
     pub input: Payload,
@@ -57,6 +58,8 @@ pub(super) struct ReadyJob {
     /// It has a place behind the gate of its function.
     pub inside: bool,
 }
+
+const _: () = assert!(size_of::<ReadyJob>() <= 128);
 
 /// Names in use on one channel at most.
 const FUNCTIONS_PER_CHANNEL_MAX: usize = 4096;
@@ -258,7 +261,8 @@ impl Serve {
             );
             return;
         }
-        self.reply(ops, job.session, job.client, job.sequence, status, payload);
+        let session = job.session as usize;
+        self.reply(ops, session, job.client, job.sequence, status, payload);
     }
 
     /// Sends an answer, or keeps it until there is room.
@@ -422,7 +426,7 @@ impl Serve {
         let job = ReadyJob {
             job,
             callee,
-            session,
+            session: session as u32,
             client,
             sequence,
             input,

@@ -219,6 +219,19 @@ impl Engine {
         }
     }
 
+    /// The same as [`Engine::local_invoke`], apart from the hot path.
+    #[inline(never)]
+    fn local_invoke_apart(
+        &self,
+        job: &Job,
+        function: &str,
+        input: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<Payload, InvokeError> {
+        self.local_invoke(job, function, input, deadline)
+    }
+
+    #[inline(always)]
     fn local_invoke(
         &self,
         job: &Job,
@@ -435,7 +448,7 @@ impl Services for Engine {
                         _ => InvokeError::DeadlineExceeded,
                     });
                 }
-                outcomes.push(self.local_invoke(job, function, input, deadline));
+                outcomes.push(self.local_invoke_apart(job, function, input, deadline));
             }
             return Ok(outcomes);
         }

@@ -58,12 +58,17 @@ impl Timers {
     }
 
     /// When something is to happen next.
-    #[inline]
+    #[inline(always)]
     pub fn next(&self) -> Option<Instant> {
         match self.armed.load(Ordering::Relaxed) {
             0 => None,
-            _ => self.lock().due.keys().next().map(|(at, _)| *at),
+            _ => self.first(),
         }
+    }
+
+    #[cold]
+    fn first(&self) -> Option<Instant> {
+        self.lock().due.keys().next().map(|(at, _)| *at)
     }
 
     /// A run begins that is to be over at `end`.

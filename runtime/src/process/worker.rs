@@ -92,7 +92,7 @@ impl Engine {
             return self.limited_run(number, worker, index, job, owned);
         }
         let pace = self.pace(job.callee);
-        let (session, client, sequence) = (job.session, job.client, job.sequence);
+        let (session, client, sequence) = (job.session as usize, job.client, job.sequence);
         let led = owned.is_some();
         let one_way = job.one_way;
         if one_way && !self.one_way_begin(&mut job, &mut owned) {
@@ -131,8 +131,20 @@ impl Engine {
         self.finish(session, client, sequence, status, payload)
     }
 
+    /// The same as [`Engine::job_execute`], apart from the hot path.
+    #[inline(never)]
+    pub fn job_execute_apart(
+        &self,
+        number: usize,
+        worker: &Arc<Worker>,
+        ready: ReadyJob,
+    ) -> (Status, Payload) {
+        self.job_execute(number, worker, ready, false)
+    }
+
     /// Runs a function to its end; `short` if its caller keeps the endpoint meanwhile.
-    pub fn job_execute(
+    #[inline(always)]
+    fn job_execute(
         &self,
         number: usize,
         worker: &Arc<Worker>,

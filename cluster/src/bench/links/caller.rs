@@ -64,6 +64,25 @@ impl Caller {
         }
     }
 
+    /// So many invocations in one batch.
+    pub(in crate::bench) fn batch(&mut self, window: usize) -> Result<(), BenchError> {
+        let (function, name) = match self.payload.len() <= NOOP_BYTES_MAX {
+            true => (self.noop, NOOP),
+            false => (self.exchange, EXCHANGE),
+        };
+        let inputs = vec![&*self.payload; window];
+        let outcomes = self
+            .client
+            .call_batch(function, &inputs, CallOptions::default());
+        let failed = outcomes.into_iter().find_map(Result::err);
+        failed.map_or(Ok(()), |source| {
+            Err(BenchError::Invoke {
+                function: name,
+                source,
+            })
+        })
+    }
+
     /// Does something while the peer does its part of a turn.
     pub(in crate::bench) fn served<R>(
         &mut self,
