@@ -316,6 +316,15 @@ impl<'a> Context<'a> {
         self.guest.state_put(key, value)
     }
 
+    /// Writes a state object that shares the memory of a view, as of a message, an output or
+    /// another object; its new version.
+    ///
+    /// # Errors
+    /// As [`state_put`](Self::state_put).
+    pub fn state_put_view(&self, key: &str, view: &View) -> Result<u64, CallError> {
+        self.guest.state_put_view(key, view)
+    }
+
     /// A state object, without copying.
     ///
     /// # Errors
@@ -410,6 +419,32 @@ impl<'a> Context<'a> {
     pub fn state_load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CallError> {
         let view = self.state_view(key)?;
         Ok(view.map(|view| codec::decode(&view)).transpose()?)
+    }
+
+    /// Changes a state object as a value: `change` gets what it is (`None`: absent) and gives what
+    /// it shall be, again if another function has changed it meanwhile. What was written.
+    ///
+    /// # Errors
+    /// As [`state_load`](Self::state_load) and [`state_store`](Self::state_store); cancellation
+    /// and the deadline, between two attempts.
+    pub fn state_update_value<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &str,
+        mut change: impl FnMut(Option<T>) -> T,
+    ) -> Result<T, CallError> {
+        loop {
+            let view = self.state_view(key)?;
+            let version = view.as_ref().map_or(0, View::version);
+            let old = view.map(|view| codec::decode(&view)).transpose()?;
+            let new = change(old);
+            let bytes = codec::encode(&new)?;
+            if self.state_compare_swap(key, version, &bytes)?.is_ok() {
+                return Ok(new);
+            }
+            if self.cancelled() {
+                return Err(CallError::Cancelled);
+            }
+        }
     }
 
     /// A state object of another process of this application, read by one-sided operations: no

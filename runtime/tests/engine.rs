@@ -61,6 +61,23 @@ fn nests(context: &Context, depth: u32) -> Result<u32, FunctionError> {
     }
 }
 
+/// Objects that are written without copying, and one that is changed as a value.
+#[praas_runtime::function]
+fn shares(context: &Context) -> Result<u64, FunctionError> {
+    context.state_put("filled", &[7; 100_000])?;
+    let none = || FunctionError::new("no view");
+    let view = context.state_view("filled")?.ok_or_else(none)?;
+    assert!(context.state_put_view("shared", &view)? > view.version());
+    let shared = context.state_view("shared")?.ok_or_else(none)?;
+    assert_eq!((shared.as_ptr(), shared.len()), (view.as_ptr(), 100_000));
+    context.state_put("filled", b"other")?;
+    assert!(view.iter().all(|byte| *byte == 7));
+    assert!(context.state_put_view("", &view).is_err());
+    let add = |count: Option<u64>| count.unwrap_or(40) + 1;
+    context.state_update_value("count", add)?;
+    Ok(context.state_update_value("count", add)?)
+}
+
 #[praas_runtime::function]
 fn objects(context: &Context) -> Result<Vec<String>, FunctionError> {
     context.state_put("b/1", b"one")?;
@@ -125,7 +142,7 @@ fn broadcasts(context: &Context) -> Result<Vec<String>, FunctionError> {
 praas_runtime::module!(
     static "tests",
     [
-        noop, echo, add, panics, waits, spins, nests, objects, sums, broadcasts
+        noop, echo, add, panics, waits, spins, nests, objects, shares, sums, broadcasts
     ]
 );
 
@@ -256,6 +273,7 @@ fn state_is_seen_as_it_was() {
     over_all(WaitMode::Warm, |_, _, client| {
         let listed: Vec<String> = client.invoke_value("p", "objects", &()).unwrap();
         assert_eq!(listed, ["b/1 3", "b/2 3"]);
+        assert_eq!(client.invoke_value("p", "shares", &()), Ok(42_u64));
     });
 }
 

@@ -99,6 +99,38 @@ fn processes_are_called_swapped_and_come_back() {
     lab.one(&["state", "put", "a", "p", "k", "--data", "v"]);
     assert_eq!(lab.one(&["state", "get", "a", "p", "k"])["text"], "v");
     assert_eq!(lab.one(&["state", "list", "a", "p", "k"])["key"], "k");
+    lab.one(&["state", "append", "a", "p", "k", "--data", "w"]);
+    let version = lab.one(&["state", "list", "a", "p", "k"])["version"].to_string();
+    let stale = [
+        "state",
+        "put",
+        "a",
+        "p",
+        "k",
+        "--if-version",
+        "1",
+        "--data",
+        "no",
+    ];
+    assert!(!lab.praas(&stale).status.success());
+    let swap = [
+        "state",
+        "put",
+        "a",
+        "p",
+        "k",
+        "--if-version",
+        &version,
+        "--data",
+        "vw!",
+    ];
+    lab.one(&swap);
+    assert_eq!(lab.one(&["state", "get", "a", "p", "k"])["text"], "vw!");
+    lab.one(&["state", "put", "a", "p", "l", "--data", "1"]);
+    lab.one(&["state", "put", "a", "p", "m", "--data", "1"]);
+    let page = ["state", "list", "a", "p", "--after", "k", "--limit", "1"];
+    assert_eq!(lab.one(&page)["key"], "l");
+    lab.one(&["state", "put", "a", "p", "k", "--data", "v"]);
     lab.one(&["put", "a", "p", "m", "--data", "for later"]);
 
     let swapped = lab.one(&["swap", "a", "p"]);

@@ -731,7 +731,7 @@ fn golden_abi() {
             size output_alloc error_set error_text name incarnation cancelled deadline_left_us
             view_release state_put state_view state_delete state_list state_compare_swap
             state_append message_put message_get invoke world log invoke_one_way invoke_batch
-            peer_state state_alloc state_commit message_broadcast invocation_id
+            peer_state state_alloc state_commit message_broadcast invocation_id state_put_view
         }),
     ];
     for table in tables {

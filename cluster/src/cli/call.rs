@@ -11,8 +11,10 @@ use praas_runtime::codec;
 use praas_runtime::invocation::InvokeError;
 use praas_runtime::mailbox::Source;
 use praas_runtime::process;
-use praas_runtime::process::{MessageTakeInput, StateListInput, StatePutInput};
-use praas_runtime::state::ObjectMeta;
+use praas_runtime::process::{
+    MessageTakeInput, StateCompareSwapInput, StateListInput, StatePutInput,
+};
+use praas_runtime::state::{ObjectMeta, StateError};
 use praas_transport::Kinds;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -166,6 +168,20 @@ pub enum StateCommand {
         key: String,
         #[command(flatten)]
         input: InputArgs,
+        /// Only if it is at this version; 0: only if there is none
+        #[arg(long, value_name = "VERSION")]
+        if_version: Option<u64>,
+        #[command(flatten)]
+        way: WayArgs,
+    },
+    /// Add to the end of a state object, which is made if there is none
+    Append {
+        #[command(flatten)]
+        of: ProcessArgs,
+        /// The object's key
+        key: String,
+        #[command(flatten)]
+        input: InputArgs,
         #[command(flatten)]
         way: WayArgs,
     },
@@ -176,6 +192,12 @@ pub enum StateCommand {
         /// Only keys that start with this
         #[arg(default_value = "")]
         prefix: String,
+        /// Only keys that come after this
+        #[arg(long, value_name = "KEY")]
+        after: Option<String>,
+        /// At most so many
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<usize>,
         #[command(flatten)]
         way: WayArgs,
     },
@@ -481,9 +503,25 @@ pub fn state(context: &Context, command: StateCommand) -> Result<(), CliError> {
             of,
             key,
             input,
+            if_version,
             way,
-        } => state_put(context, &of, &key, &input, &way),
-        StateCommand::List { of, prefix, way } => state_list(context, &of, &prefix, &way),
+        } => state_put(context, &of, &key, &input, if_version, &way),
+        StateCommand::Append {
+            of,
+            key,
+            input,
+            way,
+        } => state_append(context, &of, &key, &input, &way),
+        StateCommand::List {
+            of,
+            prefix,
+            after,
+            limit,
+            way,
+        } => {
+            let limit = limit.unwrap_or(usize::MAX);
+            state_list(context, &of, &prefix, after, limit, &way)
+        }
         StateCommand::Delete { of, key, way } => {
             let mut line = Line::open(context, &of, &way)?;
             let was_there: bool = line.typed(process::STATE_DELETE, key.as_bytes())?;
@@ -502,17 +540,32 @@ fn state_put(
     of: &ProcessArgs,
     key: &str,
     input: &InputArgs,
+    if_version: Option<u64>,
     way: &WayArgs,
 ) -> Result<(), CliError> {
-    let value = input_read(input)?;
+    let (value, key_owned) = (input_read(input)?, key.to_owned());
     let bytes = value.len() as u64;
     let working = context.output.working("putting the object");
-    let input = encoded(&StatePutInput {
-        key: key.into(),
-        value,
-    })?;
     let mut line = Line::open(context, of, way)?;
-    let version: u64 = line.typed(process::STATE_PUT, &input)?;
+    let version = match if_version {
+        None => {
+            let input = StatePutInput {
+                key: key_owned,
+                value,
+            };
+            line.typed(process::STATE_PUT, &encoded(&input)?)?
+        }
+        Some(expected) => {
+            let input = StateCompareSwapInput {
+                key: key_owned,
+                expected,
+                value,
+            };
+            let swapped: Result<u64, u64> =
+                line.typed(process::STATE_COMPARE_SWAP, &encoded(&input)?)?;
+            swapped.map_err(|actual| CliError::of(StateError::Conflict { expected, actual }))?
+        }
+    };
     line.close();
     drop(working);
     let answer = json!({"process": of.process, "key": key, "bytes": bytes, "version": version});
@@ -521,23 +574,50 @@ fn state_put(
     })
 }
 
+fn state_append(
+    context: &Context,
+    of: &ProcessArgs,
+    key: &str,
+    input: &InputArgs,
+    way: &WayArgs,
+) -> Result<(), CliError> {
+    let value = input_read(input)?;
+    let working = context.output.working("adding to the object");
+    let input = encoded(&StatePutInput {
+        key: key.into(),
+        value,
+    })?;
+    let mut line = Line::open(context, of, way)?;
+    let bytes: u64 = line.typed(process::STATE_APPEND, &input)?;
+    line.close();
+    drop(working);
+    let answer = json!({"process": of.process, "key": key, "bytes": bytes});
+    context.output.answer(&answer, || {
+        format!("appended  {key} has {} now", size_shown(bytes))
+    })
+}
+
 fn state_list(
     context: &Context,
     of: &ProcessArgs,
     prefix: &str,
+    mut after: Option<String>,
+    limit: usize,
     way: &WayArgs,
 ) -> Result<(), CliError> {
     let mut line = Line::open(context, of, way)?;
     let mut all: Vec<(String, ObjectMeta)> = Vec::new();
-    loop {
+    while all.len() < limit {
+        let wanted = (limit - all.len()).min(LIST_PAGE as usize);
         let input = encoded(&StateListInput {
             prefix: prefix.into(),
-            after: all.last().map(|(key, _)| key.clone()),
-            limit: LIST_PAGE,
+            after: after.take(),
+            limit: wanted as u32,
         })?;
         let page: Vec<(String, ObjectMeta)> = line.typed(process::STATE_LIST, &input)?;
-        let whole = page.len() < LIST_PAGE as usize;
+        let whole = page.len() < wanted;
         all.extend(page);
+        after = all.last().map(|(key, _)| key.clone());
         if whole {
             break;
         }

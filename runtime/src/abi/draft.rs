@@ -54,14 +54,24 @@ pub(super) unsafe extern "C" fn state_commit(
         return call.fail(code::BAD_ARGUMENT, "there is no memory of state_alloc");
     }
     let expected = (expected != VERSION_ANY).then_some(expected);
+    let bytes = call.draft.as_ref().map_or(0, |draft| draft.len() as u64);
+    let grown = match call.grow(key, |_| bytes) {
+        Ok(grown) => grown,
+        Err(code) => {
+            call.draft = None;
+            return code;
+        }
+    };
     let state = call.services.state();
     let (now, code) = match state.commit(key, expected, &mut call.draft) {
         Ok(new) => (new, code::OK),
         Err(StateError::Conflict { expected, actual }) => {
+            grown.undo();
             let error = StateError::Conflict { expected, actual };
             (actual, call.state_fail(&error))
         }
         Err(error) => {
+            grown.undo();
             call.draft = None;
             (0, call.state_fail(&error))
         }

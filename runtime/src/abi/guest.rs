@@ -463,6 +463,16 @@ impl Guest<'_> {
         self.view(code, view)
     }
 
+    pub(crate) fn state_put_view(&self, key: &str, view: &View) -> Result<u64, CallError> {
+        self.has(offset_of!(HostTable, state_put_view))?;
+        let key = Bytes::new(key.as_bytes());
+        let mut version = 0;
+        // SAFETY: as above; the view lives across the call.
+        let code =
+            unsafe { (self.host.state_put_view)(self.call, key, view.raw, &raw mut version) };
+        self.check(code).map(|()| version)
+    }
+
     /// Whether the host's table goes on behind the function at `offset`: hosts may be older.
     fn has(&self, offset: usize) -> Result<(), CallError> {
         // SAFETY: the size is the first word of every version's table.

@@ -129,6 +129,7 @@ pub(crate) fn host_table() -> &'static HostTable {
         state_commit: super::draft::state_commit,
         message_broadcast: super::broadcast::message_broadcast,
         invocation_id,
+        state_put_view,
     };
     &TABLE
 }
@@ -245,6 +246,34 @@ impl Call<'_> {
     pub(super) fn invoke_fail(&mut self, error: InvokeError) -> i32 {
         let (code, text) = invoke_told(error);
         self.fail(code, text)
+    }
+
+    /// Writes a state object, and its version where the module wants it.
+    ///
+    /// # Safety
+    /// As for [`Bytes::as_slice`] and [`write`].
+    unsafe fn put(&mut self, key: Bytes, buf: Buf, version: *mut u64) -> i32 {
+        // SAFETY: the caller says so.
+        let key = match unsafe { self.text(key) } {
+            Ok(key) => key,
+            Err(code) => return code,
+        };
+        let bytes = buf.len() as u64;
+        let grown = match self.grow(key, |_| bytes) {
+            Ok(grown) => grown,
+            Err(code) => return code,
+        };
+        match self.services.state().put_buf(key, buf) {
+            Ok(new) => {
+                // SAFETY: the caller says so.
+                unsafe { write(version, new) };
+                code::OK
+            }
+            Err(error) => {
+                grown.undo();
+                self.state_fail(&error)
+            }
+        }
     }
 
     /// Text that a module gave.
@@ -409,26 +438,28 @@ unsafe extern "C" fn state_put(
 ) -> i32 {
     // SAFETY: see above.
     let (call, value) = unsafe { (call(handle), value.as_slice()) };
-    // SAFETY: see above.
-    let key = match unsafe { call.text(key) } {
-        Ok(key) => key,
-        Err(code) => return code,
-    };
-    let grown = match call.grow(key, |_| value.len() as u64) {
-        Ok(grown) => grown,
-        Err(code) => return code,
-    };
-    match call.services.state().put(key, value) {
-        Ok(new) => {
-            // SAFETY: see above.
-            unsafe { write(version, new) };
-            code::OK
-        }
-        Err(error) => {
-            grown.undo();
-            call.state_fail(&error)
-        }
+    match call.services.pool().copy_from(value) {
+        // SAFETY: see above.
+        Ok(buf) => unsafe { call.put(key, buf, version) },
+        Err(error) => call.state_fail(&error.into()),
     }
+}
+
+unsafe extern "C" fn state_put_view(
+    handle: *mut CallHandle,
+    key: Bytes,
+    view: RawView,
+    version: *mut u64,
+) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    if view.handle.is_null() {
+        return call.fail(code::BAD_ARGUMENT, "no view");
+    }
+    // SAFETY: the handle is a box that `view` made, and is not given back during this call.
+    let buf = unsafe { &*view.handle.cast::<Lent>() }.buf.clone();
+    // SAFETY: see above.
+    unsafe { call.put(key, buf, version) }
 }
 
 unsafe extern "C" fn state_view(handle: *mut CallHandle, key: Bytes, out: *mut RawView) -> i32 {

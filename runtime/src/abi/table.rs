@@ -368,6 +368,9 @@ pub struct HostTable {
     ) -> i32,
     /// The id of the invocation.
     pub invocation_id: unsafe extern "C" fn(call: CallPtr, id: *mut InvocationId),
+    /// Writes a state object that shares a view's memory; the view stays the caller's.
+    pub state_put_view:
+        unsafe extern "C" fn(call: CallPtr, key: Bytes, view: RawView, version: *mut u64) -> i32,
 }
 
 #[cfg(test)]
@@ -413,6 +416,7 @@ mod tests {
         assert_eq!(offset_of!(HostTable, invoke_batch), 168);
         assert_eq!(offset_of!(HostTable, peer_state), 176);
         assert_eq!(offset_of!(HostTable, message_broadcast), 200);
-        assert_eq!(size_of::<HostTable>(), 216);
+        assert_eq!(offset_of!(HostTable, state_put_view), 216);
+        assert_eq!(size_of::<HostTable>(), 224);
     }
 }

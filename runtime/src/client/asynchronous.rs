@@ -202,21 +202,15 @@ impl AsyncClient {
                 let request = Request::Invoke {
                     process: process.into(),
                     function: function.into(),
+                    input: input.into(),
                 };
-                let (ticket, answered) = self.command(request, input.into(), options);
-                let guard = CancelGuard {
-                    shared: &self.shared,
-                    ticket,
-                    done: false,
-                };
-                under_way.push_back((guard, answered));
+                under_way.push_back(self.call_begin(request, options));
             }
-            let Some((mut guard, answered)) = under_way.pop_front() else {
+            let Some(first) = under_way.pop_front() else {
                 return outcomes;
             };
-            let outcome = answered.await;
-            guard.done = true;
-            outcomes.push(outcome.unwrap_or(Err(InvokeError::Cancelled)));
+            let completed = first.outcome().await;
+            outcomes.push(completed.and_then(|completed| completed.outcome));
         }
     }
 

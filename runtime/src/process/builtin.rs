@@ -8,7 +8,7 @@ use super::engine::Shared;
 use crate::codec;
 use crate::invocation::{Payload, Status};
 use crate::mailbox::{MailMessage, Put, Source};
-use crate::state::ObjectMeta;
+use crate::state::{ObjectMeta, StateError};
 
 /// A function that every process has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(super) enum Builtin {
     StatePut,
     StateDelete,
     StateList,
+    StateAppend,
+    StateCompareSwap,
     MessageTake,
     Functions,
     Links,
@@ -30,6 +32,12 @@ pub const STATE_PUT: &str = "praas.state.put";
 pub const STATE_DELETE: &str = "praas.state.delete";
 /// Lists state objects: input is [`StateListInput`], output `Vec<(String, ObjectMeta)>`.
 pub const STATE_LIST: &str = "praas.state.list";
+/// Adds to the end of a state object, which is made if absent: input is [`StatePutInput`], output
+/// its length in bytes (`u64`).
+pub const STATE_APPEND: &str = "praas.state.append";
+/// Writes a state object if it is at a version: input is [`StateCompareSwapInput`], output
+/// `Result<u64, u64>`, its new version or the one that it has.
+pub const STATE_COMPARE_SWAP: &str = "praas.state.compare_swap";
 /// Takes a message if one is there: input is [`MessageTakeInput`], output
 /// `Option<(String, Vec<u8>)>`, source and body.
 pub const MESSAGE_TAKE: &str = "praas.message.take";
@@ -44,6 +52,17 @@ pub const LINKS: &str = "praas.links";
 pub struct StatePutInput {
     /// The key.
     pub key: String,
+    /// The bytes.
+    pub value: Vec<u8>,
+}
+
+/// Input of [`STATE_COMPARE_SWAP`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StateCompareSwapInput {
+    /// The key.
+    pub key: String,
+    /// The version that it must have; zero: there must be none.
+    pub expected: u64,
     /// The bytes.
     pub value: Vec<u8>,
 }
@@ -75,6 +94,8 @@ impl Builtin {
             STATE_PUT => Self::StatePut,
             STATE_DELETE => Self::StateDelete,
             STATE_LIST => Self::StateList,
+            STATE_APPEND => Self::StateAppend,
+            STATE_COMPARE_SWAP => Self::StateCompareSwap,
             MESSAGE_TAKE => Self::MessageTake,
             FUNCTIONS => Self::Functions,
             LINKS => Self::Links,
@@ -124,6 +145,23 @@ impl Builtin {
                     .put(&key, &bytes)
                     .map_err(|error| error.to_string())?;
                 value(&version)
+            }
+            Self::StateAppend => {
+                let StatePutInput { key, value: bytes } = read(input)?;
+                let appended = shared.state.append(&key, &bytes);
+                value(&appended.map_err(|error| error.to_string())?)
+            }
+            Self::StateCompareSwap => {
+                let StateCompareSwapInput {
+                    key,
+                    expected,
+                    value: bytes,
+                } = read(input)?;
+                match shared.state.compare_swap(&key, expected, &bytes) {
+                    Ok(version) => value(&Ok::<u64, u64>(version)),
+                    Err(StateError::Conflict { actual, .. }) => value(&Err::<u64, u64>(actual)),
+                    Err(error) => Err(error.to_string()),
+                }
             }
             Self::StateDelete => value(&shared.state.delete(key()?)),
             Self::StateList => {

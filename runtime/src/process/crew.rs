@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 
 use crossbeam_utils::CachePadded;
-use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use praas_transport::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use praas_transport::{StatsPage, StatsWord};
 
 use super::broadcast::Gather;

@@ -40,8 +40,9 @@ use serde::{Deserialize, Serialize};
 
 use self::batch::Batches;
 pub use self::builtin::{
-    FUNCTIONS, LINKS, MESSAGE_TAKE, MessageTakeInput, STATE_DELETE, STATE_GET, STATE_LIST,
-    STATE_PUT, StateListInput, StatePutInput,
+    FUNCTIONS, LINKS, MESSAGE_TAKE, MessageTakeInput, STATE_APPEND, STATE_COMPARE_SWAP,
+    STATE_DELETE, STATE_GET, STATE_LIST, STATE_PUT, StateCompareSwapInput, StateListInput,
+    StatePutInput,
 };
 use self::crew::Crew;
 use self::engine::{Core, Engine, Shared};
