@@ -25,6 +25,7 @@
 //! | `rig.rs`, `peer.rs`, `control.rs` | the two processes, and what they tell each other first |
 //! | `remote.rs` | the same with another host |
 //! | `reduction/` | vectors added into state, beside Redis |
+//! | `state_read/` | state objects read by one-sided operations, beside Redis |
 //! | `links/` | both sides of every kind of traffic |
 //! | `blocks.rs`, `statistics.rs` | blocks by turns, and what they say |
 //! | `output.rs`, `svg.rs`, `machine.rs` | tables, lines, plots |
@@ -41,6 +42,7 @@ mod plan;
 mod reduction;
 mod remote;
 mod rig;
+mod state_read;
 mod statistics;
 mod svg;
 
@@ -62,6 +64,7 @@ pub use self::options::{
 pub use self::plan::{BLOCK, Memory, Plan};
 pub use self::reduction::ReductionOptions;
 pub use self::remote::{Remote, SECRET_ENV, secret_read};
+pub use self::state_read::StateReadOptions;
 pub use self::statistics::{Estimate, estimate};
 
 /// The hidden subcommand under which this program is started again as the peer; nothing follows

@@ -8,6 +8,7 @@ use praas_transport::{TransportConfig, TransportKind};
 use super::plan::{BLOCK, Memory, Plan, RUNS_DEFAULT};
 use super::reduction::ReductionOptions;
 use super::remote::{self, Remote, SECRET_ENV};
+use super::state_read::StateReadOptions;
 use super::{Bench, BenchError, What, output, serve};
 
 /// `praas bench`.
@@ -33,6 +34,8 @@ pub enum BenchCommand {
     Reduction(ReductionOptions),
     /// Invocations a second in batches, beside one at a time, by size
     Batch(WindowOptions),
+    /// Reading a state object by one-sided operations, beside an invocation and Redis, by size
+    StateRead(StateReadOptions),
     /// Do the other side's part for `--connect` on another host
     Serve(ServeOptions),
 }
@@ -57,6 +60,10 @@ impl BenchCommand {
                 return output::text_write(&text);
             }
             Self::Batch(options) => options.plan(Bench::Batch),
+            Self::StateRead(options) => {
+                let text = super::state_read::run(&options, json, &config)?;
+                return output::text_write(&text);
+            }
             Self::Serve(options) => return serve(&options, json),
         }?;
         output::plan_run(&Plan { config, ..plan }, &files, json)

@@ -23,7 +23,7 @@ use praas_runtime::codec;
 use praas_runtime::context::{Context, FunctionError};
 use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
-use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
+use praas_runtime::process::{Process, ProcessConfig, ProcessSettings, StateRead};
 use praas_transport::{
     Access, Credential, Endpoint, Identity, Incarnation, Keyring, Kinds, Listen, Role, Secret,
     Ticket, TransportConfig, TransportKind, UnixPlace, WaitMode,
@@ -289,6 +289,7 @@ pub(super) fn process_start_with(
         settings: ProcessSettings {
             workers: 1,
             wait,
+            state_read: StateRead::Clients,
             transport,
             ..ProcessSettings::default()
         },

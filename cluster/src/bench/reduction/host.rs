@@ -24,7 +24,7 @@ use crate::bench::peer::{self, APPLICATION, KEY_ID, PROCESS};
 /// What the process needs to know: the first line.
 #[derive(Debug, Serialize, Deserialize)]
 struct Setup {
-    module: PathBuf,
+    module: Option<PathBuf>,
     transport: TransportKind,
     cpu: Option<usize>,
     config: TransportConfig,
@@ -57,8 +57,10 @@ fn process_start(setup: &Setup) -> Result<praas_runtime::process::Process, Bench
     let ring = Arc::new(Keyring::new());
     ring.insert(APPLICATION, KEY_ID, Secret::from_bytes(setup.key));
     let mut registry = Registry::new();
-    let loaded = registry.module_load(&setup.module);
-    loaded.map_err(|error| BenchError::Peer(error.to_string()))?;
+    if let Some(module) = &setup.module {
+        let loaded = registry.module_load(module);
+        loaded.map_err(|error| BenchError::Peer(error.to_string()))?;
+    }
     peer::pin(setup.cpu)?;
     let listen = peer::listen_at(setup.transport, IpAddr::V4(Ipv4Addr::LOCALHOST));
     // Several of them share a CPU, by turns: who is not called sleeps.
@@ -72,20 +74,17 @@ fn process_start(setup: &Setup) -> Result<praas_runtime::process::Process, Bench
     )
 }
 
-/// A module in a process, as who calls it sees it.
-pub(super) struct Host {
+/// A process of its own, and a client of it.
+pub(in crate::bench) struct ProcessBeside {
     client: Client,
-    add: FunctionRef,
-    sum: FunctionRef,
-    clear: FunctionRef,
     child: Child,
     control: Control,
 }
 
-impl Host {
-    /// Starts it, and calls it once.
-    pub(super) fn start(
-        module: &Path,
+impl ProcessBeside {
+    /// Starts it, with a module or without.
+    pub(in crate::bench) fn start(
+        module: Option<&Path>,
         transport: TransportKind,
         cpu: Option<usize>,
         config: &TransportConfig,
@@ -105,7 +104,7 @@ impl Host {
         let mut control = Control::new(pair.0.into());
         control.patience_set(LINE_PATIENCE)?;
         control.write(&Setup {
-            module: module.into(),
+            module: module.map(Into::into),
             transport,
             cpu,
             config: config.clone(),
@@ -117,26 +116,66 @@ impl Host {
         client.wait = WaitMode::Adaptive;
         client.transport = config.clone();
         client.transports = transport.into();
-        let mut client = Client::new(client)?;
-        let mut function = |name: &'static str| {
-            let found = client.function(PROCESS, name);
-            found.map_err(|source| BenchError::Invoke {
-                function: name,
-                source,
-            })
-        };
-        let (add, sum, clear) = (function("add")?, function("sum")?, function("clear")?);
+        let client = Client::new(client)?;
         let child = child
             .0
             .take()
             .ok_or_else(|| BenchError::Peer("has ended".into()))?;
-        let mut host = Self {
+        Ok(Self {
             client,
+            child,
+            control,
+        })
+    }
+
+    pub(in crate::bench) fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    pub(in crate::bench) fn function(
+        &mut self,
+        name: &'static str,
+    ) -> Result<FunctionRef, BenchError> {
+        let found = self.client.function(PROCESS, name);
+        found.map_err(|source| BenchError::Invoke {
+            function: name,
+            source,
+        })
+    }
+}
+
+impl Drop for ProcessBeside {
+    fn drop(&mut self) {
+        self.control.end();
+        child_end(&mut self.child);
+    }
+}
+
+/// A module in a process, as who calls it sees it.
+pub(super) struct Host {
+    process: ProcessBeside,
+    add: FunctionRef,
+    sum: FunctionRef,
+    clear: FunctionRef,
+}
+
+impl Host {
+    /// Starts it, and calls it once.
+    pub(super) fn start(
+        module: &Path,
+        transport: TransportKind,
+        cpu: Option<usize>,
+        config: &TransportConfig,
+    ) -> Result<Self, BenchError> {
+        let mut process = ProcessBeside::start(Some(module), transport, cpu, config)?;
+        let add = process.function("add")?;
+        let sum = process.function("sum")?;
+        let clear = process.function("clear")?;
+        let mut host = Self {
+            process,
             add,
             sum,
             clear,
-            child,
-            control,
         };
         host.clear()?;
         Ok(host)
@@ -148,7 +187,10 @@ impl Host {
         function: FunctionRef,
         input: &[u8],
     ) -> Result<praas_runtime::invocation::Payload, BenchError> {
-        let called = self.client.call(function, input, CallOptions::default());
+        let called = self
+            .process
+            .client
+            .call(function, input, CallOptions::default());
         called.map_err(|source| BenchError::Invoke {
             function: name,
             source,
@@ -165,13 +207,6 @@ impl Host {
 
     pub(super) fn clear(&mut self) -> Result<(), BenchError> {
         self.call("clear", self.clear, b"").map(|_| ())
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.control.end();
-        child_end(&mut self.child);
     }
 }
 

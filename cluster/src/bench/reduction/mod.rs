@@ -23,8 +23,8 @@ use praas_transport::{TransportConfig, TransportKind};
 use serde::Serialize;
 
 use self::host::Host;
-pub(super) use self::host::serve as module_serve;
-use self::redis::Redis;
+pub(super) use self::host::{ProcessBeside, serve as module_serve};
+pub(super) use self::redis::Redis;
 use super::options::pin_parse;
 use super::rig::{Pinned, cpus_of};
 use super::statistics::{estimate, median};
@@ -194,14 +194,7 @@ pub(super) fn run(
             ("c".into(), modules::c_build(dir.path())?),
         ],
     };
-    let redis = match options.redis.as_deref() {
-        Some("none") => None,
-        Some(path) => Some(path.into()),
-        None => modules::program_find("redis-server"),
-    };
-    if redis.is_none() && options.redis.is_none() {
-        eprintln!("SKIP redis: there is no redis-server");
-    }
+    let redis = redis_find(options.redis.as_deref());
     let cpus = cpus_of(options.pin);
     let pinned = Pinned::new(cpus.0)?;
     let mut records = Vec::new();
@@ -224,6 +217,19 @@ pub(super) fn run(
         true => lines(&records)?,
         false => table(&records),
     })
+}
+
+/// The Redis server to measure beside: the one named, or the path's.
+pub(super) fn redis_find(named: Option<&str>) -> Option<PathBuf> {
+    let found = match named {
+        Some("none") => return None,
+        Some(path) => Some(path.into()),
+        None => modules::program_find("redis-server"),
+    };
+    if found.is_none() {
+        eprintln!("SKIP redis: there is no redis-server");
+    }
+    found
 }
 
 /// All runs for one length of vectors.
@@ -274,7 +280,7 @@ fn measure(
     Ok(records.collect())
 }
 
-fn lines(records: &[Record]) -> Result<String, BenchError> {
+pub(super) fn lines(records: &[impl Serialize]) -> Result<String, BenchError> {
     let mut text = String::new();
     for record in records {
         let line = serde_json::to_string(record);

@@ -26,7 +26,7 @@ trait Socket: Read + Write + Send {}
 impl<T: Read + Write + Send> Socket for T {}
 
 /// A server, and a connection to it.
-pub(super) struct Redis {
+pub(in crate::bench) struct Redis {
     lines: BufReader<Box<dyn Socket>>,
     command: Vec<u8>,
     child: Child,
@@ -41,7 +41,7 @@ fn failed(what: &str) -> impl Fn(std::io::Error) -> BenchError {
 impl Redis {
     /// Starts `program`, pinned to a CPU, and connects over TCP or, for every other transport, a
     /// Unix socket.
-    pub(super) fn start(
+    pub(in crate::bench) fn start(
         program: &Path,
         transport: TransportKind,
         cpu: Option<usize>,
@@ -128,12 +128,15 @@ impl Redis {
             true => sum.extend_from_slice(vector),
             false => super::vector_add(sum, vector),
         }
-        self.send(&[b"SET", KEY, sum])?;
-        let mut nothing = Vec::new();
-        self.answer(&mut nothing)
+        self.set(sum)
     }
 
-    pub(super) fn get(&mut self, sum: &mut Vec<u8>) -> Result<(), BenchError> {
+    pub(in crate::bench) fn set(&mut self, value: &[u8]) -> Result<(), BenchError> {
+        self.send(&[b"SET", KEY, value])?;
+        self.answer(&mut Vec::new())
+    }
+
+    pub(in crate::bench) fn get(&mut self, sum: &mut Vec<u8>) -> Result<(), BenchError> {
         self.send(&[b"GET", KEY])?;
         self.answer(sum)
     }
