@@ -15,6 +15,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -419,6 +420,17 @@ impl<'a> Context<'a> {
     pub fn state_load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CallError> {
         let view = self.state_view(key)?;
         Ok(view.map(|view| codec::decode(&view)).transpose()?)
+    }
+
+    /// A directory of the process's own. Its regular files, and those in directories below it, go
+    /// into the images of the process and come back with it, under the same names in another
+    /// directory: ask for it anew in each invocation. Settings `files_max` and `files_max_bytes`
+    /// limit what an image takes; a swap of more fails, and says so.
+    ///
+    /// # Errors
+    /// The system refuses to make it.
+    pub fn state_dir(&self) -> Result<PathBuf, CallError> {
+        self.guest.state_dir()
     }
 
     /// Changes a state object as a value: `change` gets what it is (`None`: absent) and gives what

@@ -19,6 +19,7 @@ pub mod client;
 pub mod codec;
 pub mod context;
 pub mod directory;
+pub mod files;
 pub mod function;
 pub mod host;
 pub mod invocation;

@@ -5,6 +5,7 @@
 //!   function -> Context -> C table of the ABI -> dyn Services -> the process's engine
 //! ```
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use praas_transport::clock;
 use praas_transport::sync::atomic::{AtomicU64, Ordering};
 use praas_transport::{Buf, BufPool, Identity};
 
+use crate::files::FilesError;
 use crate::invocation::{InvokeError, Payload, Status};
 use crate::mailbox::{MailMessage, Source};
 use crate::state::StateStore;
@@ -321,6 +323,12 @@ pub trait Services: Send + Sync {
         inputs: &[&[u8]],
         deadline: Option<Instant>,
     ) -> Result<Vec<Result<Payload, InvokeError>>, InvokeError>;
+
+    /// The directory whose files belong to the process: they go into its images.
+    ///
+    /// # Errors
+    /// The system refuses to make it.
+    fn state_dir(&self) -> Result<&Path, FilesError>;
 
     /// Reads a state object of a process (an empty name: this one) by one-sided operations: its
     /// bytes and its version.

@@ -78,6 +78,16 @@ fn shares(context: &Context) -> Result<u64, FunctionError> {
     Ok(context.state_update_value("count", add)?)
 }
 
+/// Writes a file, or (nothing to write) reads it.
+#[praas_runtime::function]
+fn files(context: &Context, text: String) -> Result<String, FunctionError> {
+    let path = context.state_dir()?.join("notes.txt");
+    if !text.is_empty() {
+        std::fs::write(&path, &text)?;
+    }
+    Ok(std::fs::read_to_string(path)?)
+}
+
 #[praas_runtime::function]
 fn objects(context: &Context) -> Result<Vec<String>, FunctionError> {
     context.state_put("b/1", b"one")?;
@@ -142,11 +152,19 @@ fn broadcasts(context: &Context) -> Result<Vec<String>, FunctionError> {
 praas_runtime::module!(
     static "tests",
     [
-        noop, echo, add, panics, waits, spins, nests, objects, shares, sums, broadcasts
+        noop, echo, add, panics, waits, spins, nests, objects, shares, files, sums, broadcasts
     ]
 );
 
 fn start(listen: Listen, settings: ProcessSettings) -> (Process, Client) {
+    start_from(listen, settings, None)
+}
+
+fn start_from(
+    listen: Listen,
+    settings: ProcessSettings,
+    restore: Option<praas_runtime::swap::ProcessImage>,
+) -> (Process, Client) {
     let secret = Secret::generate().unwrap();
     let ring = Keyring::new();
     ring.insert("app", 1, secret.clone());
@@ -171,7 +189,7 @@ fn start(listen: Listen, settings: ProcessSettings) -> (Process, Client) {
         transports: Kinds::all(),
         settings,
         registry,
-        restore: None,
+        restore,
     })
     .unwrap();
     let resolved = Resolved {
@@ -327,4 +345,25 @@ fn what_waits_or_spins_holds_up_nobody() {
         client.cancel(spinning);
         assert_eq!(client.wait(spinning).err(), Some(InvokeError::Cancelled));
     });
+}
+
+#[test]
+fn files_are_swapped_out_and_come_back() {
+    let storage = tempfile::tempdir().unwrap();
+    let storage = praas_runtime::swap::DirStorage::new(storage.path()).unwrap();
+    let listen = || Listen::Shm { name: None };
+    let (process, mut client) = start(listen(), ProcessSettings::default());
+    let written: String = client.invoke_value("p", "files", "kept").unwrap();
+    assert_eq!(written, "kept");
+    let config = praas_runtime::swap::SwapConfig::default();
+    process.swap_out(&storage, &config).unwrap();
+    drop(process);
+    let pool = praas_transport::BufPool::new(1 << 26);
+    let loaded = praas_runtime::swap::swap_in(&storage, &pool, "app", "p").unwrap();
+    let image = loaded.unwrap().image;
+    assert_eq!(image.files.len(), 1);
+    let (process, mut client) = start_from(listen(), ProcessSettings::default(), Some(image));
+    let read: String = client.invoke_value("p", "files", "").unwrap();
+    assert_eq!(read, "kept");
+    process.stop();
 }

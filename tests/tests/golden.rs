@@ -732,6 +732,7 @@ fn golden_abi() {
             view_release state_put state_view state_delete state_list state_compare_swap
             state_append message_put message_get invoke world log invoke_one_way invoke_batch
             peer_state state_alloc state_commit message_broadcast invocation_id state_put_view
+            state_dir
         }),
     ];
     for table in tables {

@@ -374,9 +374,17 @@ struct praas_host_table {
         praas_bytes payload, int64_t timeout_us, praas_raw_view *outcomes);
     /* The id of the invocation. */
     void (*invocation_id)(praas_call_handle *call, praas_invocation_id *id);
+    /* Writes a state object that shares a view's memory; the view stays the caller's. */
+    int32_t (*state_put_view)(
+        praas_call_handle *call, praas_bytes key, praas_raw_view view, uint64_t *version);
+    /*
+     * The path of the process's directory, whose files go into its images; good for the length of
+     * the call.
+     */
+    int32_t (*state_dir)(praas_call_handle *call, praas_bytes *path);
 };
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_host_table) == 216, "praas_host_table");
+PRAAS_ASSERT_LAYOUT(sizeof(praas_host_table) == 232, "praas_host_table");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, size) == 0, "praas_host_table.size");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, output_alloc) == 8, "praas_host_table.output_alloc");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, error_set) == 16, "praas_host_table.error_set");
@@ -404,6 +412,8 @@ PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_alloc) == 184, "praas_host_
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_commit) == 192, "praas_host_table.state_commit");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_broadcast) == 200, "praas_host_table.message_broadcast");
 PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invocation_id) == 208, "praas_host_table.invocation_id");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_put_view) == 216, "praas_host_table.state_put_view");
+PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_dir) == 224, "praas_host_table.state_dir");
 
 /* Initialises a praas_function_table; fields that are not named here are zero. */
 #define PRAAS_FUNCTION_TABLE(name, flags, entry) \

@@ -419,6 +419,7 @@ impl Processes {
         };
         if let Some(process) = self.processes.remove(&number) {
             self.numbers.remove(&process.key);
+            files_sweep(self.run_dir.root().into());
             all.push((process.key, Heard::Died(how)));
         }
     }
@@ -566,6 +567,22 @@ fn cpus_bound(pid: u32, topology: &Topology) -> Vec<u32> {
     match bound.len() < topology.cpus().len() {
         true => bound,
         false => Vec::new(),
+    }
+}
+
+/// Removes the directories of hosts that are gone; many files take long, so by a thread of its own.
+fn files_sweep(run_dir: PathBuf) {
+    let lives = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
+    let sweep = move || {
+        let removed = praas_runtime::files::files_dirs_sweep(&run_dir, lives);
+        if removed > 0 {
+            tracing::info!(removed, "removed directories that hosts have left");
+        }
+    };
+    let thread = std::thread::Builder::new().name("files-sweep".into());
+    if let Err(error) = thread.spawn(sweep) {
+        // The next host that ends has it removed.
+        tracing::warn!(%error, "cannot start a thread");
     }
 }
 

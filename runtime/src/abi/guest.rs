@@ -6,7 +6,9 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::ptr;
 
 use super::table::{
@@ -471,6 +473,17 @@ impl Guest<'_> {
         let code =
             unsafe { (self.host.state_put_view)(self.call, key, view.raw, &raw mut version) };
         self.check(code).map(|()| version)
+    }
+
+    pub(crate) fn state_dir(&self) -> Result<PathBuf, CallError> {
+        self.has(offset_of!(HostTable, state_dir))?;
+        let mut path = Bytes::NONE;
+        // SAFETY: as above; the table has the field.
+        let code = unsafe { (self.host.state_dir)(self.call, &raw mut path) };
+        self.check(code)?;
+        // SAFETY: the path stays for the length of the call.
+        let path = unsafe { path.as_slice() };
+        Ok(PathBuf::from(std::ffi::OsStr::from_bytes(path)))
     }
 
     /// Whether the host's table goes on behind the function at `offset`: hosts may be older.

@@ -130,6 +130,7 @@ pub(crate) fn host_table() -> &'static HostTable {
         message_broadcast: super::broadcast::message_broadcast,
         invocation_id,
         state_put_view,
+        state_dir,
     };
     &TABLE
 }
@@ -853,5 +854,18 @@ unsafe extern "C" fn peer_state(
             format!("process '{process}' has no state object '{key}'"),
         ),
         Err(error) => call.invoke_fail(error),
+    }
+}
+
+unsafe extern "C" fn state_dir(handle: *mut CallHandle, path: *mut Bytes) -> i32 {
+    // SAFETY: see above.
+    let call = unsafe { call(handle) };
+    match call.services.state_dir() {
+        Ok(dir) => {
+            // SAFETY: see above.
+            unsafe { write(path, Bytes::new(dir.as_os_str().as_encoded_bytes())) };
+            code::OK
+        }
+        Err(error) => call.fail(code::UNAVAILABLE, error),
     }
 }

@@ -371,6 +371,9 @@ pub struct HostTable {
     /// Writes a state object that shares a view's memory; the view stays the caller's.
     pub state_put_view:
         unsafe extern "C" fn(call: CallPtr, key: Bytes, view: RawView, version: *mut u64) -> i32,
+    /// The path of the process's directory, whose files go into its images; good for the length of
+    /// the call.
+    pub state_dir: unsafe extern "C" fn(call: CallPtr, path: *mut Bytes) -> i32,
 }
 
 #[cfg(test)]
@@ -417,6 +420,7 @@ mod tests {
         assert_eq!(offset_of!(HostTable, peer_state), 176);
         assert_eq!(offset_of!(HostTable, message_broadcast), 200);
         assert_eq!(offset_of!(HostTable, state_put_view), 216);
-        assert_eq!(size_of::<HostTable>(), 224);
+        assert_eq!(offset_of!(HostTable, state_dir), 224);
+        assert_eq!(size_of::<HostTable>(), 232);
     }
 }

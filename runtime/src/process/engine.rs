@@ -30,6 +30,7 @@ use super::settings::ProcessSettings;
 use super::stepped::Meanwhile;
 use super::timers::Timers;
 use crate::client::{CallId, CallOptions};
+use crate::files::{FilesDir, FilesError};
 use crate::function::Registry;
 use crate::invocation::{InvokeError, Payload, PutBody, Status};
 use crate::mailbox::{MailMessage, Mailbox, Put, PutId};
@@ -56,6 +57,9 @@ pub(super) struct Shared {
     pub times: TimesReader,
     pub mailbox: Mutex<Mailbox>,
     pub outbox: SegQueue<Post>,
+    /// The process's directory, once somebody has wanted it.
+    pub files: OnceLock<FilesDir>,
+    pub files_making: Mutex<()>,
     /// The incarnation whose final image this process began with: what it does not know of never
     /// ran there. Of what a process did after a checkpoint nothing is known.
     pub restored_from: Option<Incarnation>,
@@ -162,6 +166,21 @@ pub(super) struct Engine {
 }
 
 impl Shared {
+    /// The process's directory, which is made when it is first wanted: in the run directory if there
+    /// is one.
+    pub fn files_dir(&self) -> Result<&FilesDir, FilesError> {
+        let _one_at_a_time = self
+            .files_making
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = self.files.get() {
+            return Ok(files);
+        }
+        let base = std::env::var_os("PRAAS_RUN_DIR").map_or_else(std::env::temp_dir, Into::into);
+        let made = FilesDir::create(&base)?;
+        Ok(self.files.get_or_init(|| made))
+    }
+
     /// What a function's name stands for.
     pub fn callee(&self, name: &str) -> Callee {
         if let Some(builtin) = Builtin::from_name(name) {

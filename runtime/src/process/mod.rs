@@ -367,6 +367,7 @@ fn shared_make(
     });
     mailbox.count_in(Arc::clone(&page));
     let mut sessions = Vec::new();
+    let mut files = Vec::new();
     let mut restored_from = None;
     if let Some(image) = restore {
         if (&*image.application, &*image.process) != (&*identity.application, &*identity.name) {
@@ -379,6 +380,7 @@ fn shared_make(
         let restored = mailbox.restore(image.mailbox);
         restored.map_err(|error| StartError::Restore(error.to_string()))?;
         sessions = image.sessions;
+        files = image.files;
     }
     state.versions_above(identity.incarnation.0 << 32);
     let workers = settings.workers_here();
@@ -403,6 +405,8 @@ fn shared_make(
         pool,
         mailbox: Mutex::new(mailbox),
         outbox: SegQueue::new(),
+        files: OnceLock::new(),
+        files_making: Mutex::new(()),
         restored_from,
         ended: AtomicBool::new(false),
         leader_asleep: AtomicBool::new(false),
@@ -417,5 +421,9 @@ fn shared_make(
         engine: OnceLock::new(),
         stepped: None,
     };
+    if !files.is_empty() {
+        let restored = shared.files_dir().and_then(|dir| dir.restore(&files));
+        restored.map_err(|error| StartError::Restore(error.to_string()))?;
+    }
     Ok((shared, sessions))
 }

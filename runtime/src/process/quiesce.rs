@@ -17,6 +17,7 @@ use super::Process;
 use super::engine::Core;
 use super::serve::Serve;
 use crate::codec::CodecError;
+use crate::files::{FilesError, FilesLimits};
 use crate::invocation::{Payload, Status};
 use crate::swap::{
     Base, Committed, ImageKind, ProcessImage, Storage, SwapConfig, SwapError, swap_out_on,
@@ -47,6 +48,9 @@ pub enum QuiesceError {
     /// Its mailbox cannot be written.
     #[error("cannot encode the mailbox: {0}")]
     Encode(#[from] CodecError),
+    /// The files of its directory cannot be read, or are too many or too large.
+    #[error(transparent)]
+    Files(#[from] FilesError),
     /// Storage failed.
     #[error(transparent)]
     Swap(#[from] SwapError),
@@ -255,7 +259,17 @@ impl Process {
             }
             Some(core.serve.image(kind))
         });
-        Ok(image.flatten().ok_or(QuiesceError::Ended)??)
+        let mut image = image.flatten().ok_or(QuiesceError::Ended)??;
+        // By this thread: the endpoint's owner does not wait for disks.
+        let shared = &self.engine.shared;
+        if let Some(files) = shared.files.get() {
+            let limits = FilesLimits {
+                count_max: shared.settings.files_max,
+                bytes_max: shared.settings.files_max_bytes,
+            };
+            image.files = files.image(&shared.pool, limits)?;
+        }
+        Ok(image)
     }
 
     /// Closes everything in good order and lets the threads go.

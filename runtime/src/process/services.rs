@@ -3,6 +3,7 @@
 //! A function that waits is counted as blocked and a spare stands in for it. Its thread leads if
 //! nobody else does, so that an answer that comes soon is taken by the thread that waits for it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use super::engine::{Core, Engine, Outgoing, Post};
 use super::serve::Callee;
 use super::worker::worker_start;
 use crate::client::CallOptions;
+use crate::files::FilesError;
 use crate::invocation::{InvokeError, KEY_MAX_BYTES, Payload, PutBody, Status};
 use crate::mailbox::{MailMessage, Put, Source};
 use crate::services::{Job, Services};
@@ -395,6 +397,10 @@ impl Services for Engine {
         };
         let (output, _) = self.call(job, call, deadline)?;
         Ok(output)
+    }
+
+    fn state_dir(&self) -> Result<&Path, FilesError> {
+        Ok(self.shared.files_dir()?.path())
     }
 
     fn peer_state(

@@ -47,6 +47,10 @@ pub struct ProcessSettings {
     /// State objects that can be read so at a time; the one that was asked for the longest ago
     /// makes way. Those beyond are sent as messages.
     pub state_shown_max: usize,
+    /// Files of the process's directory that go into an image.
+    pub files_max: usize,
+    /// Bytes of those files together.
+    pub files_max_bytes: u64,
     /// Messages in the mailbox.
     pub mailbox_messages_max: usize,
     /// Bytes of messages in the mailbox, keys included.
@@ -84,6 +88,8 @@ impl Default for ProcessSettings {
             state_max_bytes: 8 << 30,
             state_read: StateRead::Processes,
             state_shown_max: 1024,
+            files_max: 4096,
+            files_max_bytes: 1 << 30,
             mailbox_messages_max: 65_536,
             mailbox_max_bytes: 1 << 30,
             sessions_max: 4096,

@@ -1,0 +1,348 @@
+//! Files of a process: a directory of its own, whose files go into its images and come back.
+//!
+//! ```text
+//!   <run directory>/files-<pid>-<random>/     mode 0700, made when somebody wants it
+//!       model.bin, cache/index, ...           regular files, by relative names
+//! ```
+//!
+//! Only regular files count, and directories on the way to them; links and whatever else there may
+//! be stay out of images, and are not followed. Files are read when the image is made: of one that
+//! a function writes at that time (which only a checkpoint allows) it may have some of each.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use praas_transport::{Buf, BufPool, PoolExhausted, clock};
+
+/// Bytes of the longest name of a file.
+pub const FILE_NAME_MAX_BYTES: usize = 4096;
+/// What the directories' names begin with; the OS process's number and a random one follow.
+pub const FILES_DIR_PREFIX: &str = "files-";
+/// Directories in one another at most.
+const DEPTH_MAX: usize = 64;
+
+/// Limits on the files of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FilesLimits {
+    /// Files.
+    pub count_max: usize,
+    /// Bytes of them together.
+    pub bytes_max: u64,
+}
+
+/// Why files cannot go into an image, or come out of one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FilesError {
+    /// More files than may be.
+    #[error("there are more than {0} files in the process's directory (files_max)")]
+    TooMany(usize),
+    /// More bytes than may be.
+    #[error("the files of the process have more than {0} bytes (files_max_bytes)")]
+    TooLarge(u64),
+    /// A name that leads elsewhere, or nowhere.
+    #[error("{0:?} is no name of a file in the process's directory")]
+    BadName(String),
+    /// The system refuses.
+    #[error("cannot {operation} {}", .path.display())]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No memory for a file.
+    #[error("no memory for the file {name:?}")]
+    Pool {
+        /// The file.
+        name: String,
+        /// The pool's limit.
+        source: PoolExhausted,
+    },
+}
+
+fn io_error<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> FilesError + 'a {
+    move |source| FilesError::Io {
+        operation,
+        path: path.into(),
+        source,
+    }
+}
+
+/// The directory of a process; it ends with this.
+#[derive(Debug)]
+pub struct FilesDir {
+    path: PathBuf,
+}
+
+impl FilesDir {
+    /// A new directory in `base`, which nobody else may look into.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn create(base: &Path) -> Result<Self, FilesError> {
+        let mut random = [0; 8];
+        let drawn = clock::random_fill(&mut random);
+        drawn.map_err(|error| io_error("name", base)(io::Error::other(error.to_string())))?;
+        let name = format!(
+            "{FILES_DIR_PREFIX}{}-{:016x}",
+            std::process::id(),
+            u64::from_le_bytes(random)
+        );
+        let path = base.join(name);
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(io_error("make", &path))?;
+        Ok(Self { path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All regular files in it, by name.
+    ///
+    /// # Errors
+    /// Limits; no memory; the system refuses.
+    pub fn image(
+        &self,
+        pool: &BufPool,
+        limits: FilesLimits,
+    ) -> Result<Vec<(String, Buf)>, FilesError> {
+        let mut names = Vec::new();
+        names_gather(&self.path, String::new(), 0, limits.count_max, &mut names)?;
+        names.sort_unstable();
+        let mut bytes = 0_u64;
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            let path = self.path.join(&name);
+            // What was a file a moment ago may have gone, or be a link now.
+            let Some(mut file) = file_open(&path)? else {
+                continue;
+            };
+            let len = file.metadata().map_err(io_error("look at", &path))?.len();
+            bytes = bytes.saturating_add(len);
+            if bytes > limits.bytes_max {
+                return Err(FilesError::TooLarge(limits.bytes_max));
+            }
+            let len = usize::try_from(len).map_err(|_| FilesError::TooLarge(limits.bytes_max))?;
+            let mut buf = pool.alloc(len).map_err(|source| FilesError::Pool {
+                name: name.clone(),
+                source,
+            })?;
+            let mut got = 0;
+            while got < len {
+                match file.read(&mut buf[got..]) {
+                    // It was cut off meanwhile.
+                    Ok(0) => break,
+                    Ok(more) => got += more,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(io_error("read", &path)(error)),
+                }
+            }
+            buf.truncate(got);
+            files.push((name, buf.freeze()));
+        }
+        Ok(files)
+    }
+
+    /// Makes the files of an image, in a directory that is new.
+    ///
+    /// # Errors
+    /// A name that leads out of the directory; the system refuses.
+    pub fn restore(&self, files: &[(String, Buf)]) -> Result<(), FilesError> {
+        for (name, bytes) in files {
+            let relative = name_check(name)?;
+            let path = self.path.join(relative);
+            if let Some(parent) = path.parent() {
+                let mut builder = DirBuilder::new();
+                let made = builder.recursive(true).mode(0o700).create(parent);
+                made.map_err(io_error("make", parent))?;
+            }
+            let file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path);
+            let written = file.and_then(|mut file| file.write_all(bytes));
+            written.map_err(io_error("write", &path))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for FilesDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove a directory");
+        }
+    }
+}
+
+/// A regular file, not followed if it is a link; none if it is no such thing any more.
+fn file_open(path: &Path) -> Result<Option<File>, FilesError> {
+    // A pipe would let us wait for its other end.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => {
+            let meta = file.metadata().map_err(io_error("look at", path))?;
+            Ok(meta.is_file().then_some(file))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Ok(None),
+        Err(error) => Err(io_error("open", path)(error)),
+    }
+}
+
+/// The names of all regular files below a directory.
+fn names_gather(
+    dir: &Path,
+    prefix: String,
+    depth: usize,
+    count_max: usize,
+    names: &mut Vec<String>,
+) -> Result<(), FilesError> {
+    for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
+        let entry = entry.map_err(io_error("list", dir))?;
+        let kind = entry.file_type().map_err(io_error("look at", dir))?;
+        let Ok(name) = entry.file_name().into_string() else {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            return Err(FilesError::BadName(name));
+        };
+        let name = format!("{prefix}{name}");
+        if name.len() > FILE_NAME_MAX_BYTES {
+            return Err(FilesError::BadName(name));
+        }
+        if kind.is_dir() && depth < DEPTH_MAX {
+            let below = dir.join(entry.file_name());
+            names_gather(&below, format!("{name}/"), depth + 1, count_max, names)?;
+        } else if kind.is_file() {
+            if names.len() >= count_max {
+                return Err(FilesError::TooMany(count_max));
+            }
+            names.push(name);
+        } else {
+            tracing::warn!(name, "neither a file nor a directory: not in the image");
+        }
+    }
+    Ok(())
+}
+
+/// A name as a path below the directory.
+fn name_check(name: &str) -> Result<&Path, FilesError> {
+    let path = Path::new(name);
+    let plain = path
+        .components()
+        .all(|component| matches!(component, Component::Normal(_)));
+    // What a path leaves out, as in `a//b` and `a/.`, would be another name when it comes back.
+    let same = path.components().collect::<PathBuf>().as_os_str() == path.as_os_str();
+    let good = plain && same && !name.contains('\0');
+    match good && (1..=FILE_NAME_MAX_BYTES).contains(&name.len()) {
+        true => Ok(path),
+        false => Err(FilesError::BadName(name.into())),
+    }
+}
+
+/// Removes what OS processes that are gone have left in a run directory: those that `lives` does
+/// not know. How many.
+pub fn files_dirs_sweep(base: &Path, lives: impl Fn(u32) -> bool) -> usize {
+    let Ok(entries) = fs::read_dir(base) else {
+        return 0;
+    };
+    let mut removed = 0;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| {
+            let (pid, _) = name.strip_prefix(FILES_DIR_PREFIX)?.split_once('-')?;
+            pid.parse().ok()
+        });
+        let dead = pid.is_some_and(|pid| !lives(pid));
+        if dead && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            removed += usize::from(fs::remove_dir_all(entry.path()).is_ok());
+        }
+    }
+    removed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    const LIMITS: FilesLimits = FilesLimits {
+        count_max: 3,
+        bytes_max: 10,
+    };
+
+    #[test]
+    fn files_go_and_come_back() {
+        let base = tempfile::tempdir().unwrap();
+        let pool = BufPool::new(1 << 20);
+        let dir = FilesDir::create(base.path()).unwrap();
+        let mode = fs::metadata(dir.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        fs::write(dir.path().join("a/b/c"), b"12345").unwrap();
+        fs::write(dir.path().join("empty"), b"").unwrap();
+        symlink("/etc/passwd", dir.path().join("link")).unwrap();
+        symlink("/etc", dir.path().join("folder")).unwrap();
+        let image = dir.image(&pool, LIMITS).unwrap();
+        let names: Vec<_> = image.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["a/b/c", "empty"]);
+
+        let other = FilesDir::create(base.path()).unwrap();
+        other.restore(&image).unwrap();
+        assert_eq!(other.image(&pool, LIMITS).unwrap(), image);
+        fs::write(other.path().join("d"), b"67890").unwrap();
+        assert_eq!(other.image(&pool, LIMITS).unwrap().len(), 3);
+        fs::write(other.path().join("d"), b"678901").unwrap();
+        let error = other.image(&pool, LIMITS).unwrap_err();
+        assert!(matches!(error, FilesError::TooLarge(10)));
+        fs::write(other.path().join("d"), b"").unwrap();
+        fs::write(other.path().join("e"), b"").unwrap();
+        let error = other.image(&pool, LIMITS).unwrap_err();
+        assert!(matches!(error, FilesError::TooMany(3)));
+
+        let own = std::process::id();
+        assert_eq!(files_dirs_sweep(base.path(), |pid| pid == own), 0);
+        let gone = other.path().to_owned();
+        drop(other);
+        assert!(!gone.exists());
+        assert_eq!(files_dirs_sweep(base.path(), |_| false), 1);
+        assert!(!dir.path().exists());
+    }
+
+    #[test]
+    fn no_name_leads_elsewhere() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = FilesDir::create(base.path()).unwrap();
+        let bad = [
+            "",
+            "/etc/x",
+            "..",
+            "../x",
+            "a/../../x",
+            "a/./b",
+            "./a",
+            "a//b",
+            "a/",
+            "a\0b",
+        ];
+        for name in bad {
+            let error = dir.restore(&[(name.into(), Buf::default())]).unwrap_err();
+            assert!(matches!(error, FilesError::BadName(_)), "{name:?}: {error}");
+        }
+        dir.restore(&[("a".into(), Buf::default())]).unwrap();
+        let through = dir.restore(&[("a/b".into(), Buf::default())]);
+        assert!(through.is_err(), "a file is no directory");
+    }
+}
