@@ -16,7 +16,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::ptr;
 use std::time::Duration;
@@ -30,12 +30,33 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 pub struct Spawn<'a> {
     /// Its path, then its arguments.
     pub command: &'a [OsString],
-    /// Variables to set besides this process's own.
+    /// Which of this process's own variables go on: all, or those of these names. A name that ends
+    /// in a star stands for all that begin like it.
+    pub inherit: Option<&'a [String]>,
+    /// Variables to set besides.
     pub environment: &'a [(OsString, OsString)],
     /// Its standard input.
     pub stdin: BorrowedFd<'a>,
     /// Its standard output and error.
     pub output: BorrowedFd<'a>,
+    /// What it gets as descriptor [`EXTRA_FD`].
+    pub extra: Option<BorrowedFd<'a>>,
+}
+
+/// The number of the descriptor that a program may get besides the usual three.
+pub const EXTRA_FD: RawFd = 3;
+
+/// Takes the descriptor that whoever started this program has left at [`EXTRA_FD`], if there is
+/// one. To be called first of all, while nothing else can have that number; it keeps the number,
+/// and what this program starts does not get it.
+pub fn extra_take() -> Option<OwnedFd> {
+    use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+    // SAFETY: it is borrowed for these calls only. If there is none the first of them says so.
+    let fd = unsafe { BorrowedFd::borrow_raw(EXTRA_FD) };
+    let flags = fcntl_getfd(fd).ok()?;
+    fcntl_setfd(fd, flags | FdFlags::CLOEXEC).ok()?;
+    // SAFETY: it is open, and as this is called first nobody else has taken it for theirs.
+    Some(unsafe { OwnedFd::from_raw_fd(EXTRA_FD) })
 }
 
 /// A process that is watched.
@@ -103,6 +124,9 @@ impl Spawn<'_> {
         actions.dup(self.stdin, 0)?;
         actions.dup(self.output, 1)?;
         actions.dup(self.output, 2)?;
+        if let Some(extra) = self.extra {
+            actions.dup(extra, EXTRA_FD)?;
+        }
         inherited_keep()?;
         let attributes = Attributes::new()?;
         let mut pid = 0;
@@ -125,6 +149,7 @@ impl Spawn<'_> {
 
     fn environment_all(&self) -> Vec<OsString> {
         let inherited = std::env::vars_os()
+            .filter(|(name, _)| self.inherit.is_none_or(|names| is_named(name, names)))
             .filter(|(name, _)| self.environment.iter().all(|(other, _)| other != name));
         inherited
             .chain(self.environment.iter().cloned())
@@ -135,6 +160,15 @@ impl Spawn<'_> {
             })
             .collect()
     }
+}
+
+/// Whether a variable is one of these.
+fn is_named(variable: &OsStr, names: &[String]) -> bool {
+    let variable = variable.as_bytes();
+    names.iter().any(|name| match name.strip_suffix('*') {
+        Some(begins) => variable.starts_with(begins.as_bytes()),
+        None => variable == name.as_bytes(),
+    })
 }
 
 /// Lets no descriptor go on to whom we start that our own parent has left open for us. What is
@@ -181,6 +215,28 @@ impl Watched {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Nanoseconds of processor time that it has had; nothing of one that is gone.
+    pub fn cpu_ns(&self) -> Option<u64> {
+        let pid = libc::pid_t::try_from(self.pid).ok()?;
+        let mut clock = 0;
+        // SAFETY: the clock's place is ours.
+        check(unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) }).ok()?;
+        // SAFETY: a zeroed timespec is valid.
+        let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+        // SAFETY: the time's place is ours. A clock of what has ended is an error.
+        if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+            return None;
+        }
+        Some(time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned())
+    }
+
+    /// Bytes of memory that it has; nothing of one that is gone.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok()?;
+        let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+        Some(pages * rustix::param::page_size() as u64)
     }
 
     /// Sends a signal; nothing happens if the process has ended.
@@ -490,9 +546,11 @@ mod tests {
         let command = ["/bin/sh", "-c", script].map(OsString::from);
         let watched = Spawn {
             command: &command,
+            inherit: None,
             environment: &[("PRAAS_TEST_WORD".into(), "word".into())],
             stdin: null.as_fd(),
             output: output.as_fd(),
+            extra: None,
         };
         (watched.start().unwrap(), output)
     }
@@ -517,6 +575,52 @@ mod tests {
         let session = stat.split(' ').nth(5).unwrap();
         assert_eq!(session, watched.pid().to_string());
         assert_eq!(start_time(watched.pid()), None);
+    }
+
+    #[test]
+    fn only_what_is_named_is_inherited_and_the_extra_descriptor_is_there() {
+        let mut output = tempfile::tempfile().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let extra = tempfile::tempfile().unwrap();
+        let command = ["/bin/sh", "-c", "env; echo to the extra >&3"].map(OsString::from);
+        let names = ["HOME".to_owned(), "CARGO_PKG_*".to_owned()];
+        let spawn = Spawn {
+            command: &command,
+            inherit: Some(&names),
+            environment: &[("HOME".into(), "/here".into())],
+            stdin: null.as_fd(),
+            output: output.as_fd(),
+            extra: Some(extra.as_fd()),
+        };
+        let watched = spawn.start().unwrap();
+        assert_eq!(end_wait(&watched), Exit::Status(0));
+        let read = |file: &mut File| {
+            let mut text = String::new();
+            file.rewind().unwrap();
+            file.read_to_string(&mut text).unwrap();
+            text
+        };
+        assert_eq!(read(&mut { extra }), "to the extra\n");
+        let text = read(&mut output);
+        // The shell sets some of its own.
+        let own = ["PWD", "OLDPWD", "SHLVL", "_"];
+        for line in text.lines() {
+            let name = line.split('=').next().unwrap();
+            let named = name == "HOME" || name.starts_with("CARGO_PKG_") || own.contains(&name);
+            assert!(named, "{line}");
+        }
+        assert!(text.contains("HOME=/here\n"), "{text}");
+        assert!(text.contains("CARGO_PKG_NAME="), "{text}");
+    }
+
+    #[test]
+    fn what_a_process_has_used_is_told_until_it_is_gone() {
+        let own = Watched::open(std::process::id()).unwrap();
+        assert!(own.cpu_ns().unwrap() > 0);
+        assert!(own.resident_bytes().unwrap() > 4096);
+        let (watched, _output) = start("exit 0");
+        end_wait(&watched);
+        assert_eq!((watched.cpu_ns(), watched.resident_bytes()), (None, None));
     }
 
     #[test]
@@ -556,9 +660,11 @@ mod tests {
         let start = |command: &[OsString]| {
             let spawn = Spawn {
                 command,
+                inherit: None,
                 environment: &[],
                 stdin: null.as_fd(),
                 output: null.as_fd(),
+                extra: None,
             };
             spawn.start().unwrap_err().kind()
         };

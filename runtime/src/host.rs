@@ -7,6 +7,8 @@
 //!     | <---------------- Ready{addresses} | Failed|
 //!     | -- World, Keys, SwapOut, Stop -----------> |
 //!     | <---------------- Swapped | SwapFailed     |
+//!     | -- Checkpoint ---------------------------> |
+//!     | <------ Checkpointed | CheckpointFailed    |
 //!     x  agent dies                                |
 //!     | <-- Hello{who, state} on agent.sock ------ |  redials, for agent_grace_s
 //!     | -- Adopted{directory} -------------------> |
@@ -102,8 +104,10 @@ pub enum ToHost {
     SwapOut,
     /// Finish what runs, end.
     Stop,
-    /// Say what you count.
+    /// Say what you count. Agents do not ask: they read the page that the host counts in.
     Stats,
+    /// Write an image of what the process is now, while it serves on.
+    Checkpoint,
 }
 
 /// Who a host is, when it redials.
@@ -158,6 +162,22 @@ pub enum FromHost {
     },
     /// What the process counts.
     Stats(ProcessStats),
+    /// A checkpoint is whole.
+    Checkpointed {
+        /// Its generation; that of the image before, if nothing had changed since.
+        generation: u64,
+        /// Bytes written; zero if nothing had changed.
+        bytes: u64,
+        /// Milliseconds that it took.
+        took_ms: u64,
+        /// When it was begun, in milliseconds since the Unix epoch.
+        written_unix_ms: u64,
+    },
+    /// No checkpoint was written; the process serves on.
+    CheckpointFailed {
+        /// Why.
+        error: String,
+    },
 }
 
 /// Writes a message.

@@ -37,10 +37,40 @@ fn fail(input: &[u8]) -> Result<(), FunctionError> {
     Err(FunctionError::new(String::from_utf8_lossy(input)))
 }
 
+/// Ends the operating-system process as a wild pointer does.
+#[praas_runtime::function]
+fn crash() {
+    let own = rustix::process::getpid();
+    // The first is taken by Rust's look for a full stack, which lets the next one through; another
+    // thread may get it, and a little later.
+    while rustix::process::kill_process(own, rustix::process::Signal::SEGV).is_ok() {
+        std::thread::park_timeout(std::time::Duration::from_millis(1));
+    }
+}
+
+/// Makes a state object of so many bytes that no compression makes smaller.
+#[praas_runtime::function]
+fn fill(context: &Context, bytes: u64) -> Result<(), FunctionError> {
+    let mut word = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut object = Vec::with_capacity(bytes as usize);
+    while (object.len() as u64) < bytes {
+        // Xorshift, by Marsaglia.
+        word ^= word << 13;
+        word ^= word >> 7;
+        word ^= word << 17;
+        object.extend_from_slice(&word.to_le_bytes());
+    }
+    context.state_put("fill", &object)?;
+    Ok(())
+}
+
 /// Panics.
 #[praas_runtime::function]
 fn panics() {
     panic!("the lab panics, as it was asked to");
 }
 
-praas_runtime::module!("lab", [echo, count, hold, process_id, fail, panics]);
+praas_runtime::module!(
+    "lab",
+    [echo, count, hold, process_id, fail, crash, fill, panics]
+);

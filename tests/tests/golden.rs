@@ -531,6 +531,7 @@ fn golden_host() {
         ("to-swap-out", json!("SwapOut")),
         ("to-stop", json!("Stop")),
         ("to-stats", json!("Stats")),
+        ("to-checkpoint", json!("Checkpoint")),
     ] {
         golden.hold(file, &framed(&value::<ToHost>(json)));
     }
@@ -552,6 +553,15 @@ fn golden_host() {
         ),
         ("from-swap-failed", json!({"SwapFailed": {"error": "no"}})),
         ("from-stats", json!({"Stats": stats})),
+        (
+            "from-checkpointed",
+            json!({"Checkpointed": {"generation": 6, "bytes": 1000, "took_ms": 20,
+                "written_unix_ms": 30}}),
+        ),
+        (
+            "from-checkpoint-failed",
+            json!({"CheckpointFailed": {"error": "no"}}),
+        ),
     ] {
         golden.hold(file, &framed(&value::<FromHost>(json)));
     }

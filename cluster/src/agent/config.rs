@@ -9,6 +9,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::run_dir::RunDir;
 
+/// What hosts get of the agent's environment unless it is said otherwise: where programs and
+/// libraries are, who the user is, how to write, what to log, and how to get at storage.
+const HOST_ENVIRONMENT: [&str; 16] = [
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "TZ",
+    "LANG",
+    "LC_*",
+    "RUST_BACKTRACE",
+    "PRAAS_LOG",
+    "PRAAS_HOST_ID",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "PRAAS_REDIS_PASSWORD",
+];
+
 /// Settings of a node agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -47,8 +68,14 @@ pub struct AgentConfig {
     pub transports_exclude: Kinds,
     /// The program that is a host, with its first arguments; empty: `praas host` of this program.
     pub host_command: Vec<String>,
+    /// Variables of the agent's environment that hosts get: names, or beginnings with a star. The
+    /// setting `env` of an application goes above them, and `PRAAS_RUN_DIR` is always there.
+    pub host_environment: Vec<String>,
     /// Hosts that there may be.
     pub hosts_max: usize,
+    /// Milliseconds between two looks at what hosts count, which the control plane is told; zero:
+    /// never.
+    pub stats_interval_ms: u64,
     /// Where swap images are kept, a URL: `file:/path`, or just the path of a folder. Left out, it
     /// is the folder `swap` in the run directory.
     pub storage: Option<StorageUrl>,
@@ -116,7 +143,9 @@ impl Default for AgentConfig {
             transports: Kinds::all(),
             transports_exclude: Kinds::NONE,
             host_command: Vec::new(),
+            host_environment: HOST_ENVIRONMENT.map(str::to_owned).to_vec(),
             hosts_max: 10_000,
+            stats_interval_ms: 1_000,
             storage: None,
             swap: SwapConfig::default(),
             agent_grace_s: 10,

@@ -24,6 +24,9 @@ use crate::run_dir::RunDir;
 /// How long a credential is good: it is shown at once, but clocks of nodes differ.
 const CREDENTIAL_VALID_MS: u64 = 24 * 3_600_000;
 
+/// Bytes that wait for the control plane above which it is not told what hosts count.
+const STATS_QUEUED_MAX_BYTES: usize = 1 << 20;
+
 /// What cannot be done about the control plane now, and is tried again.
 #[derive(Debug, thiserror::Error)]
 enum DialError {
@@ -98,6 +101,11 @@ impl ControlLink {
     /// Whether the control plane has the inventory, and answers questions.
     pub(super) fn heard(&self) -> bool {
         self.heard
+    }
+
+    /// Whether there is room for what is not urgent.
+    pub(super) fn takes_stats(&self) -> bool {
+        self.heard && self.outbox.queued_bytes() < STATS_QUEUED_MAX_BYTES
     }
 
     /// Whether nothing waits to be sent.

@@ -32,6 +32,7 @@ use super::hosts::{Action, HostKey, Hosts, Limits};
 use super::processes::{Heard, Processes};
 use super::questions::{Asked, Asker, Questions, Subject};
 use super::record::{images_delete, record_remove};
+use super::stats::StatsTeller;
 use crate::run_dir::RunDir;
 use crate::spawn::Poller;
 
@@ -82,6 +83,7 @@ pub(super) struct Driver {
     pub(super) hosts: Hosts,
     pub(super) processes: Processes,
     questions: Questions<ChannelId>,
+    stats: StatsTeller,
     control: ControlLink,
     clients: HashMap<ChannelId, Client>,
     keyring: Arc<Keyring>,
@@ -124,6 +126,7 @@ impl Driver {
                 config.questions_max,
                 Duration::from_millis(config.question_timeout_ms),
             ),
+            stats: StatsTeller::new(config.stats_interval_ms),
             control: ControlLink::new(run_dir, config, now),
             clients: HashMap::new(),
             keyring,
@@ -212,6 +215,7 @@ impl Driver {
             self.control.retry_next(),
             self.control.lease.deadline_next(),
             self.processes.deadline_next(),
+            self.stats.deadline_next(!self.hosts.is_empty()),
             endpoint.timer_next(),
             stage,
         ];
@@ -227,6 +231,7 @@ impl Driver {
             self.control_lost(&why);
         }
         self.control.dial_if_due(ops, now);
+        self.stats_step(ops, now);
         for (subject, askers) in self.questions.expired(now) {
             let why = match self.control.heard() {
                 true => "the control plane does not answer",
@@ -250,6 +255,22 @@ impl Driver {
             if std::mem::replace(&mut self.stage, stage) == stage {
                 return;
             }
+        }
+    }
+
+    /// Looks at what hosts count, and tells what has changed.
+    fn stats_step(&mut self, ops: &mut Ops, now: Instant) {
+        if self.hosts.is_empty() || !self.stats.is_due(now) || !self.control.takes_stats() {
+            return;
+        }
+        let counts = self.processes.counts();
+        let all = counts.filter_map(|(key, counts)| {
+            let host = self.hosts.stats(key, counts)?;
+            Some((key.clone(), host))
+        });
+        let all = all.collect();
+        for message in self.stats.tell_all(all) {
+            self.control.say(ops, &message);
         }
     }
 
@@ -346,6 +367,13 @@ impl Driver {
                         .say(ops, &FromAgent::Answer { request, result });
                 }
             }
+            Action::StatsTell(key) => {
+                let counts = self.processes.counts_of(&key);
+                if let Some(host) = counts.and_then(|counts| self.hosts.stats(&key, counts)) {
+                    let message = self.stats.tell_one(&key, host);
+                    self.control.say(ops, &message);
+                }
+            }
             Action::Serves(key) => {
                 if let Some((incarnation, addresses)) = self.hosts.serving(&key) {
                     let answer = resolved(incarnation, addresses);
@@ -422,6 +450,7 @@ impl Driver {
     fn control_lost(&mut self, reason: &str) {
         self.control.lost(Instant::now(), reason);
         self.hosts.control_lost();
+        self.stats.forget();
     }
 
     /// A question for the directory.

@@ -8,6 +8,7 @@
 //!     questions.rs          |                    |
 //!                    hosts/ (decides)     processes.rs (spawns, watches, socket.rs)
 //!                    record.rs: hosts/<application>/<process>.json
+//!                    stats.rs: what hosts count, from pages that they share
 //! ```
 //!
 //! What is decided is decided without input or output: [`hosts`](self) takes what happened and says
@@ -33,6 +34,7 @@ mod record;
 mod settings;
 mod simulated;
 mod socket;
+mod stats;
 
 use std::io;
 use std::os::fd::OwnedFd;

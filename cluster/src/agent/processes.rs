@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use praas_control::agent::StartCommand;
 use praas_runtime::host::{FromHost, HostHello, HostStart, ToHost, host_frame};
-use praas_transport::Address;
+use praas_transport::{Address, StatsPage};
 
 use super::config::AgentConfig;
 use super::driver::TOKEN_LISTENER;
@@ -23,9 +23,10 @@ use super::hosts::{HostKey, Hosts};
 use super::record::{FoundHost, HostRecord, host_arguments, hosts_find, image_find, records_read};
 use super::settings::HostSettings;
 use super::socket::{self, HostSocket};
+use super::stats::HostCounts;
 use crate::errors::error_text;
-use crate::run_dir::RunDir;
-use crate::spawn::{Poller, Spawn, Watched, log_open, start_time};
+use crate::run_dir::{RUN_DIR_ENV, RunDir};
+use crate::spawn::{EXTRA_FD, Poller, Spawn, Watched, log_open, start_time};
 use crate::storage::storage_open;
 use crate::topology::Topology;
 
@@ -66,6 +67,8 @@ struct Process {
     log_start: u64,
     /// The processors that it is bound to; empty if it is not.
     cpus: Vec<u32>,
+    /// Where it counts.
+    page: Option<StatsPage>,
 }
 
 #[derive(Debug)]
@@ -142,34 +145,61 @@ impl Processes {
         let arguments = host_arguments(&self.run_dir, key, start.incarnation);
         command.extend(arguments.into_iter().map(OsString::from));
         let cpus = self.cpus_choose(settings.cpus.unwrap_or(self.config.host_cpus));
+        let environment = self.environment(&settings);
         let start = self.host_start(start, settings, cpus.clone());
         let start = ToHost::Start(Box::new(start));
-        let begun = || -> io::Result<(Watched, HostSocket)> {
+        let begun = || -> io::Result<(Watched, HostSocket, StatsPage)> {
+            let page = StatsPage::create()?;
             let (ours, theirs) = UnixStream::pair()?;
             let mut socket = HostSocket::new(ours)?;
             let spawn = Spawn {
                 command: &command,
-                environment: &[],
+                inherit: Some(&self.config.host_environment),
+                environment: &environment,
                 stdin: theirs.as_fd(),
                 output: log.as_fd(),
+                extra: Some(page.as_fd()),
             };
             let frame = host_frame(&start)?;
             let watched = spawn.start()?;
             socket.send(frame.into(), false);
-            Ok((watched, socket))
+            Ok((watched, socket, StatsPage::read(page.as_fd())?))
         };
         let program = command[0].display();
-        let (watched, socket) =
+        let (watched, socket, page) =
             begun().map_err(|error| format!("cannot start its host {program}: {error}"))?;
         let pid = watched.pid();
         let started = start_time(pid).unwrap_or(0);
         let number = self
-            .insert(key.clone(), watched, log_path, log_start, cpus)
+            .insert(key.clone(), watched, log_path, log_start, cpus, Some(page))
             .map_err(|error| format!("cannot watch its host: {error}"))?;
         if let Err(error) = self.socket_set(number, socket) {
             tracing::error!(%key, %error, "cannot wait for what a host says");
         }
         Ok((pid, started, log_start))
+    }
+
+    /// The variables of a host, besides those that it inherits.
+    fn environment(&self, settings: &HostSettings) -> Vec<(OsString, OsString)> {
+        let own = settings.env.iter();
+        let own = own.map(|(name, value)| (name.into(), value.into()));
+        // Where the page lies by which all processes of the node share their spinning.
+        let run_dir = (RUN_DIR_ENV.into(), self.run_dir.root().into());
+        own.chain([run_dir]).collect()
+    }
+
+    /// What hosts count, as of now; those that have ended are left out.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (&HostKey, HostCounts)> {
+        self.processes.values().filter_map(|process| {
+            let counts = HostCounts::read(process.page.as_ref()?, &process.watched)?;
+            Some((&process.key, counts))
+        })
+    }
+
+    /// What one host counts.
+    pub(super) fn counts_of(&self, key: &HostKey) -> Option<HostCounts> {
+        let process = self.processes.get(self.numbers.get(key)?)?;
+        HostCounts::read(process.page.as_ref()?, &process.watched)
     }
 
     /// The processors for one more host that is to be bound to so many.
@@ -287,7 +317,8 @@ impl Processes {
         record.write(&self.run_dir)?;
         let log = self.run_dir.host_log(&key.application, &key.process);
         let cpus = cpus_bound(watched.pid(), &self.topology);
-        self.insert(key, watched, log, record.log_start, cpus)?;
+        let page = page_of(watched.pid());
+        self.insert(key, watched, log, record.log_start, cpus, page)?;
         hosts.adopt(now, record);
         Ok(())
     }
@@ -308,6 +339,7 @@ impl Processes {
         log: PathBuf,
         log_start: u64,
         cpus: Vec<u32>,
+        page: Option<StatsPage>,
     ) -> io::Result<u64> {
         self.last += 1;
         self.poller.add(&watched, self.last << 2 | PIDFD, false)?;
@@ -320,6 +352,7 @@ impl Processes {
             log,
             log_start,
             cpus,
+            page,
         };
         self.processes.insert(self.last, process);
         Ok(self.last)
@@ -551,6 +584,15 @@ fn last_line(path: &Path, from: u64) -> Option<String> {
     let text = String::from_utf8_lossy(&tail);
     let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
     Some(line.trim().chars().take(LINE_MAX).collect())
+}
+
+/// Where a host of an earlier agent counts.
+fn page_of(pid: u32) -> Option<StatsPage> {
+    let page = File::open(format!("/proc/{pid}/fd/{EXTRA_FD}"));
+    let page = page.and_then(|page| StatsPage::read(page.as_fd()));
+    // It serves all the same; it has just ended, or was started otherwise.
+    page.inspect_err(|error| tracing::warn!(pid, %error, "what a host counts cannot be read"))
+        .ok()
 }
 
 /// The processors that a host of an earlier agent is bound to; none if it may use all.

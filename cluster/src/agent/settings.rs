@@ -1,5 +1,7 @@
 //! The settings of an application, as its hosts get them.
 
+use std::collections::BTreeMap;
+
 use praas_control::policy::PolicySettings;
 use praas_runtime::process::ProcessSettings;
 use praas_runtime::swap::SwapConfig;
@@ -19,6 +21,8 @@ pub(super) struct HostSettings {
     pub(super) swap: Option<SwapConfig>,
     /// `cpus`: processors that each host is bound to.
     pub(super) cpus: Option<usize>,
+    /// `env`: variables of each host's environment.
+    pub(super) env: BTreeMap<String, String>,
 }
 
 impl HostSettings {
@@ -42,6 +46,14 @@ impl HostSettings {
         }
         let swap = take(&mut all, "swap").map_err(fail)?;
         let cpus = take(&mut all, "cpus").map_err(fail)?;
+        let env: Option<BTreeMap<String, String>> = take(&mut all, "env").map_err(fail)?;
+        let env = env.unwrap_or_default();
+        for (name, value) in &env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                let rule = "env has a name or a value that no environment can hold";
+                return Err(format!("the application's settings: {rule}: {name:?}"));
+            }
+        }
         // These are the control plane's, which has looked at them.
         for name in PolicySettings::NAMES {
             all.remove(name);
@@ -56,6 +68,7 @@ impl HostSettings {
             transports_exclude,
             swap,
             cpus,
+            env,
         })
     }
 }
@@ -75,12 +88,13 @@ mod tests {
     #[test]
     fn settings_are_read_or_refused_by_name() {
         let text = r#"{"workers": 3, "transports": ["tcp"], "swap": {"chunk_bytes": 4096}, "cpus": 2,
-                "restart": "always"}"#;
+                "restart": "always", "env": {"A": "b"}}"#;
         let settings = HostSettings::parse(text).unwrap();
         assert_eq!(settings.process.workers, 3);
         assert_eq!(settings.transports, Some(TransportKind::Tcp.into()));
         assert_eq!(settings.swap.unwrap().chunk_bytes, 4096);
         assert_eq!(settings.cpus, Some(2));
+        assert_eq!(settings.env["A"], "b");
         assert_eq!(HostSettings::parse("").unwrap().transports, None);
         for (text, word) in [
             (r#"{"wrkers": 3}"#, "wrkers"),
@@ -91,6 +105,7 @@ mod tests {
                 "no transport",
             ),
             ("[]", "settings"),
+            (r#"{"env": {"A=B": "c"}}"#, "A=B"),
         ] {
             let error = HostSettings::parse(text).unwrap_err();
             assert!(error.contains(word), "{error}");

@@ -68,8 +68,10 @@ impl SimulatedAgent {
                 Action::Say(message) => Wanted::Say(message),
                 Action::ImagesDelete(request, key) => Wanted::ImagesDelete(request, key.process),
                 Action::Serves(key) => Wanted::Serves(key.process),
-                // What lies on disk for an agent that comes after this one.
-                Action::RecordWrite(_) | Action::RecordRemove(_) => return None,
+                // What lies on disk for an agent that comes after this one; and what hosts count.
+                Action::RecordWrite(_) | Action::RecordRemove(_) | Action::StatsTell(_) => {
+                    return None;
+                }
             })
         });
         wanted.collect()

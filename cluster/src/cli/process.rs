@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::call::client_for;
 use super::error::CliError;
-use super::output::size_shown;
+use super::output::{size_shown, time_shown};
 use super::{Context, call};
 
 #[derive(Debug, Subcommand)]
@@ -288,14 +288,36 @@ fn row(process: &Process) -> Vec<String> {
         process.incarnation.to_string(),
         process.swap_generation.to_string(),
         transports.join(","),
-        process.error.clone().unwrap_or_default(),
+        process.error.clone().unwrap_or_else(|| note(process)),
     ]
+}
+
+/// What else is to be known of a process that serves.
+fn note(process: &Process) -> String {
+    let mut notes = Vec::new();
+    if let Some(restored) = process.restored.as_ref().filter(|image| image.checkpoint) {
+        let when = match restored.written_unix_ms {
+            0 => String::new(),
+            at => format!(" of {}", time_shown(at)),
+        };
+        let generation = restored.generation;
+        notes.push(format!(
+            "came back from checkpoint {generation}{when}: what came after it is lost"
+        ));
+    }
+    if let Some(error) = &process.checkpoint_error {
+        notes.push(format!("no checkpoint: {error}"));
+    }
+    if let Some(ms) = process.restart_in_ms {
+        notes.push(format!("may start again in {ms} ms"));
+    }
+    notes.join("; ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use praas_control::api::ProcessState;
+    use praas_control::api::{ProcessState, Restored};
 
     #[test]
     fn a_state_that_nobody_vouches_for_is_marked() {
@@ -321,6 +343,20 @@ mod tests {
         assert_eq!(
             row(&process),
             ["a", "p", "ready?", "n", "7", "3", "1", "tcp", ""]
+        );
+        let restored = Process {
+            restored: Some(Restored {
+                generation: 1,
+                checkpoint: true,
+                written_unix_ms: 951_827_696_000,
+            }),
+            checkpoint_error: Some("full".into()),
+            ..process
+        };
+        assert_eq!(
+            note(&restored),
+            "came back from checkpoint 1 of 2000-02-29 12:34:56Z: what came after it is lost; \
+             no checkpoint: full"
         );
     }
 }

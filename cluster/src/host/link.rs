@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use praas_runtime::host::{FromHost, HostReader, ToHost, host_send};
 
+use super::checkpoint::Checkpointed;
 use crate::unix_path::socket_connect;
 
 /// How soon an agent is looked for again, at first.
@@ -26,6 +27,8 @@ pub(super) enum Event {
     Lost(u64),
     /// SIGTERM.
     Terminate,
+    /// A checkpoint is taken, or is none; and what was counted before it.
+    Checkpointed(Box<Checkpointed>),
 }
 
 /// Makes links.

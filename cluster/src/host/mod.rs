@@ -5,6 +5,7 @@
 //!   Start ------> bind, load modules, swap in, serve ------> Ready
 //!                                   |
 //!        World, Keys, Stats, Adopted| (serves on)
+//!        Checkpoint                 | (serves on) ---> image written beside, on another thread
 //!        SwapOut, Stop              | ------> image written, or not ---> end
 //!        SIGTERM                    | ------> image written ----------> end
 //!        agent lost                 | ------> redials for agent_grace_s; then as SIGTERM
@@ -19,10 +20,11 @@
 //! 2 was not started by an agent; 3 had to end and could not be swapped out, so what the process
 //! was since its last image is lost.
 
+mod checkpoint;
 mod link;
 mod start;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,12 +34,14 @@ use std::time::{Duration, Instant};
 use praas_runtime::host::{FromHost, HostHello, HostReader, HostStart, ToHost};
 use praas_runtime::process::Process;
 use praas_runtime::swap::Storage;
-use praas_transport::{Keyring, Secret};
+use praas_transport::{Keyring, Secret, StatsPage};
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::checkpoint::{Checkpointed, Checkpoints};
 use self::link::{Event, Link, Links, REDIAL_FIRST, REDIAL_MAX};
 use self::start::{Started, host_credential, host_start};
 use crate::errors::error_text;
+use crate::spawn::extra_take;
 
 /// The environment variable that says what a host logs to its standard error.
 const LOG_ENV: &str = "PRAAS_LOG";
@@ -47,6 +51,7 @@ const EXIT_NOT_SWAPPED: u8 = 3;
 
 /// Runs a host, whose agent's socket is the standard input, until it ends.
 pub fn host_main() -> ExitCode {
+    let page = page_take();
     log_start();
     let socket = match socket_take() {
         Ok(socket) => socket,
@@ -58,7 +63,7 @@ pub fn host_main() -> ExitCode {
             return EXIT_STARTED_BY_HAND.into();
         }
     };
-    match host_run(socket) {
+    match host_run(socket, page) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{}", error_text(&error));
@@ -68,7 +73,7 @@ pub fn host_main() -> ExitCode {
 }
 
 /// From the first word of the agent to the end of the process.
-fn host_run(socket: UnixStream) -> std::io::Result<ExitCode> {
+fn host_run(socket: UnixStream, page: Page) -> std::io::Result<ExitCode> {
     // It fails for the leader of a process group, which an agent may have made us.
     let _ = rustix::process::setsid();
     // Nothing else is to be seen of signals while there is no process: SIGTERM just ends it.
@@ -92,6 +97,7 @@ fn host_run(socket: UnixStream) -> std::io::Result<ExitCode> {
     cpus_bind(&start.cpus);
     let (events_in, events) = std::sync::mpsc::channel();
     let term_in = events_in.clone();
+    let checkpoints = Checkpoints::new(events_in.clone());
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -104,7 +110,7 @@ fn host_run(socket: UnixStream) -> std::io::Result<ExitCode> {
         })?;
     let mut links = Links::new(events_in);
     let link = links.open(socket, reader)?;
-    let started = match host_start(&start) {
+    let started = match host_start(&start, Arc::clone(&page.page)) {
         Ok(started) => started,
         Err(error) => {
             let error = error_text(&*error);
@@ -114,7 +120,28 @@ fn host_run(socket: UnixStream) -> std::io::Result<ExitCode> {
         }
     };
     link.send(&started.ready());
-    Ok(Host::new(start, started, links, link).run(&events))
+    let code = Host::new(start, started, links, link, checkpoints).run(&events);
+    drop(page);
+    Ok(code)
+}
+
+/// Where the process counts, for its agent to look at.
+struct Page {
+    page: Arc<StatsPage>,
+    /// Kept open under its number, by which an agent that comes later finds it.
+    _file: Option<OwnedFd>,
+}
+
+/// Takes the page that the agent has made. Without one, nobody looks.
+fn page_take() -> Page {
+    let file = extra_take();
+    let page = file
+        .as_ref()
+        .and_then(|file| StatsPage::write(file.as_fd()).ok());
+    Page {
+        page: Arc::new(page.unwrap_or_else(StatsPage::private)),
+        _file: file,
+    }
 }
 
 /// Takes the socket that is the standard input, which is /dev/null from then on, so that what
@@ -162,7 +189,8 @@ fn cpus_bind(cpus: &[u32]) {
 /// A process that serves, and its agent.
 struct Host {
     start: HostStart,
-    process: Process,
+    process: Arc<Process>,
+    checkpoints: Checkpoints,
     storage: Arc<dyn Storage>,
     keyring: Arc<Keyring>,
     hello: HostHello,
@@ -185,7 +213,13 @@ enum Agent {
 }
 
 impl Host {
-    fn new(start: HostStart, started: Started, links: Links, link: Link) -> Self {
+    fn new(
+        start: HostStart,
+        started: Started,
+        links: Links,
+        link: Link,
+        checkpoints: Checkpoints,
+    ) -> Self {
         let hello = HostHello {
             pid: std::process::id(),
             application: start.application.clone(),
@@ -197,7 +231,8 @@ impl Host {
         };
         Self {
             start,
-            process: started.process,
+            process: Arc::new(started.process),
+            checkpoints,
             storage: started.storage,
             keyring: started.keyring,
             hello,
@@ -217,6 +252,10 @@ impl Host {
                 Ok(Event::Message(link, message)) if self.is_current(link) => self.obey(*message),
                 Ok(Event::Lost(link)) if self.is_current(link) => self.agent_lost(),
                 Ok(Event::Message(..) | Event::Lost(_)) => None,
+                Ok(Event::Checkpointed(checkpointed)) => {
+                    self.checkpointed(&checkpointed);
+                    None
+                }
                 Ok(Event::Terminate) => Some(self.swap_and_end("SIGTERM")),
                 Err(RecvTimeoutError::Timeout) => self.time_passed(),
                 // We hold a sender.
@@ -250,6 +289,7 @@ impl Host {
             ToHost::World(world) => self.process.world_update(world),
             ToHost::Keys { key_id, secret } => self.keys_change(key_id, secret),
             ToHost::Stats => self.send(&FromHost::Stats(self.process.stats())),
+            ToHost::Checkpoint => self.checkpoint_begin(),
             ToHost::Stop => {
                 tracing::info!("stopping: the agent asks for it");
                 self.process.stop();
@@ -262,6 +302,26 @@ impl Host {
             }
         }
         None
+    }
+
+    fn checkpoint_begin(&mut self) {
+        let config = self.start.swap;
+        let said = self.checkpoints.begin(&self.process, &self.storage, config);
+        if let Some(said) = said {
+            self.send(&said);
+        }
+    }
+
+    fn checkpointed(&mut self, checkpointed: &Checkpointed) {
+        if let FromHost::Checkpointed { generation, .. } = checkpointed.said {
+            // What an agent that comes later is told is in storage.
+            self.hello.swap_generation = generation;
+        }
+        let again = self.checkpoints.ended(checkpointed);
+        self.send(&checkpointed.said);
+        if again {
+            self.checkpoint_begin();
+        }
     }
 
     fn adopted(&mut self, directory: Vec<praas_transport::Address>) {

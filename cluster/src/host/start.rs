@@ -12,8 +12,10 @@ use praas_runtime::process::{Process, ProcessConfig};
 use praas_runtime::swap::{
     Base, ImageKind, Loaded, ProcessImage, Storage, StorageUrl, SwapError, swap_in,
 };
+use praas_transport::sync::atomic::Ordering;
 use praas_transport::{
-    BufPool, Credential, Incarnation, Keyring, Listen, Role, Secret, Ticket, UnixPlace,
+    BufPool, Credential, Incarnation, Keyring, Listen, Role, Secret, StatsPage, StatsWord, Ticket,
+    UnixPlace,
 };
 
 use crate::storage::storage_open;
@@ -61,7 +63,10 @@ impl Started {
 }
 
 /// Starts the process; it serves when this returns.
-pub(super) fn host_start(start: &HostStart) -> Result<Started, Box<dyn Error>> {
+pub(super) fn host_start(
+    start: &HostStart,
+    page: Arc<StatsPage>,
+) -> Result<Started, Box<dyn Error>> {
     let url: StorageUrl = start.storage.parse()?;
     let storage = storage_open(&url)?;
     // Better now than at the swap.
@@ -86,12 +91,22 @@ pub(super) fn host_start(start: &HostStart) -> Result<Started, Box<dyn Error>> {
         restore: None,
     };
     let (mut base, mut swap_generation, mut rejected) = (None, 0, Vec::new());
-    let process = Process::start_from(config, |pool| -> Result<_, Box<dyn Error>> {
+    let counted = Arc::clone(&page);
+    let process = Process::start_counted(config, page, |pool| -> Result<_, Box<dyn Error>> {
         if !start.restore {
             return Ok(None);
         }
-        let image;
+        let image: Option<ProcessImage>;
         (image, base, swap_generation, rejected) = restore(start, &*storage, pool)?;
+        let checkpoint = image
+            .as_ref()
+            .is_some_and(|image| image.kind == ImageKind::Checkpoint);
+        counted
+            .word(StatsWord::RestoredCheckpoint)
+            .store(checkpoint.into(), Ordering::Relaxed);
+        counted
+            .word(StatsWord::RestoredGeneration)
+            .store(swap_generation, Ordering::Relaxed);
         Ok(image)
     })?;
     if let Some(base) = base {

@@ -199,10 +199,12 @@ impl Launch<'_> {
             let log_start = log.metadata()?.len();
             let spawn = Spawn {
                 command: &command,
+                inherit: None,
                 // Where the page lies by which all processes of the node share their spinning.
                 environment: &[(RUN_DIR_ENV.into(), self.run_dir.root().into())],
                 stdin: null.as_fd(),
                 output: log.as_fd(),
+                extra: None,
             };
             Ok((spawn.start()?, log_start))
         };

@@ -193,9 +193,29 @@ impl Watch {
             self.active_at = now;
         }
         self.stats = Some(host.stats);
-        self.restored = host.restored;
+        let written = self.written(host.restored.as_ref());
+        self.restored = host.restored.map(|restored| Restored {
+            written_unix_ms: written,
+            ..restored
+        });
         self.checkpoint = host.checkpoint.or(self.checkpoint);
         self.checkpoint_error = host.checkpoint_error;
+    }
+
+    /// When the image was written that it began with, if that is known from before.
+    fn written(&self, restored: Option<&Restored>) -> u64 {
+        let Some(restored) = restored else {
+            return 0;
+        };
+        let before = self.restored.as_ref();
+        let same = before.filter(|before| before.generation == restored.generation);
+        let taken = self.checkpoint.as_ref();
+        let taken = taken.filter(|taken| taken.generation == restored.generation);
+        match (same, taken) {
+            (Some(before), _) if before.written_unix_ms > 0 => before.written_unix_ms,
+            (_, Some(taken)) => taken.written_unix_ms,
+            _ => restored.written_unix_ms,
+        }
     }
 
     /// Whether it is known to do nothing.

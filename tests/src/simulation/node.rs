@@ -533,7 +533,8 @@ impl Host {
             | ToHost::Adopted { .. }
             | ToHost::Keys { .. }
             | ToHost::Stop
-            | ToHost::Stats => {}
+            | ToHost::Stats
+            | ToHost::Checkpoint => {}
         }
     }
 

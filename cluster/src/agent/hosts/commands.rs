@@ -173,7 +173,7 @@ impl Hosts {
     }
 
     /// The host that a command means, if it is here.
-    fn commanded(&self, command: &HostCommand) -> Option<HostKey> {
+    pub(super) fn commanded(&self, command: &HostCommand) -> Option<HostKey> {
         let key = command_key(command);
         let host = self.hosts.get(&key)?;
         (host.record.incarnation == command.incarnation).then_some(key)

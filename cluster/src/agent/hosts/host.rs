@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use praas_control::agent::{HostReport, StartCommand};
-use praas_control::api::ProcessState;
+use praas_control::api::{Checkpoint, ProcessState};
 
 use super::super::record::{Ending, HostRecord};
 
@@ -31,6 +31,11 @@ pub(super) struct Host {
     pub(super) start: Option<u64>,
     pub(super) swaps: Vec<u64>,
     pub(super) stops: Vec<u64>,
+    /// Commands that wait for a checkpoint.
+    pub(super) checkpoints: Vec<u64>,
+    pub(super) checkpoint: Option<Checkpoint>,
+    /// Why the last checkpoint that was tried is none.
+    pub(super) checkpoint_error: Option<String>,
     pub(super) end: Option<End>,
     /// Why we killed it.
     pub(super) killed: Option<String>,
@@ -47,6 +52,9 @@ impl Host {
             start: None,
             swaps: Vec::new(),
             stops: Vec::new(),
+            checkpoints: Vec::new(),
+            checkpoint: None,
+            checkpoint_error: None,
             end: None,
             killed: None,
             deadline: None,

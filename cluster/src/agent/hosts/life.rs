@@ -107,6 +107,8 @@ impl Hosts {
         generation: Option<u64>,
     ) {
         let key = record.key();
+        // A checkpoint that is known is no swap.
+        let generation = generation.filter(|generation| *generation > record.swap_generation);
         let mut host = Host::new(record);
         host.end = generation.map(End::Swapped);
         self.hosts.insert(key.clone(), host);
@@ -154,6 +156,10 @@ impl Hosts {
             return;
         };
         host.linked = false;
+        self.checkpoints_fail(key, "the connection to its host was lost");
+        let Some(host) = self.hosts.get_mut(key) else {
+            return;
+        };
         let bounded = matches!(host.deadline, Some((_, Due::Stopped | Due::Ended)));
         if !bounded && host.killed.is_none() {
             self.deadline_set(key, Some((now + self.limits.exit, Due::Ended)));
@@ -163,6 +169,7 @@ impl Hosts {
     /// A host is dead, and reaped.
     pub(in crate::agent) fn died(&mut self, now: Instant, key: &HostKey, how: &str) {
         self.deadline_set(key, None);
+        self.checkpoints_fail(key, "its host has ended");
         let Some(host) = self.hosts.remove(key) else {
             return;
         };

@@ -13,6 +13,7 @@
 //! started; answers that mean a death come after it. A process has one host here at most: a start
 //! under a newer incarnation waits until the older host is dead.
 
+mod checkpoints;
 mod commands;
 mod host;
 mod life;
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use praas_control::agent::{FromAgent, HostReport, StartCommand, ToAgent};
-use praas_control::api::ProcessState;
+use praas_control::api::{Checkpoint, ProcessState};
 use praas_runtime::host::{FromHost, ToHost};
 use praas_runtime::world::{MemberState, World};
 use praas_transport::{Address, Secret};
@@ -67,6 +68,8 @@ pub(super) enum Action {
     ImagesDelete(u64, HostKey),
     /// A process serves, says its own host: whoever asks for it can be told.
     Serves(HostKey),
+    /// Tell the control plane at once what a host counts.
+    StatsTell(HostKey),
 }
 
 /// The limits of [`Hosts`].
@@ -198,10 +201,7 @@ impl Hosts {
                     false => self.actions.push(Action::ImagesDelete(request, key)),
                 }
             }
-            ToAgent::Checkpoint(command) => {
-                let why = "this agent takes no checkpoints".into();
-                self.answer(command.request, Err(why));
-            }
+            ToAgent::Checkpoint(command) => self.checkpoint(&command),
             ToAgent::Applications(keys) => self.keys_update(keys),
             ToAgent::World {
                 application,
@@ -226,6 +226,22 @@ impl Hosts {
                 self.ends(now, key, End::Swapped(generation));
             }
             FromHost::SwapFailed { error } => self.swap_failed(now, key, error),
+            FromHost::Checkpointed {
+                generation,
+                bytes,
+                took_ms,
+                written_unix_ms,
+            } => {
+                let checkpoint = Checkpoint {
+                    generation,
+                    bytes,
+                    took_ms,
+                    written_unix_ms,
+                };
+                self.checkpointed(key, Ok(checkpoint));
+            }
+            FromHost::CheckpointFailed { error } => self.checkpointed(key, Err(error)),
+            // It is asked by nobody: what it counts is in its page.
             FromHost::Hello(_) | FromHost::Stats(_) => {}
         }
     }

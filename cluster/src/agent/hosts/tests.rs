@@ -49,6 +49,7 @@ fn word(action: &Action) -> String {
         Action::RecordRemove(_) => "remove".into(),
         Action::ImagesDelete(request, _) => format!("delete {request}"),
         Action::Serves(_) => "serves".into(),
+        Action::StatsTell(_) => "stats".into(),
     }
 }
 
@@ -425,4 +426,54 @@ fn images_are_deleted_of_what_does_not_run() {
     lab.expect(&["answer 9 err"]);
     lab.hosts.told(lab.now, delete("q"));
     lab.expect(&["delete 9"]);
+}
+
+#[test]
+fn a_checkpoint_is_answered_after_what_it_is() {
+    let mut lab = Lab::serving();
+    let taken = FromHost::Checkpointed {
+        generation: 4,
+        bytes: 10,
+        took_ms: 1,
+        written_unix_ms: 2,
+    };
+    lab.command(7, ToAgent::Checkpoint);
+    lab.expect(&["send Checkpoint to 1"]);
+    lab.say(taken.clone());
+    lab.expect(&["write ready", "report ready", "stats", "answer 2 ok"]);
+    assert_eq!(lab.said.as_ref().unwrap().swap_generation, 4);
+    // Nothing had changed: there is nothing new to keep.
+    lab.command(7, ToAgent::Checkpoint);
+    lab.say(taken);
+    lab.expect(&["send Checkpoint to 1", "stats", "answer 3 ok"]);
+    lab.command(7, ToAgent::Checkpoint);
+    lab.say(FromHost::CheckpointFailed { error: "no".into() });
+    lab.expect(&["send Checkpoint to 1", "stats", "answer 4 err"]);
+    // Of another incarnation, and of a host that is gone or away, there is none.
+    lab.command(6, ToAgent::Checkpoint);
+    lab.expect(&["answer 5 err"]);
+    lab.command(7, ToAgent::Checkpoint);
+    lab.hosts.unlinked(lab.now, &key("p"));
+    lab.command(7, ToAgent::Checkpoint);
+    lab.expect(&["send Checkpoint to 1", "answer 6 err", "answer 7 err"]);
+    lab.die();
+    lab.expect(&["remove", "report failed"]);
+    assert_eq!(lab.said.as_ref().unwrap().swap_generation, 4);
+}
+
+#[test]
+fn a_checkpoint_that_is_known_is_not_taken_for_a_swap() {
+    for (known, found, state) in [
+        (4, Some(4), ProcessState::Failed),
+        (4, Some(5), ProcessState::Swapped),
+        (4, None, ProcessState::Failed),
+    ] {
+        let mut lab = Lab::new();
+        let mut record = HostRecord::new(&key("p"), 7);
+        record.state = ProcessState::Ready;
+        record.swap_generation = known;
+        lab.hosts.adopt_dead(lab.now, record, found);
+        let report = format!("report {state}");
+        lab.expect(&["remove", &report]);
+    }
 }
