@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use praas_tests::cluster_lab::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -78,6 +79,11 @@ impl Run {
 
 /// No process has anything to do with the directory, and it is empty.
 fn nothing_left(tmp: &Path) {
+    assert_eq!(left(tmp), None);
+}
+
+/// A process that has something to do with the directory, or what is in it.
+fn left(tmp: &Path) -> Option<String> {
     let needle = tmp.to_str().unwrap().as_bytes();
     let mentions = |path: &Path| {
         let text = std::fs::read(path).unwrap_or_default();
@@ -87,12 +93,13 @@ fn nothing_left(tmp: &Path) {
         let path = entry.unwrap().path();
         for file in ["cmdline", "environ"] {
             let file = path.join(file);
-            let left = mentions(&file);
-            assert!(!left, "{} still runs: {file:?}", path.display());
+            if mentions(&file) {
+                return Some(format!("{} still runs: {file:?}", path.display()));
+            }
         }
     }
     let files: Vec<_> = std::fs::read_dir(tmp).unwrap().collect();
-    assert!(files.is_empty(), "{files:?} are left");
+    (!files.is_empty()).then(|| format!("{files:?} are left"))
 }
 
 /// Checks what it finds over a transport: the inertia.
@@ -156,7 +163,7 @@ fn it_keeps_to_itself() {
         command
             .env("PRAAS_CONTROL_HTTP_LISTEN", "127.0.0.1:1")
             .env("PRAAS_AGENT_CONTROL", "tcp:127.0.0.1:1")
-            .env("PRAAS_AGENT_SWAP_DIR", own.path());
+            .env("PRAAS_AGENT_STORAGE", own.path());
     });
     let (status, stdout, stderr) = run.end();
     assert!(status.success(), "{status}: {stderr}");
@@ -196,6 +203,22 @@ fn a_signal_leaves_nothing_at_any_time() {
         assert_eq!(stdout, "", "{step}");
         assert!(stderr.contains(name), "{step}: {stderr}");
     }
+}
+
+#[test]
+fn killed_it_takes_all_along() {
+    let mut run = Run::start(&["--latency-ms", "0"]);
+    let mut stderr = BufReader::new(run.child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("clustering") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended before");
+    }
+    run.signal(Signal::KILL);
+    run.child.wait().unwrap();
+    eventually("nothing is left", || {
+        left(run.tmp.path()).is_none().then_some(())
+    });
 }
 
 #[test]

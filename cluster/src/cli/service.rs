@@ -33,6 +33,10 @@ pub struct DownArgs {
     /// Remove everything else as well: the store with all applications, secrets, logs, swap images
     #[arg(long)]
     purge: bool,
+    /// Wait for the end of the standard input first: so whoever holds its other end, and is killed,
+    /// takes the cluster along
+    #[arg(long)]
+    after_stdin: bool,
     /// Milliseconds for an end in good order [default: setting client.launch_timeout_ms]
     #[arg(long, value_name = "MS")]
     timeout_ms: Option<u64>,
@@ -67,6 +71,10 @@ pub fn up(context: &Context, args: &UpArgs) -> Result<(), CliError> {
 }
 
 pub fn down(context: &Context, args: &DownArgs) -> Result<(), CliError> {
+    if args.after_stdin {
+        // An error is an end, too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    }
     let path = context.run_dir_path();
     if !path.exists() {
         return context.output.answer(&Down::default(), || {

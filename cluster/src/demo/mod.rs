@@ -12,6 +12,7 @@
 //! cluster is taken down in either case, and also if anything fails.
 
 mod error;
+mod guard;
 mod module;
 mod private;
 mod report;

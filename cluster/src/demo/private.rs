@@ -9,6 +9,7 @@ use praas_transport::Kinds;
 use tempfile::TempDir;
 
 use super::DemoError;
+use super::guard::Guard;
 use crate::launch::{self, DownMode, DownOptions, UpOptions};
 use crate::run_dir::RunDir;
 use crate::session::Session;
@@ -22,7 +23,7 @@ const STOP: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(super) struct PrivateCluster {
     /// `None` once it was taken down: it does not come up again then.
-    dir: Mutex<Option<TempDir>>,
+    dir: Mutex<Option<(TempDir, Guard)>>,
     run_dir: RunDir,
 }
 
@@ -34,9 +35,12 @@ impl PrivateCluster {
             .prefix("praas-demo-")
             .tempdir()
             .map_err(failed)?;
-        let run_dir = RunDir::create(&dir.path().join("run")).map_err(failed)?;
+        // The directory itself, so that whoever purges it leaves nothing.
+        let run_dir = RunDir::create(dir.path()).map_err(failed)?;
+        let guard = Guard::start(&run_dir)
+            .map_err(|source| DemoError::system("start who cleans up if this is killed", source))?;
         Ok(Self {
-            dir: Mutex::new(Some(dir)),
+            dir: Mutex::new(Some((dir, guard))),
             run_dir,
         })
     }
@@ -95,7 +99,7 @@ impl PrivateCluster {
     /// Takes down what is there, in the first way that works, and removes the directory.
     fn down(&self, modes: &[DownMode]) -> Result<(), DemoError> {
         let mut dir = self.lock();
-        let Some(path) = dir.take() else {
+        let Some((path, guard)) = dir.take() else {
             return Ok(());
         };
         let mut outcome = Ok(());
@@ -112,12 +116,17 @@ impl PrivateCluster {
                 Err(error) => tracing::warn!(%error, "the cluster does not go in good order"),
             }
         }
-        let removed = path.close();
+        drop(guard);
+        let removed = match path.close() {
+            // Purged with all that was in it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
         outcome?;
         removed.map_err(|source| DemoError::system("remove the temporary run directory", source))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<TempDir>> {
+    fn lock(&self) -> MutexGuard<'_, Option<(TempDir, Guard)>> {
         self.dir.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
