@@ -22,6 +22,9 @@ use praas_transport::{Buf, BufPool, Incarnation};
 /// What a plain writer hands to the kernel at once, as `dd bs=1M` does.
 const BLOCK_BYTES: usize = 1 << 20;
 
+/// Makes so many bytes.
+type Make = fn(usize) -> Vec<u8>;
+
 fn main() {
     // Cargo adds options of its own.
     let arguments: Vec<String> = std::env::args()
@@ -37,8 +40,7 @@ fn main() {
     let rounds = number(2, 5);
     let folder = PathBuf::from(folder);
     fs::create_dir_all(&folder).expect("a folder that can be written");
-    let contents: [(&str, fn(usize) -> Vec<u8>); 2] =
-        [("random", random), ("half random", half_random)];
+    let contents: [(&str, Make); 2] = [("random", random), ("half random", half_random)];
     for (name, content) in contents {
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             if rounds > 0 {
