@@ -438,7 +438,7 @@ pub struct Session {
 }
 
 /// A session, as it is swapped out: results that the client has not acknowledged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionImage {
     /// The client.
     pub client: u128,
@@ -451,8 +451,8 @@ pub struct SessionImage {
 }
 
 /// What is known of one invocation: `None` is that it never came, else the status (`None`:
-/// forgotten) and the output.
-pub type ResultImage = Option<(Option<Status>, Vec<u8>)>;
+/// forgotten) and the output, which shares the recorded result's memory.
+pub type ResultImage = Option<(Option<Status>, Buf)>;
 
 impl Slot {
     fn len(&self) -> usize {
@@ -480,12 +480,14 @@ impl Slot {
             (Self::Empty, _) => None,
             // What still runs when the process is swapped out was cut off by force.
             (Self::Running { .. }, ImageKind::Final) => {
-                Some((Some(Status::OutcomeUnknown), Vec::new()))
+                Some((Some(Status::OutcomeUnknown), Buf::default()))
             }
             // It runs on. After a crash nobody knows what became of it: as of what came later.
             (Self::Running { .. }, ImageKind::Checkpoint) => None,
-            (Self::Done { status, payload }, _) => Some((Some(*status), payload.to_vec())),
-            (Self::Forgotten, _) => Some((None, Vec::new())),
+            (Self::Done { status, payload }, _) => {
+                Some((Some(*status), payload.clone().into_buf()))
+            }
+            (Self::Forgotten, _) => Some((None, Buf::default())),
         }
     }
 
@@ -493,9 +495,9 @@ impl Slot {
         match image {
             None => Self::Empty,
             Some((None, _)) => Self::Forgotten,
-            Some((Some(status), bytes)) => Self::Done {
+            Some((Some(status), output)) => Self::Done {
                 status,
-                payload: Payload::Buf(Buf::from_vec(bytes)),
+                payload: Payload::Buf(output),
             },
         }
     }

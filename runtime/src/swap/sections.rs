@@ -133,12 +133,13 @@ fn encode_result(out: &mut Vec<u8>, result: &ResultImage) {
 fn decode_result(reader: &mut Reader<'_>) -> Result<ResultImage, RejectReason> {
     Ok(match reader.u8("result")? {
         RESULT_NEVER => None,
-        RESULT_FORGOTTEN => Some((None, Vec::new())),
+        RESULT_FORGOTTEN => Some((None, Buf::default())),
         RESULT_DONE => {
             let status = Status::from_code(reader.u16("result's status")?)
                 .ok_or(malformed("result's status"))?;
             let length = reader.length("result's length")?;
-            Some((Some(status), reader.take(length, "result")?.to_vec()))
+            let output = reader.take(length, "result")?.to_vec();
+            Some((Some(status), Buf::from_vec(output)))
         }
         _ => return Err(malformed("result")),
     })

@@ -71,11 +71,11 @@ fn image(incarnation: u64, fill: u8) -> ProcessImage {
             base: 12,
             results: vec![
                 None,
-                Some((Some(Status::Ok), vec![fill; 9])),
-                Some((None, Vec::new())),
-                Some((Some(Status::OutcomeUnknown), Vec::new())),
+                Some((Some(Status::Ok), buf([fill; 9]))),
+                Some((None, buf([]))),
+                Some((Some(Status::OutcomeUnknown), buf([]))),
             ],
-            passed: vec![(3, None), (11, Some((Some(Status::Ok), vec![fill; 2])))],
+            passed: vec![(3, None), (11, Some((Some(Status::Ok), buf([fill; 2]))))],
         }],
         files: vec![("log/out.txt".into(), buf(patterned(fill + 1, 70)))],
     }
@@ -612,11 +612,12 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-fn any_result() -> impl Strategy<Value = Option<(Option<Status>, Vec<u8>)>> {
+fn any_result() -> impl Strategy<Value = Option<(Option<Status>, Buf)>> {
     prop_oneof![
         Just(None),
-        Just(Some((None, Vec::new()))),
-        (0..13_u16, any_bytes()).prop_map(|(code, output)| Some((Status::from_code(code), output))),
+        Just(Some((None, Buf::default()))),
+        (0..13_u16, any_bytes())
+            .prop_map(|(code, output)| Some((Status::from_code(code), buf(output)))),
     ]
 }
 
