@@ -44,12 +44,44 @@ fn chaos() {
     assert!(failed.is_empty(), "{} seeds fail: {seeds:?}", failed.len());
 }
 
+/// Lines of a failed run's trace that are shown.
+fn lines() -> usize {
+    let asked = std::env::var("PRAAS_CHAOS_LINES");
+    asked.map_or(60, |text| {
+        text.parse().expect("PRAAS_CHAOS_LINES is a number")
+    })
+}
+
 /// What is wrong with a seed's run, if anything.
 fn failure(seed: &u64) -> Option<(u64, String)> {
     let plan = Plan::of(*seed);
     let run = run(&plan);
     let failed = !run.violations.is_empty();
-    failed.then(|| (*seed, run.report(&plan, 60)))
+    failed.then(|| (*seed, run.report(&plan, lines())))
+}
+
+#[test]
+fn patches_that_break_the_code_apply() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let patches = std::fs::read_dir(root.join("tests/mutants")).expect("the patches");
+    let mut patches: Vec<_> = patches.map(|entry| entry.unwrap().path()).collect();
+    patches.sort();
+    assert!(patches.len() >= 5, "these are not all: {patches:?}");
+    for patch in patches {
+        let mut git = std::process::Command::new("git");
+        git.args(["apply", "--check"])
+            .arg(&patch)
+            .current_dir(&root);
+        let output = git.output().expect("git runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {error}", patch.display());
+        let text = std::fs::read_to_string(&patch).expect("text");
+        assert!(
+            text.contains("\nCaught: "),
+            "{} is caught by nothing",
+            patch.display()
+        );
+    }
 }
 
 #[test]

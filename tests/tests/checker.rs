@@ -417,6 +417,23 @@ fn messages_lost_doubled_or_out_of_order_are_found() {
 }
 
 #[test]
+fn a_message_that_is_taken_by_a_look_is_found() {
+    let peek = Action::Peek {
+        source: None,
+        key: "m".into(),
+    };
+    let mut script = Script::new();
+    script.put(1, 1);
+    script.whole(2, peek, Reply::Message(Some(("c".into(), 1))));
+    let mut taken = script.history.clone();
+    script.take(3, Some(1));
+    script.good();
+    std::mem::swap(&mut script.history, &mut taken);
+    script.take(3, None);
+    script.bad(Promise::Messages);
+}
+
+#[test]
 fn a_message_of_before_the_image_is_not_lost_by_a_crash() {
     let mut script = Script::new();
     script.put(1, 1);
@@ -512,6 +529,7 @@ fn queue_op() -> impl Strategy<Value = QueueOp> {
     prop_oneof![
         4 => (1_u64..4).prop_map(|number| QueueOp::Put { number, message: number }),
         4 => prop::option::weighted(0.9, message()).prop_map(QueueOp::Take),
+        2 => message().prop_map(QueueOp::Peek),
         1 => (1_u64..3).prop_map(|generation| QueueOp::Note(image(generation))),
         1 => prop::option::of(1_u64..3)
             .prop_map(|generation| QueueOp::Back(generation.map(image))),

@@ -69,6 +69,13 @@ pub enum Action {
         /// Under which key.
         key: String,
     },
+    /// Looks at the message that a take would take, which stays.
+    Peek {
+        /// Whose; nobody: anybody's.
+        source: Option<String>,
+        /// Under which key.
+        key: String,
+    },
     /// Has the process call another one: that is a call of its own.
     Other,
 }
@@ -84,7 +91,7 @@ pub enum Reply {
     Wrote(bool),
     /// The sum after an addition.
     Sum(u64),
-    /// Source and number of the message that was taken.
+    /// Source and number of the message that was taken, or looked at.
     Message(Option<(String, u64)>),
 }
 

@@ -61,7 +61,9 @@ pub enum Verdict {
 /// States that are tried before the search is given up.
 const TRIES_MAX: usize = 4_000_000;
 
-/// What is linearized: all below `first`, and some above.
+/// What is linearized: of closed operations all below `first`, and some others.
+///
+/// Open ones come behind all closed ones, so that one that is left out for good holds up nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Front {
     first: usize,
@@ -89,15 +91,16 @@ impl Front {
 /// Searches for an order.
 pub fn linearize<M: Model>(model: &M, operations: &[Operation<M::Op>]) -> Verdict {
     let mut by_begin: Vec<usize> = (0..operations.len()).collect();
-    by_begin.sort_by_key(|at| operations[*at].begin);
+    by_begin.sort_by_key(|at| (operations[*at].end.is_none(), operations[*at].begin));
     let ops: Vec<&Operation<M::Op>> = by_begin.iter().map(|at| &operations[*at]).collect();
     let closed = ops.iter().filter(|op| op.end.is_some()).count();
     let mut search = Search {
         model,
         ops: &ops,
+        closed,
         seen: HashSet::new(),
     };
-    let found = search.run(closed);
+    let found = search.run();
     match found {
         Verdict::Impossible { order, next } => Verdict::Impossible {
             order: order.into_iter().map(|at| by_begin[at]).collect(),
@@ -110,6 +113,8 @@ pub fn linearize<M: Model>(model: &M, operations: &[Operation<M::Op>]) -> Verdic
 struct Search<'a, M: Model> {
     model: &'a M,
     ops: &'a [&'a Operation<M::Op>],
+    /// How many are closed: they come first.
+    closed: usize,
     seen: HashSet<(Front, M::State)>,
 }
 
@@ -126,7 +131,7 @@ struct Step<S> {
 }
 
 impl<M: Model> Search<'_, M> {
-    fn run(&mut self, closed: usize) -> Verdict {
+    fn run(&mut self) -> Verdict {
         let front = Front {
             first: 0,
             above: Vec::new(),
@@ -140,7 +145,7 @@ impl<M: Model> Search<'_, M> {
             by: usize::MAX,
         }];
         while let Some(step) = way.last_mut() {
-            if step.closed == closed {
+            if step.closed == self.closed {
                 return Verdict::Linearizable;
             }
             let Some(at) = step.candidates.pop() else {
@@ -184,7 +189,7 @@ impl<M: Model> Search<'_, M> {
     fn candidates(&self, front: &Front) -> Vec<usize> {
         let mut end = Time::MAX;
         let mut found = Vec::new();
-        for at in front.first..self.ops.len() {
+        for at in front.first..self.closed {
             let op = self.ops[at];
             if op.begin > end {
                 break;
@@ -194,6 +199,8 @@ impl<M: Model> Search<'_, M> {
                 found.push(at);
             }
         }
+        let open = (self.closed..self.ops.len()).filter(|at| !front.has(*at));
+        found.extend(open);
         found.retain(|at| self.ops[*at].begin <= end);
         found.sort_by_key(|at| std::cmp::Reverse(self.ops[*at].end.unwrap_or(Time::MAX)));
         found

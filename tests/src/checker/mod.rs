@@ -157,14 +157,23 @@ impl Part<'_> {
                             _ => None,
                         },
                     },
-                    (Action::Put { .. } | Action::Take { .. } | Action::Other, _) => continue,
+                    (
+                        Action::Put { .. }
+                        | Action::Take { .. }
+                        | Action::Peek { .. }
+                        | Action::Other,
+                        _,
+                    ) => continue,
                 };
                 let key = match told.action {
                     Action::Read { key }
                     | Action::Write { key, .. }
                     | Action::CompareSwap { key, .. }
                     | Action::Add { key, .. } => key.clone(),
-                    Action::Put { .. } | Action::Take { .. } | Action::Other => continue,
+                    Action::Put { .. }
+                    | Action::Take { .. }
+                    | Action::Peek { .. }
+                    | Action::Other => continue,
                 };
                 all.push((key, operation(begin, end, op)));
             }
@@ -203,8 +212,10 @@ impl Part<'_> {
             ));
         }
         for told in ours() {
-            let Action::Take { source, key } = told.action else {
-                continue;
+            let (source, key, peeks) = match told.action {
+                Action::Take { source, key } => (source, key, false),
+                Action::Peek { source, key } => (source, key, true),
+                _ => continue,
             };
             for (begin, end, reply) in told.runs(self.history.functions_tell) {
                 let (from, taken) = match reply {
@@ -215,8 +226,13 @@ impl Part<'_> {
                     Some(_) => continue,
                     _ => (source.as_ref(), None),
                 };
+                let op = match (taken, peeks) {
+                    (taken, false) => QueueOp::Take(taken),
+                    (Some(seen), true) => QueueOp::Peek(seen),
+                    (None, true) => continue,
+                };
                 let take = |queue: &mut Vec<Operation<QueueOp>>| {
-                    queue.push(operation(begin, end, QueueOp::Take(taken)));
+                    queue.push(operation(begin, end, op.clone()));
                 };
                 match from {
                     Some(from) => take(queues.entry((from.clone(), key.clone())).or_default()),

@@ -117,6 +117,8 @@ pub enum QueueOp {
     },
     /// The oldest message is taken, or there is none; `None`: nobody knows.
     Take(Option<Option<u64>>),
+    /// The oldest message is looked at, or there is none.
+    Peek(Option<u64>),
     /// An image notes what is there.
     Note(Image),
     /// What an image noted is there again, or nothing.
@@ -162,6 +164,11 @@ impl Model for QueueModel {
             QueueOp::Take(taken) => {
                 let front = state.queue.messages.pop_front();
                 if taken.is_some_and(|taken| taken != front) {
+                    return None;
+                }
+            }
+            QueueOp::Peek(seen) => {
+                if *seen != state.queue.messages.front().copied() {
                     return None;
                 }
             }

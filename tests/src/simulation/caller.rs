@@ -73,6 +73,7 @@ impl Caller {
         process: &str,
         call: u64,
         action: Action,
+        padding: &[u8],
         within: Option<Duration>,
     ) -> Vec<Event> {
         let Action::Put { key, message, .. } = &action else {
@@ -82,7 +83,7 @@ impl Caller {
             deadline: within.map(|within| clock::now() + within),
             idempotent: false,
         };
-        let body = message.to_le_bytes();
+        let body = [&message.to_le_bytes()[..], padding].concat();
         let begun = self.client.message_submit(process, key, &body, options);
         let called = Event::Called {
             call,

@@ -21,6 +21,8 @@ pub(super) struct Request {
     /// Names the call, for the history.
     pub call: u64,
     pub todo: Todo,
+    /// Makes it larger.
+    pub padding: Vec<u8>,
 }
 
 /// The one thing.
@@ -31,6 +33,7 @@ pub(super) enum Todo {
     CompareSwap(String, Option<u64>, u64),
     Add(String, u64),
     Take(Option<String>, String),
+    Peek(Option<String>, String),
     /// Take, waiting up to so many milliseconds.
     Wait(Option<String>, String, u64),
     /// Invoke another process, with a deadline in milliseconds.
@@ -41,6 +44,7 @@ pub(super) enum Todo {
         to: String,
         key: String,
         message: u64,
+        padding: Vec<u8>,
         within_ms: u64,
     },
 }
@@ -80,6 +84,7 @@ impl Todo {
             },
             Self::Add(key, amount) => Action::Add { key, amount },
             Self::Take(source, key) | Self::Wait(source, key, _) => Action::Take { source, key },
+            Self::Peek(source, key) => Action::Peek { source, key },
             Self::Invoke(..) | Self::Put { .. } => Action::Other,
         }
     }
@@ -154,6 +159,10 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             let message = context.message_try(source.as_deref(), &key)?;
             Given::Message(message.map(|message| number(&message)))
         }
+        Todo::Peek(source, key) => {
+            let message = context.message_peek(source.as_deref(), &key)?;
+            Given::Message(message.map(|message| number(&message)))
+        }
         Todo::Wait(source, key, ms) => {
             let timeout = Some(Duration::from_millis(ms));
             match context.message_get(source.as_deref(), &key, timeout) {
@@ -183,6 +192,7 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             to,
             key,
             message,
+            padding,
             within_ms,
         } => {
             let source = context.process().to_owned();
@@ -193,7 +203,8 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             };
             called(&to, call, action);
             let within = Duration::from_millis(within_ms);
-            let put = context.message_put_within(&to, &key, &message.to_le_bytes(), within);
+            let body = [&message.to_le_bytes()[..], &padding].concat();
+            let put = context.message_put_within(&to, &key, &body, within);
             let outcome = match put {
                 Ok(()) => Outcome::Ok(Reply::Done),
                 Err(error) => outcome(&error),

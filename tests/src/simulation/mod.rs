@@ -57,6 +57,8 @@ pub struct Plan {
     pub upsets: u64,
     /// How often, in a thousand operations, storage fails.
     pub storage_fails: u64,
+    /// Turns that an operation on storage takes at most.
+    pub storage_turns: u64,
 }
 
 impl Plan {
@@ -68,11 +70,12 @@ impl Plan {
             nodes: random.usize(1..=2),
             clients: random.usize(1..=3),
             processes: random.u64(1..=3),
-            calls: random.u32(20..=60),
+            calls: random.u32(20..=160),
             under_way_max: random.usize(1..=6),
             pause_max: random.u64(1..=120),
-            upsets: [0, 100, 300][random.usize(..3)],
-            storage_fails: [0, 30, 150][random.usize(..3)],
+            upsets: [0, 60, 150, 300][random.usize(..4)],
+            storage_fails: [0, 10, 100][random.usize(..3)],
+            storage_turns: random.u64(1..=12),
         }
     }
 }

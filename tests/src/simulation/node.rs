@@ -1,6 +1,6 @@
 //! A node: an agent, its directory, and the hosts of its processes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, ToHost};
 use praas_runtime::invocation::AM_DIRECTORY;
 use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
-use praas_runtime::swap::{SwapConfig, swap_in};
+use praas_runtime::swap::{ImageKind, SwapConfig, swap_in};
 use praas_transport::{
     Address, BufPool, ChannelId, CloseReason, Disposition, Endpoint, Flow, Handler, Identity,
     Incarnation, Incoming, Kinds, LargeMessage, Listen, Message, Ops, Posted, WaitMode, clock,
@@ -65,8 +65,12 @@ pub(super) struct Host {
     from_host: RefCell<VecDeque<FromHost>>,
     /// It is gone, and the agent has not been told.
     exited: RefCell<Option<&'static str>>,
+    /// It is gone.
+    gone: Cell<bool>,
     /// It is in the middle of something, on the stack.
     busy: RefCell<bool>,
+    /// The control plane knows of images of this process, and has the next life begin from one.
+    pub restorable: bool,
 }
 
 impl Node {
@@ -382,11 +386,13 @@ impl Host {
         Self {
             process: start.process.clone(),
             incarnation: start.incarnation,
+            restorable: start.restore,
             start: RefCell::new(Some(start)),
             serving: RefCell::new(None),
             to_host: RefCell::new(VecDeque::new()),
             from_host: RefCell::new(VecDeque::new()),
             exited: RefCell::new(None),
+            gone: Cell::new(false),
             busy: RefCell::new(false),
         }
     }
@@ -396,18 +402,19 @@ impl Host {
     }
 
     fn exit(&self, how: &'static str) {
+        self.gone.set(true);
         *self.exited.borrow_mut() = Some(how);
         *self.serving.borrow_mut() = None;
     }
 
     /// Whether it is there, and nobody's hand is on it.
     pub fn is_idle(&self) -> bool {
-        self.exited.borrow().is_none() && !*self.busy.borrow()
+        !self.gone.get() && !*self.busy.borrow()
     }
 
     /// Kills it. What it has said already is heard.
     pub fn kill(&self, world: &World) {
-        if self.exited.borrow().is_some() {
+        if self.gone.get() {
             return;
         }
         world.trace(|| format!("{} {} is killed", self.process, self.incarnation));
@@ -470,7 +477,7 @@ impl Host {
                 wait: WaitMode::Warm,
                 quiesce_timeout_ms: 2_000,
                 transport: world.transport(),
-                ..ProcessSettings::default()
+                ..world.settings()
             },
             registry: registry(),
             restore: None,
@@ -487,8 +494,12 @@ impl Host {
                 Ok(match loaded {
                     None if start.swap_generation > 0 => return Err("no image at all".into()),
                     None => None,
-                    Some(loaded) => {
+                    Some(mut loaded) => {
                         generation = loaded.generation;
+                        // As the host does: nobody has heard that the process ended with it.
+                        if generation != start.swap_generation {
+                            loaded.image.kind = ImageKind::Checkpoint;
+                        }
                         from = Some(Image {
                             incarnation: loaded.image.incarnation.0,
                             generation,
@@ -497,7 +508,7 @@ impl Host {
                     }
                 })
             });
-        if self.exited.borrow().is_some() {
+        if self.gone.get() {
             // It was killed while it started.
             return;
         }
@@ -538,28 +549,66 @@ impl Host {
         }
     }
 
-    fn swap_out(&self, world: &World, process: &Process) {
-        let (name, incarnation) = (self.process.clone(), self.incarnation);
+    /// Closes the channels of all callers in good order, as for a new secret: what they have under
+    /// way comes again.
+    pub fn callers_show_out(&self, world: &World) {
+        if let Some(process) = self.serving.borrow().as_ref() {
+            let credential = world.credential(praas_transport::Role::Process, 0);
+            process.credential_changed(credential);
+        }
+    }
+
+    /// Takes a checkpoint, if it is at leisure and one is of use.
+    pub fn checkpoint(&self, world: &World) {
+        let serving = self.serving.borrow().clone();
+        let Some(process) = serving.filter(|_| self.is_idle() && self.restorable) else {
+            return;
+        };
+        *self.busy.borrow_mut() = true;
+        self.imaging(world);
+        let taken = process.checkpoint(&*world.storage(), &swap_config());
+        world.written();
+        *self.busy.borrow_mut() = false;
+        if self.gone.get() {
+            return;
+        }
+        match taken {
+            Ok(committed) => self.committed(world, committed.generation),
+            Err(error) => world.trace(|| format!("{}: no checkpoint: {error}", self.process)),
+        }
+    }
+
+    fn imaging(&self, world: &World) {
+        let (process, incarnation) = (self.process.clone(), self.incarnation);
+        world.writing(&process, incarnation);
         world.note(Event::Imaging {
-            process: name.clone(),
+            process,
             incarnation,
         });
-        world.writing(&name, incarnation);
+    }
+
+    fn committed(&self, world: &World, generation: u64) {
+        world.note(Event::Committed {
+            process: self.process.clone(),
+            image: Image {
+                incarnation: self.incarnation,
+                generation,
+            },
+        });
+    }
+
+    fn swap_out(&self, world: &World, process: &Process) {
+        let (name, incarnation) = (self.process.clone(), self.incarnation);
+        self.imaging(world);
         let swapped = process.swap_out(&*world.storage(), &swap_config());
         world.written();
-        if self.exited.borrow().is_some() {
+        if self.gone.get() {
             return;
         }
         match swapped {
             Ok(committed) => {
                 world.dead(&name, incarnation);
-                world.note(Event::Committed {
-                    process: name.clone(),
-                    image: Image {
-                        incarnation,
-                        generation: committed.generation,
-                    },
-                });
+                self.committed(world, committed.generation);
                 world.note(Event::Ended {
                     process: name,
                     incarnation,
@@ -582,7 +631,7 @@ impl Host {
 
 /// Small chunks and packs, so that there are several of each.
 fn swap_config() -> SwapConfig {
-    let settings = serde_json::json!({ "chunk_bytes": 64, "pack_max_bytes": 256 });
+    let settings = serde_json::json!({ "chunk_bytes": 256, "pack_max_bytes": 4096, "threads": 1 });
     serde_json::from_value(settings).expect("settings of a swap")
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use praas_control::machine::Verb;
+use praas_runtime::process::ProcessSettings;
 use praas_transport::clock::Simulation;
 use praas_transport::fault::FaultPlan;
 use praas_transport::sync::atomic::{AtomicU64, Ordering};
@@ -182,6 +183,11 @@ impl World {
             busy: often(self, 8_000),
             delay: often(self, 20_000),
             delay_polls_max: 1 + self.random(20) as u32,
+            partial: often(self, 30_000),
+            die_after_frames: match self.chance(200) {
+                true => 40 + self.random(200),
+                false => 0,
+            },
             ..FaultPlan::default()
         };
         TransportConfig {
@@ -190,6 +196,18 @@ impl World {
             fault: Some(fault),
             ..TransportConfig::default()
         }
+    }
+
+    /// Settings of a process, whose limits are low now and then.
+    pub fn settings(&self) -> ProcessSettings {
+        let mut settings = ProcessSettings::default();
+        if self.chance(300) {
+            settings.mailbox_messages_max = 3 + self.random(5) as usize;
+        }
+        if self.chance(200) {
+            settings.results_max_bytes = 1 + self.random(200) as usize;
+        }
+        settings
     }
 
     pub fn storage(&self) -> Arc<MemoryStorage> {
@@ -248,8 +266,10 @@ impl World {
 
     /// An operation on storage takes time.
     pub fn meanwhile_storage(&self) {
-        for _ in 0..self.random(12) {
+        for _ in 0..self.random(self.plan.storage_turns) {
             self.turn_nested();
+            // It is the storage that is waited for, and it is not so slow.
+            self.idle.set(0);
         }
     }
 
@@ -354,7 +374,8 @@ impl World {
                 let expected = Some(self.random(self.numbers.get())).filter(|value| *value > 0);
                 Todo::CompareSwap(key, expected, self.number())
             }
-            9..=12 => Todo::Take(self.source(), self.pick(&MAIL_KEYS).into()),
+            9 => Todo::Peek(self.source(), self.pick(&MAIL_KEYS).into()),
+            10..=12 => Todo::Take(self.source(), self.pick(&MAIL_KEYS).into()),
             13..=14 => Todo::Wait(
                 self.source(),
                 self.pick(&MAIL_KEYS).into(),
@@ -364,16 +385,26 @@ impl World {
                 let request = Request {
                     call: self.number(),
                     todo: self.todo(false),
+                    padding: self.padding(),
                 };
                 Todo::Invoke(self.process(), Box::new(request), 1 + self.random(2_000))
             }
             _ => Todo::Put {
+                padding: self.padding(),
                 call: self.number(),
                 to: self.process(),
                 key: self.pick(&MAIL_KEYS).into(),
                 message: self.number(),
                 within_ms: 1 + self.random(2_000),
             },
+        }
+    }
+
+    /// Bytes that make a payload large, now and then: those travel by another way.
+    fn padding(&self) -> Vec<u8> {
+        match self.chance(60) {
+            true => vec![9; self.random(200_000) as usize],
+            false => Vec::new(),
         }
     }
 
@@ -396,14 +427,16 @@ impl World {
                 key: self.pick(&MAIL_KEYS).into(),
                 message: self.number(),
             };
-            let call = self.number();
-            caller.borrow_mut().put(&process, call, action, within)
+            let (call, padding) = (self.number(), self.padding());
+            let mut caller = caller.borrow_mut();
+            caller.put(&process, call, action, &padding, within)
         } else {
             let todo = self.todo(true);
             let idempotent = todo.idempotent() && self.chance(300);
             let request = Request {
                 call: self.number(),
                 todo,
+                padding: self.padding(),
             };
             let mut caller = caller.borrow_mut();
             caller.invoke(&process, &request, within, idempotent)
@@ -421,21 +454,33 @@ impl World {
                 self.trace(|| format!("swap {process}"));
                 self.control.borrow_mut().process(&process, Verb::Swap);
             }
-            35..=54 => {
+            35..=44 => {
                 let hosts = self.hosts();
-                if let Some(at) = self.random(hosts.len() as u64).try_into().ok()
-                    && let Some((_, host)) = hosts.get::<usize>(at)
-                {
+                if let Some((_, host)) = hosts.get(self.random(hosts.len() as u64) as usize) {
+                    self.trace(|| format!("checkpoint of {}", host.process));
+                    host.checkpoint(self);
+                }
+            }
+            45..=57 => {
+                let hosts = self.hosts();
+                if let Some((_, host)) = hosts.get(self.random(hosts.len() as u64) as usize) {
                     host.kill(self);
                 }
             }
-            55..=74 => {
+            58..=64 => {
+                let hosts = self.hosts();
+                if let Some((_, host)) = hosts.get(self.random(hosts.len() as u64) as usize) {
+                    self.trace(|| format!("callers of {} are shown out", host.process));
+                    host.callers_show_out(self);
+                }
+            }
+            65..=76 => {
                 let number = self.random(self.plan.clients as u64) as usize;
                 self.trace(|| format!("client {number} is cut off"));
                 let caller = Rc::clone(&self.callers.borrow()[number]);
                 caller.borrow_mut().sever();
             }
-            75..=84 => {
+            77..=84 => {
                 let number = self.random(self.plan.clients as u64) as usize;
                 let caller = Rc::clone(&self.callers.borrow()[number]);
                 let which = self.random(8) as usize;
@@ -525,6 +570,7 @@ impl World {
         let request = Request {
             call: self.number(),
             todo,
+            padding: Vec::new(),
         };
         let caller = Rc::clone(&self.callers.borrow()[0]);
         let events = caller.borrow_mut().invoke(process, &request, None, false);
