@@ -57,12 +57,15 @@ pub enum CallError {
     /// The receiver's mailbox stayed full.
     #[error("{0}")]
     MailboxFull(String),
-    /// The other process is not to be had.
+    /// The other process, or the storage, is not to be had.
     #[error("{0}")]
     Unavailable(String),
     /// This process may not have it.
     #[error("{0}")]
     Forbidden(String),
+    /// A state object did not come back from storage as it was written.
+    #[error("{0}")]
+    Corrupt(String),
     /// A limit of this process is reached.
     #[error("{0}")]
     LimitReached(String),
@@ -94,6 +97,7 @@ impl CallError {
             code::BAD_ARGUMENT => return Self::BadArgument(text),
             code::UNAVAILABLE => return Self::Unavailable(text),
             code::FORBIDDEN => return Self::Forbidden(text),
+            code::CORRUPT => return Self::Corrupt(text),
             _ => {}
         }
         match u16::try_from(code).ok().and_then(Status::from_code) {

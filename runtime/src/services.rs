@@ -16,7 +16,7 @@ use praas_transport::{Buf, BufPool, Identity};
 use crate::files::FilesError;
 use crate::invocation::{InvokeError, Payload, Status};
 use crate::mailbox::{MailMessage, Source};
-use crate::state::StateStore;
+use crate::state::{ObjectMeta, StateError, StateStore};
 use crate::world::WorldView;
 
 /// Inputs that a function gives one batch at most.
@@ -228,8 +228,21 @@ pub trait Services: Send + Sync {
     /// Where payload memory comes from.
     fn pool(&self) -> &BufPool;
 
-    /// The state objects.
+    /// The state objects; those that may be in storage still by the next two.
     fn state(&self) -> &StateStore;
+
+    /// A state object. One that is in storage still is waited for, with another worker in this
+    /// one's place.
+    ///
+    /// # Errors
+    /// It is damaged in storage, or cannot be had now.
+    fn state_object(&self, key: &str) -> Result<Option<(Buf, ObjectMeta)>, StateError>;
+
+    /// Adds bytes to a state object, in the same way; its new length.
+    ///
+    /// # Errors
+    /// The same; the memory limit.
+    fn state_append(&self, key: &str, bytes: &[u8]) -> Result<u64, StateError>;
 
     /// The members of the application.
     fn world(&self) -> &WorldView;

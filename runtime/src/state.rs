@@ -2,8 +2,9 @@
 //!
 //! Objects are [`Buf`]s: a view shares the memory and stays what it was when a later put replaces
 //! the object. Reads take a shared lock for a look-up; writes copy before they lock. What peers
-//! read by one-sided operations is in `shown`.
+//! read by one-sided operations is in `shown`; what is not back from storage yet in `absent`.
 
+mod absent;
 mod shown;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use praas_transport::sync::atomic::Ordering;
 use praas_transport::{Buf, BufGrow, BufMut, BufPool, PoolExhausted, StatsPage, StatsWord};
 use serde::{Deserialize, Serialize};
 
+use self::absent::costs;
+pub use self::absent::{Absent, AbsentObjects, FetchError, Look, ObjectSource};
 pub use self::shown::{Located, Place, ShownStats};
 use self::shown::{Shown, Slot};
 
@@ -56,6 +59,22 @@ pub enum StateError {
         /// The version that is there; zero is absent.
         actual: u64,
     },
+    /// The object did not come back from storage as it was written.
+    #[error("state object '{key}' is damaged in storage: {what}")]
+    Corrupt {
+        /// The object.
+        key: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The object is in storage still, and cannot be had now.
+    #[error("state object '{key}' cannot be had from storage now: {what}")]
+    Unavailable {
+        /// The object.
+        key: String,
+        /// Why.
+        what: String,
+    },
     /// No memory for the object.
     #[error(transparent)]
     Pool(#[from] PoolExhausted),
@@ -69,12 +88,16 @@ struct Object {
     growing: Option<Box<BufGrow>>,
     /// Where peers may read it by themselves.
     shown: Option<Slot>,
+    /// Where its bytes come from; `buf` is empty until they are there.
+    absent: Option<Arc<Absent>>,
 }
 
 #[derive(Default)]
 struct Objects {
     by_key: BTreeMap<Box<str>, Object>,
     bytes: u64,
+    /// Objects that are absent.
+    absent: usize,
     version: u64,
     shown: Shown,
 }
@@ -144,11 +167,21 @@ impl StateStore {
         self.write(key, None, |_| len, |_| Ok(buf.into()))
     }
 
-    /// The object, sharing its memory.
-    pub fn object(&self, key: &str) -> Option<(Buf, ObjectMeta)> {
-        let objects = self.read();
-        let object = objects.by_key.get(key)?;
-        Some((object.buf.clone(), object.meta))
+    /// The object, sharing its memory. One that is in storage still is waited for.
+    ///
+    /// # Errors
+    /// As [`StateStore::fetch`].
+    pub fn object(&self, key: &str) -> Result<Option<(Buf, ObjectMeta)>, StateError> {
+        match self.look(key) {
+            None => Ok(None),
+            Some(Look::Here(buf, meta)) => Ok(Some((buf, meta))),
+            Some(Look::Absent(absent, meta)) => Ok(Some((self.fetch(key, &absent)?, meta))),
+        }
+    }
+
+    /// What is known of an object besides its bytes, wherever those are.
+    pub fn meta(&self, key: &str) -> Option<ObjectMeta> {
+        Some(self.read().by_key.get(key)?.meta)
     }
 
     /// Removes an object; whether it was there.
@@ -159,6 +192,7 @@ impl StateStore {
         };
         objects.bytes -= cost(key, object.meta.bytes);
         self.bytes_tell(objects.bytes);
+        objects.absent -= usize::from(object.is_absent());
         objects.version += 1;
         let told = object.shown.is_some_and(|shown| objects.shown.hide(shown));
         drop(objects);
@@ -220,12 +254,17 @@ impl StateStore {
         )
     }
 
-    /// Adds bytes to the end of an object, which is made if absent; its new length. The object has
-    /// room to grow into, so that many appends copy each byte a few times at most.
+    /// Adds bytes to the end of an object, which is made if there is none; its new length. The
+    /// object has room to grow into, so that many appends copy each byte a few times at most. One
+    /// that is in storage still is waited for.
     ///
     /// # Errors
-    /// As [`StateStore::put`].
+    /// As [`StateStore::put`] and [`StateStore::fetch`].
     pub fn append(&self, key: &str, bytes: &[u8]) -> Result<u64, StateError> {
+        // Once it is there it is not absent again.
+        if let Some(Look::Absent(absent, _)) = self.look(key) {
+            self.fetch(key, &absent)?;
+        }
         let mut length = 0;
         let append = |old: Option<&mut Object>| {
             let (old, growing) = match old {
@@ -271,13 +310,26 @@ impl StateStore {
     }
 
     /// All objects at one moment, sharing their memory.
-    pub fn snapshot(&self) -> Vec<(String, Buf, ObjectMeta)> {
+    ///
+    /// # Errors
+    /// Some are in storage still ([`StateStore::fetch_all`]).
+    pub fn snapshot(&self) -> Result<Vec<(String, Buf, ObjectMeta)>, StateError> {
         let objects = self.read();
-        objects
+        let mut absent = objects
+            .by_key
+            .iter()
+            .filter(|(_, object)| object.is_absent());
+        if let Some((key, _)) = absent.next() {
+            return Err(StateError::Unavailable {
+                key: key.to_string(),
+                what: "it is not fetched yet".into(),
+            });
+        }
+        Ok(objects
             .by_key
             .iter()
             .map(|(key, object)| (key.to_string(), object.buf.clone(), object.meta))
-            .collect()
+            .collect())
     }
 
     /// Replaces everything by what [`StateStore::snapshot`] gave, versions included.
@@ -285,8 +337,21 @@ impl StateStore {
     /// # Errors
     /// The memory limit; everything then stays as it was.
     pub fn restore(&self, snapshot: Vec<(String, Buf, ObjectMeta)>) -> Result<(), StateError> {
-        let wanted = snapshot.iter().map(|(key, _, meta)| cost(key, meta.bytes));
-        let wanted = wanted.sum();
+        let objects = snapshot.into_iter().map(|(key, buf, meta)| {
+            let object = Object {
+                buf,
+                meta,
+                growing: None,
+                shown: None,
+                absent: None,
+            };
+            (key.into(), object)
+        });
+        self.replace(objects.collect())
+    }
+
+    fn replace(&self, by_key: BTreeMap<Box<str>, Object>) -> Result<(), StateError> {
+        let wanted = costs(by_key.iter().map(|(key, object)| (&**key, object.meta)));
         if wanted > self.limit {
             return Err(StateError::LimitReached {
                 used: 0,
@@ -297,21 +362,11 @@ impl StateStore {
         let mut objects = self.lock();
         objects.bytes = wanted;
         self.bytes_tell(objects.bytes);
-        let newest = snapshot.iter().map(|(_, _, meta)| meta.version).max();
+        objects.absent = by_key.values().filter(|object| object.is_absent()).count();
+        let newest = by_key.values().map(|object| object.meta.version).max();
         objects.version = newest.unwrap_or(0).max(objects.version);
         let told = objects.shown.hide_all();
-        objects.by_key = snapshot
-            .into_iter()
-            .map(|(key, buf, meta)| {
-                let object = Object {
-                    buf,
-                    meta,
-                    growing: None,
-                    shown: None,
-                };
-                (key.into(), object)
-            })
-            .collect();
+        objects.by_key = by_key;
         drop(objects);
         self.retired_tell(told);
         Ok(())
@@ -365,6 +420,7 @@ impl StateStore {
             meta,
             growing,
             shown: None,
+            absent: None,
         };
         let mut gone = None;
         match old {
@@ -372,6 +428,7 @@ impl StateStore {
             None => drop(objects.by_key.insert(key.into(), new)),
         }
         // Peers must not take the old object for the present one once anybody has seen the new.
+        objects.absent -= usize::from(gone.as_ref().is_some_and(Object::is_absent));
         let shown = gone.as_ref().and_then(|gone| gone.shown);
         let told = shown.is_some_and(|shown| objects.shown.hide(shown));
         drop(guard);
@@ -407,7 +464,7 @@ mod tests {
     fn views_outlive_replacement_and_limits_hold() {
         let store = store(100);
         store.put("a", &[1; 50]).unwrap();
-        let (view, meta) = store.object("a").unwrap();
+        let (view, meta) = store.object("a").unwrap().unwrap();
         assert_eq!(meta.bytes, 50);
         store.put("a", &[2; 99]).unwrap();
         assert_eq!(&*view, &[1; 50]);
@@ -439,7 +496,7 @@ mod tests {
         );
         assert!(store.compare_swap("a", first, b"y").unwrap() > first);
         assert_eq!(store.append("a", b"z").unwrap(), 2);
-        assert_eq!(&*store.object("a").unwrap().0, b"yz");
+        assert_eq!(&*store.object("a").unwrap().unwrap().0, b"yz");
     }
 
     #[test]
@@ -458,18 +515,18 @@ mod tests {
         assert_eq!(store.used_bytes(), 100);
         assert_eq!(store.append("a", &[1]), full(0, 101));
         assert_eq!(store.put("b", &[]), full(100, 1));
-        let version = store.object("a").unwrap().1.version;
+        let version = store.object("a").unwrap().unwrap().1.version;
         assert_eq!(store.compare_swap("a", version, &[0; 100]), full(0, 101));
         let conflict = store.compare_swap("a", version + 1, &[0; 100]).unwrap_err();
         assert!(matches!(conflict, StateError::Conflict { .. }));
-        assert_eq!(&store.object("a").unwrap().0[97..], &[0, 1]);
+        assert_eq!(&store.object("a").unwrap().unwrap().0[97..], &[0, 1]);
         assert_eq!(store.append("b", &[1]), full(100, 2));
 
         let exact = StateStore::new(BufPool::new(1 << 20), 100);
-        exact.restore(store.snapshot()).unwrap();
+        exact.restore(store.snapshot().unwrap()).unwrap();
         assert_eq!(exact.used_bytes(), 100);
         let less = StateStore::new(BufPool::new(1 << 20), 99);
-        let error = less.restore(store.snapshot()).unwrap_err();
+        let error = less.restore(store.snapshot().unwrap()).unwrap_err();
         assert!(matches!(
             error,
             StateError::LimitReached {
@@ -478,7 +535,7 @@ mod tests {
                 ..
             }
         ));
-        assert_eq!((less.used_bytes(), less.object("a")), (0, None));
+        assert_eq!((less.used_bytes(), less.object("a")), (0, Ok(None)));
     }
 
     #[test]
@@ -488,19 +545,19 @@ mod tests {
         let mut at = std::ptr::null();
         let first = {
             store.append("a", &[7]).unwrap();
-            store.object("a").unwrap().0
+            store.object("a").unwrap().unwrap().0
         };
         for length in 2..=10_000 {
             assert_eq!(store.append("a", &[7]), Ok(length));
-            let now = store.object("a").unwrap().0.as_ptr();
+            let now = store.object("a").unwrap().unwrap().0.as_ptr();
             moves += usize::from(std::mem::replace(&mut at, now) != now);
         }
         assert!(moves <= 12, "it moved {moves} times");
         assert_eq!(&*first, &[7]);
-        let before = store.object("a").unwrap().0;
+        let before = store.object("a").unwrap().unwrap().0;
         store.put("a", b"new").unwrap();
         store.append("a", b"er").unwrap();
-        assert_eq!(&*store.object("a").unwrap().0, b"newer");
+        assert_eq!(&*store.object("a").unwrap().unwrap().0, b"newer");
         assert_eq!(&*before, &[7; 10_000]);
     }
 
@@ -549,7 +606,7 @@ mod tests {
                     }
                 }
             }
-            let all: Vec<_> = store.snapshot().into_iter().map(|(k, b, _)| (k, b.to_vec())).collect();
+            let all: Vec<_> = store.snapshot().unwrap().into_iter().map(|(k, b, _)| (k, b.to_vec())).collect();
             prop_assert_eq!(all, model.into_iter().collect::<Vec<_>>());
         }
     }

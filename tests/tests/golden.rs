@@ -769,6 +769,7 @@ fn golden_abi() {
         ("LIMIT_REACHED", code::LIMIT_REACHED.into()),
         ("BAD_ARGUMENT", code::BAD_ARGUMENT.into()),
         ("UNAVAILABLE", code::UNAVAILABLE.into()),
+        ("CORRUPT", code::CORRUPT.into()),
         ("FORBIDDEN", code::FORBIDDEN.into()),
     ];
     golden.hold(

@@ -124,8 +124,10 @@ enum {
     PRAAS_LIMIT_REACHED = 102,
     /* An argument cannot be. */
     PRAAS_BAD_ARGUMENT = 103,
-    /* The other process is not to be had. */
+    /* The other process, or the storage, is not to be had. */
     PRAAS_UNAVAILABLE = 104,
+    /* The object did not come back from storage as it was written. */
+    PRAAS_CORRUPT = 105,
     /* Whoever asks may not have it. */
     PRAAS_FORBIDDEN = 106
 };

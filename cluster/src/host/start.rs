@@ -8,9 +8,9 @@ use std::sync::Arc;
 use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, HostStart};
-use praas_runtime::process::{Process, ProcessConfig};
+use praas_runtime::process::{Process, ProcessConfig, Restore};
 use praas_runtime::swap::{
-    Base, ImageKind, Loaded, ProcessImage, Storage, StorageUrl, SwapError, swap_in,
+    Base, ImageKind, Loaded, Storage, StorageUrl, SwapError, swap_in_lazily,
 };
 use praas_transport::sync::atomic::Ordering;
 use praas_transport::{
@@ -96,18 +96,18 @@ pub(super) fn host_start(
         if !start.restore {
             return Ok(None);
         }
-        let image: Option<ProcessImage>;
-        (image, base, swap_generation, rejected) = restore(start, &*storage, pool)?;
-        let checkpoint = image
+        let restored: Option<Restore>;
+        (restored, base, swap_generation, rejected) = restore(start, &storage, pool)?;
+        let checkpoint = restored
             .as_ref()
-            .is_some_and(|image| image.kind == ImageKind::Checkpoint);
+            .is_some_and(|restored| restored.image.kind == ImageKind::Checkpoint);
         counted
             .word(StatsWord::RestoredCheckpoint)
             .store(checkpoint.into(), Ordering::Relaxed);
         counted
             .word(StatsWord::RestoredGeneration)
             .store(swap_generation, Ordering::Relaxed);
-        Ok(image)
+        Ok(restored)
     })?;
     if let Some(base) = base {
         process.base_set(base);
@@ -150,16 +150,21 @@ fn listen(start: &HostStart) -> Vec<Listen> {
         .collect()
 }
 
-type Restored = (Option<ProcessImage>, Option<Base>, u64, Vec<String>);
+type Restored = (Option<Restore>, Option<Base>, u64, Vec<String>);
 
 /// The newest image that verifies, what of it is stored, its generation, and what is wrong with
 /// newer ones.
 fn restore(
     start: &HostStart,
-    storage: &dyn Storage,
+    storage: &Arc<dyn Storage>,
     pool: &BufPool,
 ) -> Result<Restored, RestoreError> {
-    let loaded = match swap_in(storage, pool, &start.application, &start.process) {
+    let min_bytes = match start.settings.swap_lazy {
+        true => start.settings.swap_lazy_min_bytes,
+        false => u64::MAX,
+    };
+    let (application, process) = (&start.application, &start.process);
+    let loaded = match swap_in_lazily(storage, pool, application, process, min_bytes) {
         Ok(loaded) => loaded,
         Err(error) => {
             return Err(match &error {
@@ -172,7 +177,7 @@ fn restore(
         }
     };
     let hint = start.swap_generation;
-    let Some(loaded) = loaded else {
+    let Some((loaded, absent)) = loaded else {
         return match hint {
             0 => Ok((None, None, 0, Vec::new())),
             generation => Err(RestoreError::NoImage {
@@ -201,5 +206,6 @@ fn restore(
     for reason in &rejected {
         tracing::error!(generation, "an older generation is loaded: {reason}");
     }
-    Ok((Some(image), Some(base), generation, rejected))
+    let restore = Restore { image, absent };
+    Ok((Some(restore), Some(base), generation, rejected))
 }

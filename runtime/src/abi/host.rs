@@ -226,8 +226,8 @@ impl Call<'_> {
         let Some(held) = &self.job.held else {
             return Ok(Grown(None));
         };
-        let before = self.services.state().object(key);
-        let before = before.map_or(0, |(_, meta)| meta.bytes);
+        let before = self.services.state().meta(key);
+        let before = before.map_or(0, |meta| meta.bytes);
         let after = after(before);
         match held.state(before, after) {
             Ok(()) => Ok(Grown(Some((Arc::clone(held), before, after)))),
@@ -240,6 +240,8 @@ impl Call<'_> {
             StateError::LimitReached { .. } | StateError::Pool(_) => code::LIMIT_REACHED,
             StateError::BadKey(_) => code::BAD_ARGUMENT,
             StateError::Conflict { .. } => code::CONFLICT,
+            StateError::Corrupt { .. } => code::CORRUPT,
+            StateError::Unavailable { .. } => code::UNAVAILABLE,
         };
         self.fail(code, error)
     }
@@ -471,10 +473,11 @@ unsafe extern "C" fn state_view(handle: *mut CallHandle, key: Bytes, out: *mut R
         Ok(key) => key,
         Err(code) => return code,
     };
-    match call.services.state().object(key) {
+    match call.services.state_object(key) {
         // SAFETY: see above.
-        Some((buf, meta)) => unsafe { call.lend_to(out, buf, meta.version) },
-        None => call.fail(code::NOT_FOUND, format!("no state object '{key}'")),
+        Ok(Some((buf, meta))) => unsafe { call.lend_to(out, buf, meta.version) },
+        Ok(None) => call.fail(code::NOT_FOUND, format!("no state object '{key}'")),
+        Err(error) => call.state_fail(&error),
     }
 }
 
@@ -572,7 +575,7 @@ unsafe extern "C" fn state_append(
         Ok(grown) => grown,
         Err(code) => return code,
     };
-    match call.services.state().append(key, value) {
+    match call.services.state_append(key, value) {
         Ok(new) => {
             // SAFETY: see above.
             unsafe { write(len, new) };

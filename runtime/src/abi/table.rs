@@ -33,8 +33,10 @@ pub mod code {
     pub const LIMIT_REACHED: i32 = 102;
     /// An argument cannot be.
     pub const BAD_ARGUMENT: i32 = 103;
-    /// The other process is not to be had.
+    /// The other process, or the storage, is not to be had.
     pub const UNAVAILABLE: i32 = 104;
+    /// The object did not come back from storage as it was written.
+    pub const CORRUPT: i32 = 105;
     /// Whoever asks may not have it.
     pub const FORBIDDEN: i32 = 106;
 }

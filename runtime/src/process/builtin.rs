@@ -134,7 +134,7 @@ impl Builtin {
         match self {
             Self::StateGet => {
                 let key = key()?;
-                let object = shared.state.object(key);
+                let object = shared.object(key).map_err(|error| error.to_string())?;
                 let (buf, _) = object.ok_or_else(|| format!("no state object '{key}'"))?;
                 Ok(Payload::Buf(buf))
             }

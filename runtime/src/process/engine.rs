@@ -22,6 +22,7 @@ use praas_transport::{
 use super::batch::{BatchCall, Batches};
 use super::builtin::Builtin;
 use super::crew::{Crew, Delivery, Worker};
+use super::lazy::Wanted;
 use super::limits::Limited;
 use super::links::Links;
 use super::one_way::{OWNER_NONE, OneWayCall, OneWayCalls};
@@ -84,6 +85,8 @@ pub(super) struct Shared {
     pub quiet: (Mutex<()>, Condvar),
     /// The engine itself, for starting spares.
     pub engine: OnceLock<Weak<Engine>>,
+    /// State objects to be fetched from storage.
+    pub wanted: Wanted,
     /// There are no threads, and this goes on in place of a wait.
     pub stepped: Option<Meanwhile>,
 }

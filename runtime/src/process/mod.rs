@@ -13,6 +13,7 @@ mod broadcast;
 mod builtin;
 mod crew;
 mod engine;
+mod lazy;
 mod limits;
 mod links;
 mod one_way;
@@ -46,6 +47,8 @@ pub use self::builtin::{
 };
 use self::crew::Crew;
 use self::engine::{Core, Engine, Shared};
+pub use self::lazy::Restore;
+use self::lazy::Wanted;
 use self::limits::Limited;
 pub use self::links::LinkInfo;
 use self::links::Links;
@@ -168,9 +171,9 @@ impl Process {
     ///
     /// # Errors
     /// As [`Process::start`], and those of `restore`.
-    pub fn start_from<E: From<StartError>>(
+    pub fn start_from<R: Into<Restore>, E: From<StartError>>(
         config: ProcessConfig,
-        restore: impl FnOnce(&BufPool) -> Result<Option<ProcessImage>, E>,
+        restore: impl FnOnce(&BufPool) -> Result<Option<R>, E>,
     ) -> Result<Self, E> {
         Self::start_counted(config, Arc::new(StatsPage::private()), restore)
     }
@@ -179,24 +182,26 @@ impl Process {
     ///
     /// # Errors
     /// As [`Process::start_from`].
-    pub fn start_counted<E: From<StartError>>(
+    pub fn start_counted<R: Into<Restore>, E: From<StartError>>(
         config: ProcessConfig,
         page: Arc<StatsPage>,
-        restore: impl FnOnce(&BufPool) -> Result<Option<ProcessImage>, E>,
+        restore: impl FnOnce(&BufPool) -> Result<Option<R>, E>,
     ) -> Result<Self, E> {
         config.settings.check().map_err(StartError::from)?;
         let mut endpoint = endpoint_make(&config)?;
         endpoint.count_in(page);
-        let image = restore(endpoint.pool())?;
-        let process = Self::start_on(endpoint, config, image, None)?;
+        let restore = restore(endpoint.pool())?.map(R::into);
+        let process = Self::start_on(endpoint, config, restore, None)?;
         process.threads_start()?;
+        let fetchers = process.fetchers_start();
+        fetchers.map_err(StartError::System)?;
         Ok(process)
     }
 
     fn start_on(
         mut endpoint: Endpoint,
         config: ProcessConfig,
-        restore: Option<ProcessImage>,
+        restore: Option<Restore>,
         stepped: Option<Meanwhile>,
     ) -> Result<Self, StartError> {
         let identity = endpoint.identity().clone();
@@ -355,7 +360,7 @@ fn shared_make(
     settings: ProcessSettings,
     registry: Registry,
     endpoint: &Endpoint,
-    restore: Option<ProcessImage>,
+    restore: Option<Restore>,
 ) -> Result<Restored, StartError> {
     let pool = endpoint.pool().clone();
     let page = endpoint.stats_page();
@@ -369,13 +374,16 @@ fn shared_make(
     let mut sessions = Vec::new();
     let mut files = Vec::new();
     let mut restored_from = None;
-    if let Some(image) = restore {
+    if let Some(Restore { image, absent }) = restore {
         if (&*image.application, &*image.process) != (&*identity.application, &*identity.name) {
             let text = format!("the image is of {}/{}", image.application, image.process);
             return Err(StartError::Restore(text));
         }
         restored_from = (image.kind == ImageKind::Final).then_some(image.incarnation);
-        let restored = state.restore(image.state);
+        let restored = match absent {
+            None => state.restore(image.state),
+            Some(absent) => state.restore_with(image.state, absent),
+        };
         restored.map_err(|error| StartError::Restore(error.to_string()))?;
         let restored = mailbox.restore(image.mailbox);
         restored.map_err(|error| StartError::Restore(error.to_string()))?;
@@ -415,6 +423,7 @@ fn shared_make(
         one_way: AtomicU64::new(0),
         one_way_failed: AtomicU64::new(0),
         own_jobs: AtomicU64::new(OWN_JOBS_FIRST),
+        wanted: Wanted::default(),
         one_way_closed: AtomicBool::new(false),
         quiet_wanted: AtomicBool::new(false),
         quiet: (Mutex::new(()), Condvar::new()),

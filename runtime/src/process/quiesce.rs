@@ -19,6 +19,7 @@ use super::serve::Serve;
 use crate::codec::CodecError;
 use crate::files::{FilesError, FilesLimits};
 use crate::invocation::{Payload, Status};
+use crate::state::StateError;
 use crate::swap::{
     Base, Committed, ImageKind, ProcessImage, Storage, SwapConfig, SwapError, swap_out_on,
 };
@@ -54,6 +55,9 @@ pub enum QuiesceError {
     /// Storage failed.
     #[error(transparent)]
     Swap(#[from] SwapError),
+    /// Not all of its state has come back since it was swapped in.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 impl Serve {
@@ -63,11 +67,11 @@ impl Serve {
     /// endpoint's owner alone, which this is: so whatever is recorded in the image is of a function
     /// that had ended, and the image has its effects. State and mailbox are read under both locks:
     /// no function can have taken a message, and put what it made of it, in between.
-    pub fn image(&self, kind: ImageKind) -> Result<ProcessImage, CodecError> {
+    pub fn image(&self, kind: ImageKind) -> Result<ProcessImage, QuiesceError> {
         let shared = &self.shared;
         let sessions = self.sessions_image(kind);
         let mailbox = shared.mailbox();
-        let state = shared.state.snapshot();
+        let state = shared.state.snapshot()?;
         Ok(ProcessImage {
             application: shared.identity.application.to_string(),
             process: shared.identity.name.to_string(),
@@ -96,6 +100,7 @@ impl Process {
         storage: &dyn Storage,
         config: &SwapConfig,
     ) -> Result<Committed, QuiesceError> {
+        self.state_fetch()?;
         let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
         let image = self.image(ImageKind::Checkpoint)?;
         Ok(swap_out_on(storage, &image, config, &mut base)?)
@@ -119,6 +124,8 @@ impl Process {
         storage: &dyn Storage,
         config: &SwapConfig,
     ) -> Result<Committed, QuiesceError> {
+        // While it serves, for this may take a while.
+        self.state_fetch()?;
         let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self
             .quiesce()

@@ -24,7 +24,7 @@ use crate::files::FilesError;
 use crate::invocation::{InvokeError, KEY_MAX_BYTES, Payload, PutBody, Status};
 use crate::mailbox::{MailMessage, Put, Source};
 use crate::services::{Job, Services};
-use crate::state::StateStore;
+use crate::state::{Look, ObjectMeta, StateError, StateStore};
 use crate::world::{World, WorldView};
 
 /// How often a wait that nothing wakes looks whether it is cancelled.
@@ -53,11 +53,7 @@ impl Engine {
             let text = "a function that is marked short may not wait";
             return Err(InvokeError::Exhausted(text.into()));
         }
-        let spare = self.shared.crew.block()? && self.shared.stepped.is_none();
-        self.shared.quiet_notify();
-        if spare {
-            self.spare_start();
-        }
+        self.shared.block()?;
         let mut inbox = worker.inbox();
         inbox.stamp = inbox.stamp.wrapping_add(1);
         inbox.call = None;
@@ -296,6 +292,17 @@ impl Services for Engine {
         &self.shared.state
     }
 
+    fn state_object(&self, key: &str) -> Result<Option<(Buf, ObjectMeta)>, StateError> {
+        self.shared.object(key)
+    }
+
+    fn state_append(&self, key: &str, bytes: &[u8]) -> Result<u64, StateError> {
+        if let Some(Look::Absent(absent, _)) = self.shared.state.look(key) {
+            self.shared.object_fetch(key, &absent)?;
+        }
+        self.shared.state.append(key, bytes)
+    }
+
     fn world(&self) -> &WorldView {
         &self.shared.world
     }
@@ -411,7 +418,8 @@ impl Services for Engine {
         deadline: Option<Instant>,
     ) -> Result<Option<(Buf, u64)>, InvokeError> {
         if process.is_empty() || process == &*self.shared.identity.name {
-            let object = self.shared.state.object(key);
+            let object = self.shared.object(key);
+            let object = object.map_err(|error| InvokeError::Function(error.to_string()))?;
             return Ok(object.map(|(buf, meta)| (buf, meta.version)));
         }
         let call = Outgoing::Read {

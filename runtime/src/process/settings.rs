@@ -64,6 +64,12 @@ pub struct ProcessSettings {
     /// Milliseconds that running functions have to finish before a swap or a stop cancels them,
     /// and again as long after that before the swap is given up.
     pub quiesce_timeout_ms: u64,
+    /// Whether a process that is swapped in serves before all of its state is back.
+    pub swap_lazy: bool,
+    /// Bytes of state objects from which on it does so; less is read at once.
+    pub swap_lazy_min_bytes: u64,
+    /// Threads that fetch the rest, at least one.
+    pub swap_lazy_threads: usize,
     /// Settings of the endpoint.
     pub transport: TransportConfig,
     /// Invocations past their function's time whose workers others stand in for; one more keeps its
@@ -96,6 +102,9 @@ impl Default for ProcessSettings {
             session_inflight_max: 4096,
             results_max_bytes: 256 << 20,
             quiesce_timeout_ms: 10_000,
+            swap_lazy: true,
+            swap_lazy_min_bytes: 4 << 20,
+            swap_lazy_threads: 2,
             transport: TransportConfig::default(),
             workers_overdue_max: 16,
             functions: BTreeMap::new(),
@@ -146,6 +155,7 @@ impl ProcessSettings {
             ("local_depth_max", self.local_depth_max.into(), 1, 256),
             ("takeover_us", self.takeover_us, 1, 1_000_000),
             ("state_shown_max", self.state_shown_max as u64, 0, 1 << 16),
+            ("swap_lazy_threads", self.swap_lazy_threads as u64, 1, 64),
             ("sessions_max", self.sessions_max as u64, 1, 1 << 20),
             (
                 "session_inflight_max",
@@ -171,6 +181,7 @@ impl ProcessSettings {
                     "workers_overdue_max" => "at most 4096",
                     "caller_gone_cancel_ms" | "functions.time_max_ms" => "at most a day",
                     "local_depth_max" => "from 1 to 256",
+                    "swap_lazy_threads" => "from 1 to 64",
                     "state_shown_max" => "at most 65536",
                     "takeover_us" => "from 1 microsecond to a second",
                     "mailbox_messages_max" => "from 1 to 2^32",

@@ -13,7 +13,7 @@
 use praas_transport::{BufPool, Endpoint, clock};
 
 use super::engine::{Core, Engine};
-use super::{Process, ProcessConfig, StartError, endpoint_make};
+use super::{Process, ProcessConfig, Restore, StartError, endpoint_make};
 use crate::swap::ProcessImage;
 use praas_transport::sync::atomic::Ordering;
 
@@ -36,7 +36,7 @@ impl Process {
         config.settings.check().map_err(StartError::from)?;
         let endpoint = endpoint_make(&config)?;
         let image = restore(endpoint.pool())?;
-        let process = Self::start_on(endpoint, config, image, Some(meanwhile))?;
+        let process = Self::start_on(endpoint, config, image.map(Restore::from), Some(meanwhile))?;
         for _ in 0..STACKED_MAX {
             process.engine.shared.crew.join();
         }

@@ -17,6 +17,7 @@ use praas_transport::clock;
 use praas_transport::sync::Owned;
 use praas_transport::sync::atomic::Ordering;
 
+use super::builtin::Builtin;
 use super::crew::Worker;
 use super::engine::{Core, Engine};
 use super::serve::{Callee, ReadyJob};
@@ -191,8 +192,13 @@ impl Engine {
 
     #[inline]
     fn pace(&self, callee: Callee) -> Pace {
-        let Callee::User(index) = callee else {
-            return Pace::Short;
+        let index = match callee {
+            Callee::User(index) => index,
+            // It may have to wait for storage, which nobody may who has the endpoint.
+            Callee::Builtin(Builtin::StateGet) if self.shared.state.absent_count() > 0 => {
+                return Pace::Usual;
+            }
+            Callee::Builtin(_) | Callee::Unknown | Callee::Limited(_) => return Pace::Short,
         };
         let function = self.shared.registry.function(index);
         let flags = function.flags();

@@ -232,7 +232,8 @@ impl Objects {
 
 impl StateStore {
     /// Looks for an object on behalf of a peer, and shows it, by the endpoint's owner. At most
-    /// `objects_max` are shown; the one that was located the longest ago makes way.
+    /// `objects_max` are shown; the one that was located the longest ago makes way. One that is in
+    /// storage still has no bytes here: [`StateStore::look`] first.
     pub fn locate(&self, ops: &mut Ops, key: &str, objects_max: usize) -> Option<Located> {
         let mut guard = self.lock();
         let objects = &mut *guard;

@@ -21,9 +21,9 @@ pub struct Base {
 }
 
 impl Base {
-    pub(super) fn new(manifest: Manifest) -> Self {
+    pub(super) fn new(manifest: impl Into<Arc<Manifest>>) -> Self {
         Self {
-            manifest: Arc::new(manifest),
+            manifest: manifest.into(),
         }
     }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 mod base;
 mod bytes;
 mod compress;
+mod lazy;
 mod manifest;
 mod pack;
 mod reader;
@@ -33,6 +34,7 @@ pub use base::Base;
 pub use compress::Compression;
 #[doc(hidden)]
 pub use compress::fuzz_chunk;
+pub use lazy::swap_in_lazily;
 pub use reader::{Loaded, Rejected, swap_in};
 #[doc(hidden)]
 pub use sections::fuzz_sections;

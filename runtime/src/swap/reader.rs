@@ -6,7 +6,7 @@
 //! from one queue.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use praas_transport::{Buf, BufMut, BufPool, PoolExhausted};
 
@@ -68,6 +68,19 @@ pub fn swap_in(
     application: &str,
     process: &str,
 ) -> Result<Option<Loaded>, SwapError> {
+    let loaded = load_newest(storage, application, process, |source, manifest| {
+        Ok((load_part(source, manifest, pool, |_| true)?, ()))
+    });
+    Ok(loaded?.map(|(loaded, ())| loaded))
+}
+
+/// Loads the highest generation of which `load` finds that it verifies, as far as it looks.
+pub(super) fn load_newest<T>(
+    storage: &dyn Storage,
+    application: &str,
+    process: &str,
+    load: impl Fn(&Source<'_>, &Arc<Manifest>) -> Result<(ProcessImage, T), ReadError>,
+) -> Result<Option<(Loaded, T)>, SwapError> {
     let source = Source {
         storage,
         prefix: process_prefix(application, process),
@@ -81,15 +94,17 @@ pub fn swap_in(
     for id in listing.manifests.into_iter().rev() {
         let loaded = source
             .manifest(id, application, process)
-            .and_then(|manifest| Ok((source.load(&manifest, pool)?, manifest)));
+            .map(Arc::new)
+            .and_then(|manifest| Ok((load(&source, &manifest)?, manifest)));
         match loaded {
-            Ok((image, manifest)) => {
-                return Ok(Some(Loaded {
+            Ok(((image, rest), manifest)) => {
+                let loaded = Loaded {
                     image,
                     generation: id.generation,
                     base: Base::new(manifest),
                     rejected,
-                }));
+                };
+                return Ok(Some((loaded, rest)));
             }
             Err(ReadError::Rejected(reason)) => {
                 let name = source.name(&id.manifest_name());
@@ -112,6 +127,22 @@ pub fn swap_in(
             rejected,
         }),
     }
+}
+
+/// Reads and verifies what a manifest refers to, but for objects whose lengths are not `wanted`.
+pub(super) fn load_part(
+    source: &Source<'_>,
+    manifest: &Manifest,
+    pool: &BufPool,
+    wanted: impl Fn(u64) -> bool,
+) -> Result<ProcessImage, ReadError> {
+    let is_wanted = |part: &Part<'_>, bytes| !matches!(part, Part::Object(_)) || wanted(bytes);
+    let streams: Vec<_> = parts(manifest)
+        .zip(manifest.streams())
+        .filter(|(part, stream)| is_wanted(part, stream.bytes))
+        .collect();
+    let bufs = source.streams_read(manifest, &streams, pool)?;
+    assemble(manifest, bufs, pool, wanted)
 }
 
 /// Why a generation could not be read.
@@ -192,13 +223,6 @@ impl Source<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Reads and verifies all that a manifest refers to.
-    fn load(&self, manifest: &Manifest, pool: &BufPool) -> Result<ProcessImage, ReadError> {
-        let streams: Vec<_> = parts(manifest).zip(manifest.streams()).collect();
-        let bufs = self.streams_read(manifest, &streams, pool)?;
-        assemble(manifest, bufs, pool)
     }
 
     /// Reads and verifies streams of a manifest, one or all, by several threads if they are large.
@@ -457,15 +481,18 @@ fn neighbours(chunks: &[ChunkRef]) -> usize {
         .count()
 }
 
-/// The image, out of a manifest and the memory of its streams.
+/// The image, out of a manifest and the memory of its streams, but for objects whose lengths are
+/// not `wanted`.
 fn assemble(
     manifest: &Manifest,
     bufs: Vec<Buf>,
     pool: &BufPool,
+    wanted: impl Fn(u64) -> bool,
 ) -> Result<ProcessImage, ReadError> {
     let mut bufs = bufs.into_iter();
-    let state = manifest.objects.iter().zip(&mut bufs);
-    let state = state.map(|(object, buf)| {
+    let objects = manifest.objects.iter();
+    let objects = objects.filter(|object| wanted(object.stream.bytes));
+    let state = objects.zip(&mut bufs).map(|(object, buf)| {
         let meta = ObjectMeta {
             version: object.version,
             written_unix_ms: object.written_unix_ms,

@@ -38,6 +38,17 @@ impl Serve {
             );
             return self.locate_refuse(ops, channel, tag, Status::Forbidden, &text);
         }
+        match self.shared.object_hasten(key) {
+            None => {}
+            // It is not back from storage: who asks again later finds it.
+            Some(Ok(())) => {
+                return self.locate_refuse(ops, channel, tag, Status::Quiescing, "");
+            }
+            Some(Err(error)) => {
+                let (status, text) = (Status::FunctionError, error.to_string());
+                return self.locate_refuse(ops, channel, tag, status, &text);
+            }
+        }
         let objects_max = self.shared.settings.state_shown_max;
         let located = self.shared.state.locate(ops, key, objects_max);
         let Some(Located { buf, meta, place }) = located else {
