@@ -757,6 +757,24 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn a_message_to_many_is_one_piece_of_memory() {
+        let pool = praas_transport::BufPool::new(1 << 20);
+        let body = PutBody::new("key", &[7; 100_000], &pool).unwrap();
+        let (first, second) = (body.clone().into_parts(), body.into_parts());
+        assert_eq!((first.0, second.0), (3, 3));
+        assert_eq!(first.1.as_ptr(), second.1.as_ptr());
+        let header = short_header(Kind::Put, 0, first.0);
+        let (key, body) = put_split(&header, first.1).unwrap();
+        assert_eq!((&*key, body.len()), ("key", 100_000));
+        let small = PutBody::new("k", b"small", &pool).unwrap();
+        assert!(matches!(small.into_parts(), (1, Payload::Inline(_))));
+        let long = PutBody::new(&"k".repeat(256), b"", &pool);
+        assert!(matches!(long, Err(InvokeError::Malformed(_))));
+        let large = PutBody::new("k", &[0; 2 << 20], &pool);
+        assert!(matches!(large, Err(InvokeError::Exhausted(_))));
+    }
+
+    #[test]
     fn an_invocation_runs_once_and_its_result_stays_until_acknowledged() {
         let mut session = Session::new(8);
         assert!(matches!(session.admit(5, 0, 1), Admit::Run));

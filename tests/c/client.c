@@ -107,6 +107,22 @@ static int invocations(praas_client *client)
     return 0;
 }
 
+static int one_ways(praas_client *client)
+{
+    uint64_t pending = 9, failed = 9;
+    praas_buffer body = PRAAS_BUFFER;
+    CHECK(praas_client_one_way(client, "q", "put", "p one-way hello", 15, SOON) == PRAAS_OK);
+    CHECK(praas_client_one_way_wait(client, SOON, &pending, &failed) == PRAAS_OK);
+    CHECK(pending == 0 && failed == 0);
+    CHECK(praas_client_get(client, "p", "q", "one-way", SOON, NULL, &body) == PRAAS_OK);
+    CHECK(buffer_is(&body, "hello"));
+    praas_buffer_free(&body);
+    CHECK(praas_client_one_way(client, "nobody", "put", NULL, 0, SOON) == PRAAS_OK);
+    CHECK(praas_client_one_way_wait(client, SOON, &pending, &failed) == PRAAS_OK);
+    CHECK(pending == 0 && failed == 1);
+    return 0;
+}
+
 static int messages(praas_client *client)
 {
     static const char *const both[] = {"p", "nobody", "q"};
@@ -192,7 +208,7 @@ int main(int argc, char **argv)
         return 1;
     }
     CHECK(praas_client_open(&options, &client) == PRAAS_OK && client != NULL);
-    failed = invocations(client) || messages(client) || states(client);
+    failed = invocations(client) || one_ways(client) || messages(client) || states(client);
     CHECK(praas_client_invoke(client, "p", "who", NULL, 0, SOON, &kept) == PRAAS_OK);
     praas_client_close(client);
     client = NULL;

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use praas_runtime::client::{CallOptions, Client, Directory};
 use praas_runtime::host::ToHost;
 use praas_runtime::invocation::InvokeError;
+use praas_runtime::process::{LINKS, LinkInfo};
 use praas_runtime::world::{Member, MemberState, World};
 use praas_tests::c::module_build;
 use praas_tests::lab::{Lab, LabHost, PATIENCE, example_path, object_wait};
-use praas_transport::{Credential, Incarnation, TransportKind};
+use praas_transport::{Credential, Incarnation, Kinds, TransportKind};
 
 /// A lab, and a module to start its processes with.
 struct Case {
@@ -36,6 +37,62 @@ impl Case {
         config.directory = Directory::Agent(self.lab.directory().to_vec());
         Client::new(config).expect("a client")
     }
+}
+
+/// What a process tells of its channels to others: their names, transports, and who opened them.
+fn links(client: &mut Client, of: &str) -> Vec<(String, String, bool)> {
+    let links: Vec<LinkInfo> = client.invoke_value(of, LINKS, &()).unwrap();
+    let links = links.into_iter();
+    links
+        .map(|link| (link.process, link.transport, link.dialled))
+        .collect()
+}
+
+#[test]
+fn channels_are_opened_on_first_use_by_the_best_way_of_each_pair() {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_praas"));
+    let start = |process: &str, transports: Kinds| {
+        let started = lab.start_with(process, |start| {
+            start.modules = vec![example_path("calls").display().to_string()];
+            start.transports = transports;
+        });
+        started.unwrap_or_else(|error| panic!("{process}: {error}"))
+    };
+    let _hosts = [
+        start("p", Kinds::all()),
+        start("q", Kinds::all()),
+        start("unix", TransportKind::Unix.into()),
+        start("tcp", TransportKind::Tcp.into()),
+    ];
+    let mut config = lab.client_config(TransportKind::Shm);
+    config.directory = Directory::Agent(lab.directory().to_vec());
+    let mut client = Client::new(config).unwrap();
+    let owned = |links: &[(&str, &str, bool)]| -> Vec<(String, String, bool)> {
+        let links = links.iter();
+        links
+            .map(|(process, transport, dialled)| ((*process).into(), (*transport).into(), *dialled))
+            .collect()
+    };
+    // Nobody has needed anybody yet.
+    for process in ["p", "q", "unix", "tcp"] {
+        assert_eq!(links(&mut client, process), []);
+    }
+    // What a process may use decides for what it opens.
+    for from in ["q", "unix", "tcp"] {
+        client.invoke(from, "put", b"p k hello").unwrap();
+    }
+    let opened = [
+        ("q", "shm", false),
+        ("tcp", "tcp", false),
+        ("unix", "unix", false),
+    ];
+    assert_eq!(links(&mut client, "p"), owned(&opened));
+    assert_eq!(links(&mut client, "unix"), owned(&[("p", "unix", true)]));
+    // The other way round it is another channel, and by the best way.
+    client.invoke("p", "put", b"tcp k hello").unwrap();
+    client.invoke("p", "ask", b"tcp who").unwrap();
+    let both = [("p", "shm", false), ("p", "tcp", true)];
+    assert_eq!(links(&mut client, "tcp"), owned(&both));
 }
 
 /// Runs a body with modules in both languages.

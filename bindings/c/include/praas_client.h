@@ -114,6 +114,21 @@ int32_t praas_client_wait_any(praas_client *client, int64_t timeout_us, uint64_t
 /* Gives up on an invocation: its function is told, its result is dropped. */
 int32_t praas_client_cancel(praas_client *client, uint64_t call);
 
+/*
+ * Invokes a function without waiting for it and without its output. It is sent, and sent again to
+ * wherever its process is next, until its function has begun, at most until the time has passed. A
+ * client does so in its calls: who has nothing else to do calls praas_client_one_way_wait.
+ */
+int32_t praas_client_one_way(praas_client *client, const char *process, const char *function,
+                             const void *input, size_t input_len, int64_t timeout_us);
+
+/*
+ * Waits until it is known of every one-way invocation whether it has begun, at most so long: how
+ * many are under way still, and how many of all so far have not begun for an error.
+ */
+int32_t praas_client_one_way_wait(praas_client *client, int64_t timeout_us, uint64_t *pending,
+                                  uint64_t *failed);
+
 /* Puts a message into a process's mailbox and waits until it is there. */
 int32_t praas_client_put(praas_client *client, const char *process, const char *key,
                          const void *body, size_t body_len, int64_t timeout_us);

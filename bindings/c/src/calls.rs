@@ -184,6 +184,59 @@ pub unsafe extern "C" fn praas_client_cancel(client: *mut praas_client, call: u6
 /// # Safety
 /// As `praas_client.h` says.
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn praas_client_one_way(
+    client: *mut praas_client,
+    process: *const c_char,
+    function: *const c_char,
+    input: *const c_void,
+    input_len: usize,
+    timeout_us: i64,
+) -> i32 {
+    let body = |client: &mut Client| {
+        // SAFETY: see above.
+        let (process, function, input) = unsafe {
+            (
+                text(process, "process")?,
+                text(function, "function")?,
+                bytes(input, input_len)?,
+            )
+        };
+        let function = client.function(process, function)?;
+        Ok(client.call_one_way(function, input, options(timeout_us))?)
+    };
+    // SAFETY: see above.
+    unsafe { guarded(client, body) }
+}
+
+/// See `praas_client.h`.
+///
+/// # Safety
+/// As `praas_client.h` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn praas_client_one_way_wait(
+    client: *mut praas_client,
+    timeout_us: i64,
+    pending: *mut u64,
+    failed: *mut u64,
+) -> i32 {
+    let body = |client: &mut Client| {
+        let tally = client.one_way_wait(options(timeout_us).deadline);
+        // SAFETY: see above.
+        unsafe {
+            write(pending, || tally.pending);
+            write(failed, || tally.failed);
+        }
+        Ok(())
+    };
+    // SAFETY: see above.
+    unsafe { guarded(client, body) }
+}
+
+/// See `praas_client.h`.
+///
+/// # Safety
+/// As `praas_client.h` says.
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn praas_client_put(
     client: *mut praas_client,
     process: *const c_char,
