@@ -45,6 +45,11 @@
 #define PRAAS_C extern
 #endif
 
+/* Where a field is, and how large a type: what the host has been compiled with. */
+#define PRAAS_PLACE(type, field, offset)                                                           \
+    PRAAS_ASSERT_LAYOUT(offsetof(type, field) == (offset), #type "." #field)
+#define PRAAS_SIZE(type, size) PRAAS_ASSERT_LAYOUT(sizeof(type) == (size), #type)
+
 #if defined(__GNUC__) || defined(__clang__)
 #define PRAAS_EXPORT __attribute__((visibility("default")))
 #define PRAAS_UNUSED __attribute__((unused))

@@ -45,6 +45,11 @@
 #define PRAAS_C extern
 #endif
 
+/* Where a field is, and how large a type: what the host has been compiled with. */
+#define PRAAS_PLACE(type, field, offset)                                                           \
+    PRAAS_ASSERT_LAYOUT(offsetof(type, field) == (offset), #type "." #field)
+#define PRAAS_SIZE(type, size) PRAAS_ASSERT_LAYOUT(sizeof(type) == (size), #type)
+
 #if defined(__GNUC__) || defined(__clang__)
 #define PRAAS_EXPORT __attribute__((visibility("default")))
 #define PRAAS_UNUSED __attribute__((unused))
@@ -140,9 +145,9 @@ typedef struct praas_bytes {
     size_t len;
 } praas_bytes;
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_bytes) == 16, "praas_bytes");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_bytes, ptr) == 0, "praas_bytes.ptr");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_bytes, len) == 8, "praas_bytes.len");
+PRAAS_SIZE(praas_bytes, 16);
+PRAAS_PLACE(praas_bytes, ptr, 0);
+PRAAS_PLACE(praas_bytes, len, 8);
 
 /* A running invocation, as the host knows it. Opaque to modules. */
 typedef struct praas_call_handle praas_call_handle;
@@ -157,10 +162,10 @@ typedef struct praas_raw_view {
     void *handle;
 } praas_raw_view;
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_raw_view) == 32, "praas_raw_view");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_raw_view, bytes) == 0, "praas_raw_view.bytes");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_raw_view, version) == 16, "praas_raw_view.version");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_raw_view, handle) == 24, "praas_raw_view.handle");
+PRAAS_SIZE(praas_raw_view, 32);
+PRAAS_PLACE(praas_raw_view, bytes, 0);
+PRAAS_PLACE(praas_raw_view, version, 16);
+PRAAS_PLACE(praas_raw_view, handle, 24);
 
 /* A message that the host lends. */
 typedef struct praas_message_view {
@@ -170,9 +175,9 @@ typedef struct praas_message_view {
     praas_raw_view payload;
 } praas_message_view;
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_message_view) == 64, "praas_message_view");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_message_view, source) == 0, "praas_message_view.source");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_message_view, payload) == 32, "praas_message_view.payload");
+PRAAS_SIZE(praas_message_view, 64);
+PRAAS_PLACE(praas_message_view, source, 0);
+PRAAS_PLACE(praas_message_view, payload, 32);
 
 /* How one invocation of a batch ended. */
 typedef struct praas_batch_outcome {
@@ -184,10 +189,10 @@ typedef struct praas_batch_outcome {
     uint32_t reserved;
 } praas_batch_outcome;
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_batch_outcome) == 40, "praas_batch_outcome");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_batch_outcome, view) == 0, "praas_batch_outcome.view");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_batch_outcome, code) == 32, "praas_batch_outcome.code");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_batch_outcome, reserved) == 36, "praas_batch_outcome.reserved");
+PRAAS_SIZE(praas_batch_outcome, 40);
+PRAAS_PLACE(praas_batch_outcome, view, 0);
+PRAAS_PLACE(praas_batch_outcome, code, 32);
+PRAAS_PLACE(praas_batch_outcome, reserved, 36);
 
 /*
  * The id of an invocation: its client's, and the client's number for it. A repetition has the same
@@ -202,10 +207,10 @@ typedef struct praas_invocation_id {
     uint64_t sequence;
 } praas_invocation_id;
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_invocation_id) == 24, "praas_invocation_id");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_invocation_id, client_low) == 0, "praas_invocation_id.client_low");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_invocation_id, client_high) == 8, "praas_invocation_id.client_high");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_invocation_id, sequence) == 16, "praas_invocation_id.sequence");
+PRAAS_SIZE(praas_invocation_id, 24);
+PRAAS_PLACE(praas_invocation_id, client_low, 0);
+PRAAS_PLACE(praas_invocation_id, client_high, 8);
+PRAAS_PLACE(praas_invocation_id, sequence, 16);
 
 typedef struct praas_host_table praas_host_table;
 
@@ -213,7 +218,8 @@ typedef struct praas_host_table praas_host_table;
  * Runs a function: reads the input, sets the output or the error, returns a code: zero is done, one
  * an error, three a panic.
  */
-typedef int32_t (*praas_entry_fn)(praas_call_handle *call, const praas_host_table *host, praas_bytes input);
+typedef int32_t (*praas_entry_fn)(
+    praas_call_handle *call, const praas_host_table *host, praas_bytes input);
 
 /* A function of a module. */
 typedef struct praas_function_table {
@@ -233,14 +239,14 @@ typedef struct praas_function_table {
     uint64_t memory_bytes;
 } praas_function_table;
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_function_table) == 56, "praas_function_table");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, size) == 0, "praas_function_table.size");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, flags) == 8, "praas_function_table.flags");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, name) == 16, "praas_function_table.name");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, entry) == 32, "praas_function_table.entry");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, concurrency) == 40, "praas_function_table.concurrency");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, time_ms) == 44, "praas_function_table.time_ms");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_function_table, memory_bytes) == 48, "praas_function_table.memory_bytes");
+PRAAS_SIZE(praas_function_table, 56);
+PRAAS_PLACE(praas_function_table, size, 0);
+PRAAS_PLACE(praas_function_table, flags, 8);
+PRAAS_PLACE(praas_function_table, name, 16);
+PRAAS_PLACE(praas_function_table, entry, 32);
+PRAAS_PLACE(praas_function_table, concurrency, 40);
+PRAAS_PLACE(praas_function_table, time_ms, 44);
+PRAAS_PLACE(praas_function_table, memory_bytes, 48);
 
 /* A module. */
 typedef struct praas_module_table {
@@ -256,17 +262,17 @@ typedef struct praas_module_table {
     const praas_function_table *const *functions;
 } praas_module_table;
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_module_table) == 40, "praas_module_table");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_module_table, size) == 0, "praas_module_table.size");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_module_table, abi_version) == 8, "praas_module_table.abi_version");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_module_table, function_count) == 12, "praas_module_table.function_count");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_module_table, name) == 16, "praas_module_table.name");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_module_table, functions) == 32, "praas_module_table.functions");
+PRAAS_SIZE(praas_module_table, 40);
+PRAAS_PLACE(praas_module_table, size, 0);
+PRAAS_PLACE(praas_module_table, abi_version, 8);
+PRAAS_PLACE(praas_module_table, function_count, 12);
+PRAAS_PLACE(praas_module_table, name, 16);
+PRAAS_PLACE(praas_module_table, functions, 32);
 
 /*
  * What a host offers to functions. It grows only at its end: a function looks at size before it
- * uses what is beyond the first version. Timeouts are in microseconds, negative is none; every i32
- * is a code, whose text error_text gives.
+ * uses what is beyond the first version. Timeouts are in microseconds, negative is none; every
+ * int32_t is a code, whose text error_text gives.
  */
 struct praas_host_table {
     /* Bytes of this table. */
@@ -386,48 +392,64 @@ struct praas_host_table {
     int32_t (*state_dir)(praas_call_handle *call, praas_bytes *path);
 };
 
-PRAAS_ASSERT_LAYOUT(sizeof(praas_host_table) == 232, "praas_host_table");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, size) == 0, "praas_host_table.size");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, output_alloc) == 8, "praas_host_table.output_alloc");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, error_set) == 16, "praas_host_table.error_set");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, error_text) == 24, "praas_host_table.error_text");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, name) == 32, "praas_host_table.name");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, incarnation) == 40, "praas_host_table.incarnation");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, cancelled) == 48, "praas_host_table.cancelled");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, deadline_left_us) == 56, "praas_host_table.deadline_left_us");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, view_release) == 64, "praas_host_table.view_release");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_put) == 72, "praas_host_table.state_put");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_view) == 80, "praas_host_table.state_view");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_delete) == 88, "praas_host_table.state_delete");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_list) == 96, "praas_host_table.state_list");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_compare_swap) == 104, "praas_host_table.state_compare_swap");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_append) == 112, "praas_host_table.state_append");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_put) == 120, "praas_host_table.message_put");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_get) == 128, "praas_host_table.message_get");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invoke) == 136, "praas_host_table.invoke");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, world) == 144, "praas_host_table.world");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, log) == 152, "praas_host_table.log");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invoke_one_way) == 160, "praas_host_table.invoke_one_way");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invoke_batch) == 168, "praas_host_table.invoke_batch");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, peer_state) == 176, "praas_host_table.peer_state");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_alloc) == 184, "praas_host_table.state_alloc");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_commit) == 192, "praas_host_table.state_commit");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, message_broadcast) == 200, "praas_host_table.message_broadcast");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, invocation_id) == 208, "praas_host_table.invocation_id");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_put_view) == 216, "praas_host_table.state_put_view");
-PRAAS_ASSERT_LAYOUT(offsetof(praas_host_table, state_dir) == 224, "praas_host_table.state_dir");
+PRAAS_SIZE(praas_host_table, 232);
+PRAAS_PLACE(praas_host_table, size, 0);
+PRAAS_PLACE(praas_host_table, output_alloc, 8);
+PRAAS_PLACE(praas_host_table, error_set, 16);
+PRAAS_PLACE(praas_host_table, error_text, 24);
+PRAAS_PLACE(praas_host_table, name, 32);
+PRAAS_PLACE(praas_host_table, incarnation, 40);
+PRAAS_PLACE(praas_host_table, cancelled, 48);
+PRAAS_PLACE(praas_host_table, deadline_left_us, 56);
+PRAAS_PLACE(praas_host_table, view_release, 64);
+PRAAS_PLACE(praas_host_table, state_put, 72);
+PRAAS_PLACE(praas_host_table, state_view, 80);
+PRAAS_PLACE(praas_host_table, state_delete, 88);
+PRAAS_PLACE(praas_host_table, state_list, 96);
+PRAAS_PLACE(praas_host_table, state_compare_swap, 104);
+PRAAS_PLACE(praas_host_table, state_append, 112);
+PRAAS_PLACE(praas_host_table, message_put, 120);
+PRAAS_PLACE(praas_host_table, message_get, 128);
+PRAAS_PLACE(praas_host_table, invoke, 136);
+PRAAS_PLACE(praas_host_table, world, 144);
+PRAAS_PLACE(praas_host_table, log, 152);
+PRAAS_PLACE(praas_host_table, invoke_one_way, 160);
+PRAAS_PLACE(praas_host_table, invoke_batch, 168);
+PRAAS_PLACE(praas_host_table, peer_state, 176);
+PRAAS_PLACE(praas_host_table, state_alloc, 184);
+PRAAS_PLACE(praas_host_table, state_commit, 192);
+PRAAS_PLACE(praas_host_table, message_broadcast, 200);
+PRAAS_PLACE(praas_host_table, invocation_id, 208);
+PRAAS_PLACE(praas_host_table, state_put_view, 216);
+PRAAS_PLACE(praas_host_table, state_dir, 224);
 
 /* Initialises a praas_function_table; fields that are not named here are zero. */
 #define PRAAS_FUNCTION_TABLE(name, flags, entry) \
-    {sizeof(praas_function_table), (flags), PRAAS_LITERAL(name), (entry), 0 /* concurrency */, 0 /* time_ms */, 0 /* memory_bytes */}
+    {sizeof(praas_function_table), \
+     (flags), \
+     PRAAS_LITERAL(name), \
+     (entry), \
+     0 /* concurrency */, \
+     0 /* time_ms */, \
+     0 /* memory_bytes */}
 
 /* Initialises a praas_function_table; fields that are not named here are zero. */
 #define PRAAS_FUNCTION_TABLE_LIMITED(name, flags, entry, concurrency, time_ms, memory_bytes) \
-    {sizeof(praas_function_table), (flags), PRAAS_LITERAL(name), (entry), (concurrency), (time_ms), (memory_bytes)}
+    {sizeof(praas_function_table), \
+     (flags), \
+     PRAAS_LITERAL(name), \
+     (entry), \
+     (concurrency), \
+     (time_ms), \
+     (memory_bytes)}
 
 /* Initialises a praas_module_table; fields that are not named here are zero. */
 #define PRAAS_MODULE_TABLE(name, functions) \
-    {sizeof(praas_module_table), PRAAS_ABI_VERSION, sizeof(functions) / sizeof(functions)[0], PRAAS_LITERAL(name), (functions)}
+    {sizeof(praas_module_table), \
+     PRAAS_ABI_VERSION, \
+     sizeof(functions) / sizeof(functions)[0], \
+     PRAAS_LITERAL(name), \
+     (functions)}
 
 #ifdef __cplusplus
 }

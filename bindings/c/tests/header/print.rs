@@ -124,7 +124,9 @@ fn links(text: &str) -> String {
         let skip = rest.strip_prefix('(').and_then(|rest| rest.find(')'));
         out.push_str(skip.map_or(rest, |end| &rest[end + 2..]));
     }
-    out.replace("`u64::MAX`", "UINT64_MAX").replace('`', "")
+    out.replace("`u64::MAX`", "UINT64_MAX")
+        .replace("`i32`", "int32_t")
+        .replace('`', "")
 }
 
 /// A comment, wrapped.
@@ -228,7 +230,12 @@ impl Printer {
         let ty = self.ctype(&item.ty);
         let cname = snake(&name);
         self.out.push_str(&comment(&docs(&item.attrs), 0));
-        writeln!(self.out, "typedef {};\n", wrap(&ty.declare(&cname), 0)).expect("text");
+        writeln!(
+            self.out,
+            "typedef {};\n",
+            wrap(&ty.declare(&cname), 0, "typedef ".len())
+        )
+        .expect("text");
         let plain = CType::plain(&cname, ty.size);
         self.types.insert(name, plain);
     }
@@ -278,15 +285,10 @@ impl Printer {
             let ty = self.ctype(&field.ty);
             let field_name = field.ident.as_ref().expect("a name").to_string();
             offset = usize::next_multiple_of(offset, ty.align);
-            let declared = wrap(&ty.declare(&field_name), 4);
+            let declared = wrap(&ty.declare(&field_name), 4, 4);
             let text = comment(&docs(&field.attrs), 4);
             writeln!(self.out, "{text}    {declared};").expect("text");
-            writeln!(
-                asserts,
-                "PRAAS_ASSERT_LAYOUT(offsetof({cname}, {field_name}) == {offset}, \
-                 \"{cname}.{field_name}\");"
-            )
-            .expect("text");
+            writeln!(asserts, "PRAAS_PLACE({cname}, {field_name}, {offset});").expect("text");
             offset += ty.size;
             align = align.max(ty.align);
             known.push((field_name, ty));
@@ -295,11 +297,7 @@ impl Printer {
         let tail = if forward { "" } else { &cname };
         let tail = format!("}} {tail}").trim_end().to_owned();
         writeln!(self.out, "{tail};\n").expect("text");
-        writeln!(
-            self.out,
-            "PRAAS_ASSERT_LAYOUT(sizeof({cname}) == {size}, \"{cname}\");"
-        )
-        .expect("text");
+        writeln!(self.out, "PRAAS_SIZE({cname}, {size});").expect("text");
         writeln!(self.out, "{asserts}").expect("text");
         let ty = CType {
             align,
@@ -331,8 +329,12 @@ impl Printer {
             "/* Initialises a {cname}; fields that are not named here are zero. */"
         )
         .expect("text");
-        let body = format!("    {{{}}}", all.join(", "));
-        writeln!(self.out, "#define {macro_name}({arguments}) \\\n{body}\n").expect("text");
+        let body = all.join(", \\\n     ");
+        writeln!(
+            self.out,
+            "#define {macro_name}({arguments}) \\\n    {{{body}}}\n"
+        )
+        .expect("text");
     }
 
     /// What was printed.
@@ -433,9 +435,10 @@ fn public(visibility: &syn::Visibility) -> bool {
     matches!(visibility, syn::Visibility::Public(_))
 }
 
-/// A declaration, its parameters on lines of their own below the first if it is too long.
-fn wrap(declaration: &str, indent: usize) -> String {
-    if declaration.len() + indent < COLUMNS {
+/// A declaration after `taken` columns, its parameters on lines of their own below the first if it
+/// is too long.
+fn wrap(declaration: &str, indent: usize, taken: usize) -> String {
+    if declaration.len() + taken < COLUMNS {
         return declaration.to_owned();
     }
     let Some(open) = declaration.rfind('(') else {
