@@ -231,6 +231,18 @@ impl<C> Peer<C> {
         self.window.len() < inflight_max || self.outstanding <= PASSED_MAX.min(inflight_max / 2)
     }
 
+    /// Puts that need not wait any more go before all that was begun after them; whether there are
+    /// any. What they waited for is seen to only then: should the process turn it away, and be left,
+    /// all that is unsent is put in order.
+    fn held_free(&mut self, free: impl FnOnce(&mut PutOrder) -> VecDeque<CallId>) -> bool {
+        let free = free(&mut self.order);
+        let any = !free.is_empty();
+        for id in free.into_iter().rev() {
+            self.unsent.push_front(id);
+        }
+        any
+    }
+
     /// Begins a new window: what of the old one has no result takes long.
     fn pass(&mut self) {
         let window = std::mem::take(&mut self.window);
@@ -750,31 +762,16 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             return;
         };
         let peer = &mut self.peers[target.0 as usize];
-        let free = peer.order.answered(sequence);
+        let freed = peer.held_free(|order| order.answered(sequence));
         let slot = sequence
             .checked_sub(peer.puts_base)
             .and_then(|at| peer.puts.get(at as usize));
         if let Some(Some(index)) = slot.copied() {
             self.answered(link, index, status, Payload::default());
         }
-        self.held_send(link, target, free);
-    }
-
-    /// Puts that had to wait go before all that was begun after them.
-    fn held_send<L: Link<Channel = C>>(
-        &mut self,
-        link: &mut L,
-        target: Target,
-        free: VecDeque<CallId>,
-    ) {
-        if free.is_empty() {
-            return;
+        if freed {
+            self.unsent_send(link, target);
         }
-        let unsent = &mut self.peers[target.0 as usize].unsent;
-        for id in free.into_iter().rev() {
-            unsent.push_front(id);
-        }
-        self.unsent_send(link, target);
     }
 
     /// The receiver refused a large message; the reason is a [`Status`].
@@ -785,20 +782,16 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         reason: u32,
     ) {
         let id = CallId::from_u64(context);
-        let mut free = VecDeque::new();
-        let mut of = Target(0);
-        for (at, peer) in self.peers.iter_mut().enumerate() {
-            let more = peer.order.refused(id);
-            if !more.is_empty() {
-                (of, free) = (Target(at as u32), more);
-            }
-        }
+        let mut peers = self.peers.iter_mut();
+        let freed = peers.position(|peer| peer.held_free(|order| order.refused(id)));
         if self.call(id).is_some() {
             let status = u16::try_from(reason).ok().and_then(Status::from_code);
             let status = status.unwrap_or(Status::TooLarge);
             self.answered(link, id.index, status, Payload::default());
         }
-        self.held_send(link, of, free);
+        if let Some(at) = freed {
+            self.unsent_send(link, Target(at as u32));
+        }
     }
 
     /// There is room on a channel again.

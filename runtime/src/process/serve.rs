@@ -609,7 +609,8 @@ impl Serve {
                         served.puts_refused |= self.sealed;
                         served.puts_refused.then_some(Status::Quiescing)
                     }
-                    None => Some(Status::Malformed),
+                    // Its channel is about to end, and it comes again.
+                    None => None,
                 },
             },
             _ => Some(Status::Malformed),
