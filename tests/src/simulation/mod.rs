@@ -113,7 +113,9 @@ pub fn run(plan: &Plan) -> Run {
     if !settled {
         violations.push(Violation {
             promise: Promise::Ends,
-            text: "not all calls have ended long after nothing went wrong any more".into(),
+            text: "not all calls have ended, or not all can be had, long after nothing went wrong \
+                   any more"
+                .into(),
         });
     }
     Run {

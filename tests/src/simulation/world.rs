@@ -19,7 +19,7 @@ use super::functions::{APPENDED, Request, Todo};
 use super::node::{Host, Node};
 use super::storage::MemoryStorage;
 use super::{APPLICATION, Plan};
-use crate::checker::{Action, Event, History, Recorder};
+use crate::checker::{Action, Event, History, Outcome, Recorder};
 
 /// How many waits may be on the stack before those above only let time pass.
 const DEPTH_MAX: u32 = 6;
@@ -276,7 +276,16 @@ impl World {
     fn turn_nested(&self) {
         self.depth.set(self.depth.get() + 1);
         match self.depth.get() <= DEPTH_MAX {
-            true => self.turn(),
+            true => {
+                // What a function waits for may come to a caller who has gone and come again.
+                if !self.calm.get() && self.chance(self.plan.upsets / 4) {
+                    let hosts = self.hosts();
+                    if let Some((_, host)) = hosts.get(self.random(hosts.len() as u64) as usize) {
+                        host.callers_show_out(self);
+                    }
+                }
+                self.turn();
+            }
             // Whoever waits so deep waits in vain, until its deadline.
             false => Simulation::advance(Duration::from_millis(20)),
         }
@@ -472,6 +481,12 @@ impl World {
                 if let Some((_, host)) = hosts.get(self.random(hosts.len() as u64) as usize) {
                     self.trace(|| format!("callers of {} are shown out", host.process));
                     host.callers_show_out(self);
+                    if self.chance(400) {
+                        for _ in 0..self.random(30) {
+                            self.turn();
+                        }
+                        host.kill(self);
+                    }
                 }
             }
             65..=76 => {
@@ -566,17 +581,34 @@ impl World {
         true
     }
 
+    /// Asks until there is an answer: nothing goes wrong any more, so that it can be had.
     fn ask(&self, process: &str, todo: Todo) -> bool {
-        let request = Request {
-            call: self.number(),
-            todo,
-            padding: Vec::new(),
-        };
-        let caller = Rc::clone(&self.callers.borrow()[0]);
-        let events = caller.borrow_mut().invoke(process, &request, None, false);
-        for event in events {
-            self.note(event);
+        for _ in 0..20 {
+            let call = self.number();
+            let request = Request {
+                call,
+                todo: todo.clone(),
+                padding: Vec::new(),
+            };
+            let before = self.recorder.len();
+            let caller = Rc::clone(&self.callers.borrow()[0]);
+            let events = caller.borrow_mut().invoke(process, &request, None, false);
+            for event in events {
+                self.note(event);
+            }
+            if !self.settle() {
+                return false;
+            }
+            let history = self.recorder.history();
+            let answered = history.events[before..].iter().any(|event| {
+                matches!(event, Event::Returned { call: of, outcome: Outcome::Ok(_) } if *of == call)
+            });
+            if answered {
+                return true;
+            }
+            Simulation::advance(Duration::from_secs(1));
         }
-        self.settle()
+        self.trace(|| format!("{process} cannot be had"));
+        false
     }
 }
