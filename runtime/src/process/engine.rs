@@ -455,7 +455,8 @@ impl Engine {
                     let spin = clock::now() + spin;
                     let spin = until.map_or(spin, |until| until.min(spin));
                     let happened = endpoint.progress_wait(serve, Some(spin), WaitMode::Hot);
-                    if happened == 0 && self.shared.outbox.is_empty() {
+                    // A wake may be for what only `lead` looks at: the end, or a cancelled wait.
+                    if happened == 0 && !endpoint.was_woken() && self.shared.outbox.is_empty() {
                         self.core_block(endpoint, serve, until);
                     }
                 }

@@ -140,6 +140,8 @@ pub struct Endpoint {
     rounds: u32,
     /// Somebody woke the endpoint, and no wait has ended for it yet.
     roused: bool,
+    /// The last wait ended by a wake, and by nothing else.
+    woken_last: bool,
     spinner: Spinner,
     times: Times,
     turn: usize,
@@ -258,6 +260,7 @@ impl Endpoint {
             events: Events::with_capacity(EVENTS_PER_POLL),
             rounds: 0,
             roused: false,
+            woken_last: false,
             spinner: Spinner::new(SpinnerPage::shared()),
             times: Times::new(Arc::new(StatsPage::private())),
             turn: 0,

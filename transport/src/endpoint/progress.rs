@@ -95,9 +95,11 @@ impl Endpoint {
         let mut looked_at = None;
         let mut alone = None;
         let mut rounds = 0_u32;
+        self.woken_last = false;
         loop {
             let happened = self.progress(handler);
             if happened > 0 || std::mem::take(&mut self.roused) {
+                self.woken_last = happened == 0;
                 self.times.rounds_add(rounds % ROUNDS_PER_CLOCK);
                 return happened;
             }
@@ -142,6 +144,12 @@ impl Endpoint {
         self.wait(deadline);
         self.roused = false;
         self.progress(handler)
+    }
+
+    /// Whether the last [`Endpoint::progress_wait`] that found nothing ended early since the endpoint
+    /// was woken. That wake is spent: what it was for must be looked at before another wait.
+    pub fn was_woken(&self) -> bool {
+        self.woken_last
     }
 
     /// Prepares to sleep on [`Endpoint::raw_fd`]; `false` if there is work already.
