@@ -151,6 +151,14 @@ pub struct ProcessSpec {
     pub name: String,
 }
 
+/// Where a process is to go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TransferSpec {
+    /// The node; without one, the one with the fewest processes for its processors.
+    pub to: Option<String>,
+}
+
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Process {
@@ -278,6 +286,9 @@ pub struct Node {
     /// Bytes of memory that its hosts have, as its agent read it last.
     #[serde(default)]
     pub resident_bytes: u64,
+    /// Whether nothing is started there any more, and what is there moves elsewhere.
+    #[serde(default)]
+    pub drained: bool,
 }
 
 /// A member of an application's world view.

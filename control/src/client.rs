@@ -10,7 +10,7 @@ use ureq::{Agent, Body};
 
 use crate::api::{
     Application, ApplicationSpec, Health, Node, Process, ProcessSpec, TicketIssued, TicketSpec,
-    TokenInfo, TokenIssued, TokenSpec, World,
+    TokenInfo, TokenIssued, TokenSpec, TransferSpec, World,
 };
 use crate::error::{ErrorKind, Problem};
 
@@ -226,6 +226,20 @@ impl ControlClient {
         self.process_do(application, process, "checkpoint")
     }
 
+    /// Moves a process to another node while it serves.
+    ///
+    /// # Errors
+    /// As every call; `Conflict` if it does not serve, `ProcessFailed` if it serves on where it is.
+    pub fn process_transfer(
+        &self,
+        application: &str,
+        process: &str,
+        spec: &TransferSpec,
+    ) -> Answer<Process> {
+        let path = format!("{}/transfer", process_path(application, process));
+        self.call(Method::POST, &self.waiting(&path), Some(spec))
+    }
+
     /// Invokes a function, with allocation and swap-in of the process as needed.
     ///
     /// # Errors
@@ -288,6 +302,20 @@ impl ControlClient {
     /// As every call; `Conflict` while the agent is connected.
     pub fn node_forget(&self, node: &str) -> Answer<()> {
         self.call_empty(Method::DELETE, &format!("/v1/nodes/{}", escape(node)))
+    }
+
+    /// Starts nothing on a node any more and moves its processes elsewhere, or starts there again;
+    /// all nodes.
+    ///
+    /// # Errors
+    /// As every call.
+    pub fn node_drain(&self, node: &str, undo: bool) -> Answer<Vec<Node>> {
+        let method = match undo {
+            false => Method::POST,
+            true => Method::DELETE,
+        };
+        let path = format!("/v1/nodes/{}/drain", escape(node));
+        self.call(method, &path, None::<&()>)
     }
 
     /// Issues a token.

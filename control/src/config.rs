@@ -57,6 +57,11 @@ pub struct ControlConfig {
     pub pressure_swaps_max: usize,
     /// Processes whose numbers are in the metrics, by application and name.
     pub metrics_processes_max: usize,
+    /// Milliseconds that a transfer may take until the other host has everything; then it is called
+    /// off, and the process serves on where it is.
+    pub transfer_timeout_ms: u64,
+    /// Processes that are transferred away from one drained node at a time.
+    pub drain_transfers_max: usize,
     /// Applications that there may be.
     pub applications_max: usize,
     /// Processes, in any state, that there may be.
@@ -104,6 +109,8 @@ impl Default for ControlConfig {
             memory_low_percent: 80,
             pressure_swaps_max: 4,
             metrics_processes_max: 1_000,
+            transfer_timeout_ms: 600_000,
+            drain_transfers_max: 2,
             applications_max: 10_000,
             processes_max: 100_000,
             waiters_max: 10_000,

@@ -231,6 +231,9 @@ impl Metrics {
             ToAgent::Stop(_) => "stop",
             ToAgent::DeleteImages { .. } => "delete_images",
             ToAgent::Checkpoint(_) => "checkpoint",
+            ToAgent::TransferOut(_) => "transfer_out",
+            ToAgent::TransferThaw(_) => "transfer_thaw",
+            ToAgent::TransferServe(_) => "transfer_serve",
             _ => return,
         };
         self.commands.get_or_create(&CommandLabel { command }).inc();

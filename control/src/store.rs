@@ -6,6 +6,8 @@
 //!   generations   name             -> generation of the world view
 //!   processes     application/name -> ProcessRecord       (no name holds a '/')
 //!   tokens        blake3 of token  -> TokenRecord
+//!   transfers     application/name -> TransferRecord
+//!   drained       node             -> nothing
 //! ```
 //!
 //! Records are serde values through the codec of the agents' protocol.
@@ -27,6 +29,8 @@ const APPLICATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("app
 const GENERATIONS: TableDefinition<'_, &str, u64> = TableDefinition::new("generations");
 const PROCESSES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("processes");
 const TOKENS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("tokens");
+const TRANSFERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("transfers");
+const DRAINED: TableDefinition<'_, &str, ()> = TableDefinition::new("drained");
 
 const SCHEMA: &str = "schema";
 const SCHEMA_VERSION: u64 = 1;
@@ -78,6 +82,25 @@ pub struct ProcessRecord {
     pub error: Option<String>,
 }
 
+/// A transfer that is not over, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferRecord {
+    /// The process's application.
+    pub application: String,
+    /// Its name.
+    pub name: String,
+    /// The node where it was.
+    pub from_node: String,
+    /// The incarnation that it had there.
+    pub from_incarnation: u64,
+    /// The node where it goes.
+    pub to_node: String,
+    /// The incarnation that it has there.
+    pub to_incarnation: u64,
+    /// Whether that is the process now.
+    pub committed: bool,
+}
+
 /// A token, as it is stored: by its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
@@ -120,6 +143,12 @@ pub enum Change {
     Token(TokenRecord),
     /// Forgets a token, by its hash.
     TokenRemoved([u8; 32]),
+    /// Adds or replaces a transfer.
+    Transfer(TransferRecord),
+    /// Forgets a transfer, by application and process.
+    TransferRemoved(String, String),
+    /// Starts nothing on a node any more, or does again.
+    NodeDrained(String, bool),
 }
 
 /// All that is stored.
@@ -135,6 +164,10 @@ pub struct Snapshot {
     pub incarnation_next: u64,
     /// The tokens.
     pub tokens: Vec<TokenRecord>,
+    /// The transfers.
+    pub transfers: Vec<TransferRecord>,
+    /// Nodes on which nothing is started.
+    pub drained: Vec<String>,
 }
 
 /// Why the database cannot be used.
@@ -252,6 +285,13 @@ impl Store {
             let record = self.record("token", row?.1.value())?;
             snapshot.tokens.push(record);
         }
+        for row in read.open_table(TRANSFERS)?.iter()? {
+            let record = self.record("transfer", row?.1.value())?;
+            snapshot.transfers.push(record);
+        }
+        for row in read.open_table(DRAINED)?.iter()? {
+            snapshot.drained.push(row?.0.value().to_owned());
+        }
         let meta = read.open_table(META)?;
         snapshot.incarnation_next = meta
             .get(INCARNATION_NEXT)?
@@ -275,6 +315,8 @@ impl Store {
             let mut generations = write.open_table(GENERATIONS)?;
             let mut processes = write.open_table(PROCESSES)?;
             let mut tokens = write.open_table(TOKENS)?;
+            let mut transfers = write.open_table(TRANSFERS)?;
+            let mut drained = write.open_table(DRAINED)?;
             for change in changes {
                 match change {
                     Change::Application(record) => {
@@ -306,6 +348,20 @@ impl Store {
                     Change::TokenRemoved(hash) => {
                         tokens.remove(hash)?;
                     }
+                    Change::Transfer(record) => {
+                        let key = process_key(&record.application, &record.name);
+                        let bytes = encode(record).map_err(StoreError::Record)?;
+                        transfers.insert(key.as_str(), bytes.as_slice())?;
+                    }
+                    Change::TransferRemoved(application, name) => {
+                        transfers.remove(process_key(application, name).as_str())?;
+                    }
+                    Change::NodeDrained(node, true) => {
+                        drained.insert(node.as_str(), ())?;
+                    }
+                    Change::NodeDrained(node, false) => {
+                        drained.remove(node.as_str())?;
+                    }
                 }
             }
         }
@@ -332,7 +388,12 @@ impl Store {
             .get(SCHEMA)?
             .map(|value| value.value());
         match found {
-            Some(SCHEMA_VERSION) => return Ok(()),
+            Some(SCHEMA_VERSION) => {
+                // Tables that came later: a database without them has no such rows.
+                write.open_table(TRANSFERS)?;
+                write.open_table(DRAINED)?;
+                return Ok(write.commit()?);
+            }
             Some(found) => {
                 return Err(StoreError::Schema {
                     path: self.path.clone(),
@@ -346,6 +407,8 @@ impl Store {
         write.open_table(GENERATIONS)?;
         write.open_table(PROCESSES)?;
         write.open_table(TOKENS)?;
+        write.open_table(TRANSFERS)?;
+        write.open_table(DRAINED)?;
         Ok(write.commit()?)
     }
 }
@@ -407,6 +470,18 @@ mod tests {
         }
     }
 
+    fn transfer(application: &str, name: &str) -> TransferRecord {
+        TransferRecord {
+            application: application.into(),
+            name: name.into(),
+            from_node: "n".into(),
+            from_incarnation: 3,
+            to_node: "m".into(),
+            to_incarnation: 4,
+            committed: false,
+        }
+    }
+
     #[test]
     fn what_was_committed_is_there_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
@@ -438,6 +513,7 @@ mod tests {
             processes: vec![process("p")],
             incarnation_next: 10,
             tokens: vec![token],
+            ..Snapshot::default()
         };
         assert_eq!(store.load().unwrap(), expected);
         store
@@ -532,6 +608,14 @@ mod tests {
                 })
             }),
             (0..4_u8).prop_map(|hash| Change::TokenRemoved([hash; 32])),
+            (name(), name(), any::<bool>()).prop_map(|(a, p, committed)| {
+                Change::Transfer(TransferRecord {
+                    committed,
+                    ..transfer(&a, &p)
+                })
+            }),
+            (name(), name()).prop_map(|(a, p)| Change::TransferRemoved(a, p)),
+            (name(), any::<bool>()).prop_map(|(node, drained)| Change::NodeDrained(node, drained)),
         ]
     }
 
@@ -542,6 +626,8 @@ mod tests {
         generations: BTreeMap<String, u64>,
         processes: BTreeMap<String, ProcessRecord>,
         tokens: BTreeMap<[u8; 32], TokenRecord>,
+        transfers: BTreeMap<String, TransferRecord>,
+        drained: std::collections::BTreeSet<String>,
         incarnation_next: Option<u64>,
     }
 
@@ -572,6 +658,15 @@ mod tests {
                 Change::TokenRemoved(hash) => {
                     self.tokens.remove(&hash);
                 }
+                Change::Transfer(record) => {
+                    let key = process_key(&record.application, &record.name);
+                    self.transfers.insert(key, record);
+                }
+                Change::TransferRemoved(application, name) => {
+                    self.transfers.remove(&process_key(&application, &name));
+                }
+                Change::NodeDrained(node, true) => drop(self.drained.insert(node)),
+                Change::NodeDrained(node, false) => drop(self.drained.remove(&node)),
             }
         }
 
@@ -582,6 +677,8 @@ mod tests {
                 processes: self.processes.values().cloned().collect(),
                 incarnation_next: self.incarnation_next.unwrap_or(1),
                 tokens: self.tokens.values().cloned().collect(),
+                transfers: self.transfers.values().cloned().collect(),
+                drained: self.drained.iter().cloned().collect(),
             }
         }
     }

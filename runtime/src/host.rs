@@ -79,6 +79,36 @@ pub struct HostStart {
     pub agent_grace_s: u64,
     /// Processors to run on; empty leaves it to the kernel.
     pub cpus: Vec<u32>,
+    /// The host that is the process now: this one fetches the process from there, and serves once
+    /// it is told to.
+    pub from: Option<HostFrom>,
+}
+
+/// Where a host fetches its process from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFrom {
+    /// Where the host listens that is the process now.
+    pub addresses: Vec<Address>,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// What that host was told to expect.
+    pub token: [u8; 16],
+}
+
+/// What a host has to do with a transfer of its process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostTransfer {
+    /// Nothing.
+    #[default]
+    None,
+    /// It serves, and another host may fetch the process.
+    Sending,
+    /// It serves no more, and waits for a word on who does.
+    Frozen,
+    /// It fetches the process from another host.
+    Receiving,
+    /// It has all of the process, and waits for a word on who serves.
+    Prepared,
 }
 
 /// What an agent says to a host.
@@ -108,6 +138,17 @@ pub enum ToHost {
     Stats,
     /// Write an image of what the process is now, while it serves on.
     Checkpoint,
+    /// Let another host fetch the process, and freeze when it has all but a little.
+    TransferOut {
+        /// That host's incarnation.
+        incarnation: u64,
+        /// What it will show.
+        token: [u8; 16],
+    },
+    /// There is no transfer (any more): serve on.
+    TransferThaw,
+    /// The process that was fetched is here now: serve.
+    TransferServe,
 }
 
 /// Who a host is, when it redials.
@@ -127,6 +168,8 @@ pub struct HostHello {
     pub swap_generation: u64,
     /// What was wrong with newer generations, as in [`FromHost::Ready`].
     pub rejected: Vec<String>,
+    /// What it has to do with a transfer.
+    pub transfer: HostTransfer,
 }
 
 /// What a host says to an agent.
@@ -177,6 +220,13 @@ pub enum FromHost {
     CheckpointFailed {
         /// Why.
         error: String,
+    },
+    /// What the host has to do with a transfer from now on.
+    Transfer {
+        /// What.
+        state: HostTransfer,
+        /// Why it came to nothing.
+        error: Option<String>,
     },
 }
 

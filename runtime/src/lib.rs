@@ -29,6 +29,7 @@ pub mod process;
 pub mod services;
 pub mod state;
 pub mod swap;
+pub mod transfer;
 pub mod world;
 
 /// Makes a cloud process's function of an ordinary one.

@@ -159,8 +159,14 @@ impl Lab {
     /// # Panics
     /// `/proc` cannot be read.
     pub fn living(&self) -> Vec<(u32, String)> {
-        let run_dir = self.run_dir();
-        let run_dir = run_dir.to_string_lossy();
+        self.living_in(&self.run_dir().to_string_lossy())
+    }
+
+    /// The same for another run directory.
+    ///
+    /// # Panics
+    /// `/proc` cannot be read.
+    pub fn living_in(&self, run_dir: &str) -> Vec<(u32, String)> {
         let mut living = Vec::new();
         for entry in std::fs::read_dir("/proc").expect("/proc") {
             let Ok(entry) = entry else { continue };
@@ -173,7 +179,7 @@ impl Lab {
             };
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            if line.contains(&*run_dir) {
+            if line.contains(run_dir) {
                 living.push((pid, line));
             }
         }
@@ -227,4 +233,126 @@ pub fn kill(pid: u32) {
 /// Whether a path is there.
 pub fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
+}
+
+/// Another node on this machine: an agent with a run directory of its own, and the control plane of
+/// a [`Lab`]. What still runs at its end is killed.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    dir: TempDir,
+    agent: Option<Child>,
+}
+
+impl Node {
+    /// Starts its agent, and waits until it is connected.
+    ///
+    /// # Panics
+    /// It does not connect.
+    pub fn start(lab: &Lab, name: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("praas-node-").tempdir();
+        let mut node = Self {
+            name: name.into(),
+            dir: dir.expect("a directory"),
+            agent: None,
+        };
+        std::fs::create_dir(node.run_dir()).expect("a directory");
+        for file in ["control.addr", "cluster.secret"] {
+            let (from, to) = (lab.run_dir().join(file), node.run_dir().join(file));
+            std::os::unix::fs::symlink(from, to).expect("a link");
+        }
+        node.agent_start(lab);
+        node
+    }
+
+    /// Its run directory.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// The process id of its agent, if that runs.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
+    /// Starts its agent, which does not run, and waits until it is connected.
+    ///
+    /// # Panics
+    /// It does not connect.
+    pub fn agent_start(&mut self, lab: &Lab) {
+        let log = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.dir.path().join("agent.log"));
+        let log = log.expect("a log");
+        let storage = lab.run_dir().join("swap");
+        let child = Command::new(&lab.program)
+            .args(["agent", "--node", &self.name, "--run-dir"])
+            .arg(self.run_dir())
+            .arg("--set")
+            .arg(format!("agent.storage={}", storage.display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.agent = Some(child.expect("praas runs"));
+        eventually("the other node is connected", || {
+            let nodes = lab.json(&["node", "list"]);
+            let here = |node: &&Value| node["name"] == *self.name && node["connected"] == true;
+            nodes.iter().find(here).map(drop)
+        });
+    }
+
+    /// Kills its agent as `kill -9` does.
+    pub fn agent_kill(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            // It may have ended.
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+
+    /// What its agent and hosts wrote, for a test that fails.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        let mut paths = vec![self.dir.path().join("agent.log")];
+        let logs = self.run_dir().join("logs");
+        for folder in std::fs::read_dir(logs).into_iter().flatten().flatten() {
+            let files = std::fs::read_dir(folder.path()).into_iter().flatten();
+            paths.extend(files.flatten().map(|file| file.path()));
+        }
+        for path in paths {
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            text += &format!("\n-- {}\n", path.display());
+            let lines: Vec<&str> = log.lines().rev().take(40).collect();
+            for line in lines.iter().rev() {
+                text += &format!("{line}\n");
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        self.agent_kill();
+        let run_dir = self.run_dir();
+        let run_dir = run_dir.to_string_lossy();
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let pid = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            if String::from_utf8_lossy(&line).contains(&*run_dir)
+                && let Some(pid) = pid.and_then(rustix::process::Pid::from_raw)
+            {
+                // It may have ended just now.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
 }

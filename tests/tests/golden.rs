@@ -1,7 +1,7 @@
 //! Every format, held to its golden files. What the fields mean is in the documents named here.
 
 use praas_control::agent::{self, FromAgent, ToAgent};
-use praas_control::store::{ApplicationRecord, ProcessRecord, TokenRecord};
+use praas_control::store::{ApplicationRecord, ProcessRecord, TokenRecord, TransferRecord};
 use praas_runtime::codec;
 use praas_runtime::directory::{DirectoryAnswer, DirectoryRequest};
 use praas_runtime::host::{FromHost, ToHost};
@@ -12,6 +12,7 @@ use praas_runtime::locate::{LOCATE_BYTES, LOCATED_FOLLOWS, LocateHeader, LocateK
 use praas_runtime::process::ProcessSettings;
 use praas_runtime::state::Place;
 use praas_runtime::swap::SwapConfig;
+use praas_runtime::transfer::{FromSource, FromTarget, WORD_HEADER, piece_header};
 use praas_runtime::world::World;
 use praas_tests::golden::{Field, Golden, fields_cut, fields_traced};
 use praas_transport::wire::{
@@ -462,6 +463,7 @@ fn golden_locate() {
     golden.close();
 }
 
+const TOKEN: [u8; 16] = [5; 16];
 const TCP: &str = "tcp:127.0.0.1:4711";
 
 #[test]
@@ -516,6 +518,7 @@ fn golden_host() {
         "swap": SwapConfig::default(), "restore": true, "swap_generation": 5,
         "agent_socket": "/run/agent.sock", "agent_grace_s": 10, "cpus": [0, 1],
         "unix_dir": "/run/praas", "verbs_listen": ["10.0.0.1:0"],
+        "from": {"addresses": [TCP], "incarnation": 2, "token": TOKEN},
     });
     for (file, json) in [
         ("to-start", json!({"Start": start})),
@@ -532,12 +535,18 @@ fn golden_host() {
         ("to-stop", json!("Stop")),
         ("to-stats", json!("Stats")),
         ("to-checkpoint", json!("Checkpoint")),
+        (
+            "to-transfer-out",
+            json!({"TransferOut": {"incarnation": 4, "token": TOKEN}}),
+        ),
+        ("to-transfer-thaw", json!("TransferThaw")),
+        ("to-transfer-serve", json!("TransferServe")),
     ] {
         golden.hold(file, &framed(&value::<ToHost>(json)));
     }
     let hello = json!({
         "pid": 4711, "application": "a", "process": "p", "incarnation": 3, "addresses": [TCP],
-        "swap_generation": 5, "rejected": [],
+        "swap_generation": 5, "rejected": [], "transfer": "Frozen",
     });
     let ready = json!({"addresses": [TCP], "swap_generation": 5, "rejected": ["6: torn"]});
     let stats = json!({"invocations": 1, "running": 2, "blocked": 3, "queued": 4,
@@ -562,6 +571,14 @@ fn golden_host() {
             "from-checkpoint-failed",
             json!({"CheckpointFailed": {"error": "no"}}),
         ),
+        (
+            "from-transfer",
+            json!({"Transfer": {"state": "Prepared", "error": null}}),
+        ),
+        (
+            "from-transfer-failed",
+            json!({"Transfer": {"state": "None", "error": "no"}}),
+        ),
     ] {
         golden.hold(file, &framed(&value::<FromHost>(json)));
     }
@@ -573,7 +590,7 @@ fn golden_agent() {
     let mut golden = Golden::open("agent", "docs/wire.md, \"Agent and control plane\"");
     let report = json!({
         "application": "a", "process": "p", "incarnation": 7, "state": "ready", "pid": 4711,
-        "addresses": [TCP], "swap_generation": 2, "error": "torn",
+        "addresses": [TCP], "swap_generation": 2, "error": "torn", "transfer": "prepared",
     });
     let counted = json!({
         "invocations": 1, "running": 2, "blocked": 3, "queued": 4, "state_bytes": 5,
@@ -615,6 +632,11 @@ fn golden_agent() {
         "request": 1, "application": "a", "process": "p", "incarnation": 3,
         "modules": ["/m.so"], "settings": "{}", "key_id": 2, "secret": bytes32(9),
         "restore": true, "swap_generation": 1,
+        "from": {"addresses": [TCP], "incarnation": 2, "token": TOKEN},
+    });
+    let out = json!({
+        "request": 1, "application": "a", "process": "p", "incarnation": 3, "to_incarnation": 4,
+        "token": TOKEN,
     });
     let key = json!({"application": "a", "key_id": 2, "secret": bytes32(9)});
     let member = json!({"name": "p", "incarnation": 3, "state": "starting", "addresses": []});
@@ -642,6 +664,9 @@ fn golden_agent() {
             json!({"Resolved": {"request": 6,
                 "result": {"Err": {"kind": "NotFound", "detail": "x"}}}}),
         ),
+        ("to-transfer-out", json!({"TransferOut": out})),
+        ("to-transfer-thaw", json!({"TransferThaw": host})),
+        ("to-transfer-serve", json!({"TransferServe": host})),
     ] {
         golden_agent_hold(&mut golden, file, &value::<ToAgent>(json));
     }
@@ -681,6 +706,49 @@ fn golden_store() {
         "created_unix_ms": 1_700_000_000_000_u64,
     }));
     golden.hold_value("token", &token);
+    let transfer: TransferRecord = value(json!({
+        "application": "a", "name": "p", "from_node": "n", "from_incarnation": 7,
+        "to_node": "m", "to_incarnation": 9, "committed": true,
+    }));
+    golden.hold_value("transfer", &transfer);
+    golden.close();
+}
+
+#[test]
+fn golden_transfer() {
+    let mut golden = Golden::open("transfer", "docs/wire.md, \"Transfer\"");
+    let header = |bytes: &[u8]| {
+        vec![Field {
+            name: "header".into(),
+            bytes: bytes.into(),
+        }]
+    };
+    golden.hold("word-header", &header(&WORD_HEADER));
+    golden.hold("piece-header", &header(&piece_header(300)));
+    for (file, json) in [
+        ("begin", json!({"Begin": {"token": TOKEN}})),
+        ("have", json!({"Have": {"round": 2}})),
+        ("complete", json!("Complete")),
+    ] {
+        golden.hold_value(file, &value::<FromTarget>(json));
+    }
+    let object = json!({"Object": {"key": "k", "version": 300, "written_unix_ms": 70_000}});
+    let whats = [object, json!("Mailbox"), json!("Body"), json!("Sessions")];
+    let file = json!({"File": {"name": "f"}});
+    let entries: Vec<_> = whats
+        .into_iter()
+        .chain([file])
+        .map(|what| json!({"what": what, "bytes": 300}))
+        .collect();
+    for (file, json) in [
+        ("entries", json!({"Entries": entries})),
+        ("deleted", json!({"Deleted": ["k"]})),
+        ("round", json!({"Round": {"round": 1}})),
+        ("end", json!({"End": {"vouched": [1, 2]}})),
+        ("failed", json!({"Failed": {"error": "no"}})),
+    ] {
+        golden.hold_value(file, &value::<FromSource>(json));
+    }
     golden.close();
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use praas_control::agent::StartCommand;
-use praas_runtime::host::{FromHost, HostHello, HostStart, ToHost, host_frame};
+use praas_runtime::host::{FromHost, HostFrom, HostHello, HostStart, ToHost, host_frame};
 use praas_transport::{Address, StatsPage};
 
 use super::config::AgentConfig;
@@ -240,6 +240,11 @@ impl Processes {
             agent_socket: self.run_dir.agent_socket().display().to_string(),
             agent_grace_s: self.config.agent_grace_s,
             cpus,
+            from: start.from.map(|from| HostFrom {
+                addresses: from.addresses,
+                incarnation: from.incarnation,
+                token: from.token,
+            }),
         }
     }
 

@@ -11,6 +11,7 @@ use std::io;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use praas_control::agent::HostTransfer;
 use praas_control::api::ProcessState;
 use praas_runtime::swap::{Storage, StorageError, StorageUrl, process_prefix};
 use praas_transport::Address;
@@ -52,6 +53,9 @@ pub(super) struct HostRecord {
     pub(super) quiesce_ms: u64,
     /// Where its part of the log begins, in bytes.
     pub(super) log_start: u64,
+    /// What it has to do with a transfer.
+    #[serde(default)]
+    pub(super) transfer: HostTransfer,
 }
 
 impl HostRecord {
@@ -70,6 +74,7 @@ impl HostRecord {
             warning: None,
             quiesce_ms: 10_000,
             log_start: 0,
+            transfer: HostTransfer::None,
         }
     }
 

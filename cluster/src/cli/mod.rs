@@ -123,6 +123,8 @@ enum Command {
     /// Measure what messages and invocations cost here
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Start nothing on a node any more, and move its processes to others
+    Drain(node::DrainArgs),
     /// List nodes, and declare dead ones dead
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -215,6 +217,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Info { peer: Some(peer) } => peer::peer(&context, &peer),
         Command::Config(args) => node::config(&context, &args),
         Command::Bench(command) => bench_run(&context, command),
+        Command::Drain(args) => node::drain(&context, &args),
         Command::Node(command) => node::node(&context, command),
         Command::Token(command) => app::token(&context, command),
         Command::Ticket(args) => app::ticket(&context, &args),

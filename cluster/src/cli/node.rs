@@ -1,6 +1,6 @@
 //! This node and its settings, and the nodes of the cluster.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use praas_control::ControlAddr;
@@ -62,6 +62,52 @@ pub enum NodeCommand {
     },
 }
 
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The node
+    node: String,
+    /// Start processes there again instead
+    #[arg(long)]
+    undo: bool,
+    /// Milliseconds to wait until nothing is left there; 0 does not wait [default: 600000]
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 600_000,
+        hide_default_value = true
+    )]
+    wait_ms: u64,
+}
+
+/// How often to look whether a node is empty.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+
+pub fn drain(context: &Context, args: &DrainArgs) -> Result<(), CliError> {
+    let control = context.control(None)?;
+    let DrainArgs { node, undo, .. } = args;
+    let left = |nodes: &[Node]| {
+        let found = nodes.iter().find(|found| found.name == *node);
+        found.map_or(0, |found| found.processes)
+    };
+    let mut processes = left(&control.node_drain(node, *undo)?);
+    let until = Instant::now() + Duration::from_millis(args.wait_ms);
+    let working = context.output.working(&format!("draining {node}"));
+    while !undo && processes > 0 && Instant::now() < until {
+        std::thread::park_timeout(DRAIN_LOOK);
+        processes = left(&control.node_list()?);
+    }
+    drop(working);
+    if !undo && processes > 0 && args.wait_ms > 0 {
+        let text = format!("node {node} still has {processes} processes; they move on");
+        return Err(CliError::text(text));
+    }
+    let answer = json!({"node": node, "drained": !undo, "processes": processes});
+    context.output.answer(&answer, || match undo {
+        true => format!("starts processes again  {node}"),
+        false => format!("drained  {node}: {processes} processes left"),
+    })
+}
+
 pub fn node(context: &Context, command: NodeCommand) -> Result<(), CliError> {
     let control = context.control(None)?;
     match command {
@@ -72,7 +118,13 @@ pub fn node(context: &Context, command: NodeCommand) -> Result<(), CliError> {
                 .list(&control.node_list()?, &header, |node: &Node| {
                     vec![
                         node.name.clone(),
-                        if node.connected { "connected" } else { "away" }.into(),
+                        match (node.connected, node.drained) {
+                            (true, false) => "connected",
+                            (true, true) => "connected, drained",
+                            (false, false) => "away",
+                            (false, true) => "away, drained",
+                        }
+                        .into(),
                         node.cpus.to_string(),
                         size_shown(node.memory_bytes),
                         size_shown(node.resident_bytes),

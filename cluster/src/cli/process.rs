@@ -1,7 +1,7 @@
 //! Processes: create, swap, stop, delete, and see what there is.
 
 use clap::{Args, Subcommand};
-use praas_control::api::{Process, ProcessStats};
+use praas_control::api::{Process, ProcessStats, TransferSpec};
 use praas_runtime::process::FUNCTIONS;
 use serde_json::json;
 
@@ -38,6 +38,17 @@ pub enum ProcessCommand {
     Stop(NameArgs),
     /// Stop a process, delete its swap images and forget it
     Delete(NameArgs),
+    /// Move a process to another node while it serves
+    Transfer(TransferArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// The node to move it to [default: the one with the fewest processes for its processors]
+    #[arg(long, value_name = "NODE")]
+    to: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -76,6 +87,7 @@ pub fn process(context: &Context, command: ProcessCommand) -> Result<(), CliErro
         ProcessCommand::Stats { application } => {
             stats(context, &context.control(None)?.process_list(&application)?)
         }
+        ProcessCommand::Transfer(args) => transfer(context, &args),
         ProcessCommand::List { application } => {
             list(context, &context.control(None)?.process_list(&application)?)
         }
@@ -238,6 +250,25 @@ fn stats_row(process: &Process) -> Vec<String> {
         process.restarts.to_string(),
         checkpoint.unwrap_or_default(),
     ]
+}
+
+fn transfer(context: &Context, args: &TransferArgs) -> Result<(), CliError> {
+    let control = context.control(args.name.wait_ms)?;
+    let (application, process) = (&args.name.application, &args.name.process);
+    let to = args.to.as_deref().unwrap_or("another node");
+    let working = context
+        .output
+        .working(&format!("moving {application}/{process} to {to}"));
+    let spec = TransferSpec {
+        to: args.to.clone(),
+    };
+    let done = control.process_transfer(application, process, &spec);
+    drop(working);
+    let done = done?;
+    context.output.answer(&done, || {
+        let node = done.node.as_deref().unwrap_or("?");
+        format!("{}  {application}/{process} on {node}", done.state)
+    })
 }
 
 fn functions(context: &Context, name: &NameArgs) -> Result<(), CliError> {

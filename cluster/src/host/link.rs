@@ -7,8 +7,11 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use praas_runtime::host::{FromHost, HostReader, ToHost, host_send};
+use praas_runtime::process::TransferStep;
+use praas_runtime::transfer::SourceCounts;
 
 use super::checkpoint::Checkpointed;
+use super::transfer::Arrived;
 use crate::unix_path::socket_connect;
 
 /// How soon an agent is looked for again, at first.
@@ -29,6 +32,12 @@ pub(super) enum Event {
     Terminate,
     /// A checkpoint is taken, or is none; and what was counted before it.
     Checkpointed(Box<Checkpointed>),
+    /// The process that was to be fetched is here, or is not to be had.
+    Arrived(Box<Arrived>),
+    /// A transfer of our process goes on.
+    Sending(TransferStep),
+    /// Another host has all of it and it is frozen, or it serves on, and why.
+    Sent(Result<SourceCounts, String>),
 }
 
 /// Makes links.

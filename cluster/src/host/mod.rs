@@ -7,6 +7,7 @@
 //!        World, Keys, Stats, Adopted| (serves on)
 //!        Checkpoint                 | (serves on) ---> image written beside, on another thread
 //!        SwapOut, Stop              | ------> image written, or not ---> end
+//!        TransferOut                | ------> frozen once another host has all: Stop or TransferThaw
 //!        SIGTERM                    | ------> image written ----------> end
 //!        agent lost                 | ------> redials for agent_grace_s; then as SIGTERM
 //! ```
@@ -23,23 +24,24 @@
 mod checkpoint;
 mod link;
 mod start;
+mod transfer;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use praas_runtime::host::{FromHost, HostHello, HostReader, HostStart, ToHost};
-use praas_runtime::process::Process;
+use praas_runtime::host::{FromHost, HostHello, HostReader, HostStart, HostTransfer, ToHost};
 use praas_runtime::swap::Storage;
 use praas_transport::{Keyring, Secret, StatsPage};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::checkpoint::{Checkpointed, Checkpoints};
 use self::link::{Event, Link, Links, REDIAL_FIRST, REDIAL_MAX};
-use self::start::{Started, host_credential, host_start};
+use self::start::{Opened, Started, host_credential, host_open, host_start};
+use self::transfer::{Late, Life, Outgoing};
 use crate::errors::error_text;
 use crate::spawn::extra_take;
 
@@ -108,10 +110,14 @@ fn host_run(socket: UnixStream, page: Page) -> std::io::Result<ExitCode> {
                 }
             }
         })?;
-    let mut links = Links::new(events_in);
+    let mut links = Links::new(events_in.clone());
     let link = links.open(socket, reader)?;
-    let started = match host_start(&start, Arc::clone(&page.page)) {
-        Ok(started) => started,
+    let begun = host_open(&start).and_then(|opened| match &start.from {
+        Some(from) => Host::arriving(&start, from, (opened, Arc::clone(&page.page)), &events_in),
+        None => host_start(&start, opened, Arc::clone(&page.page)).map(Host::serving),
+    });
+    let (life, began) = match begun {
+        Ok(begun) => begun,
         Err(error) => {
             let error = error_text(&*error);
             tracing::error!(error, "the process cannot start");
@@ -119,8 +125,8 @@ fn host_run(socket: UnixStream, page: Page) -> std::io::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    link.send(&started.ready());
-    let code = Host::new(start, started, links, link, checkpoints).run(&events);
+    let links = (events_in, links, link);
+    let code = Host::new(start, (life, began), links, checkpoints).run(&events);
     drop(page);
     Ok(code)
 }
@@ -142,6 +148,14 @@ fn page_take() -> Page {
         page: Arc::new(page.unwrap_or_else(StatsPage::private)),
         _file: file,
     }
+}
+
+/// What a start gives besides the process.
+struct Began {
+    storage: Arc<dyn Storage>,
+    keyring: Arc<Keyring>,
+    swap_generation: u64,
+    rejected: Vec<String>,
 }
 
 /// Takes the socket that is the standard input, which is /dev/null from then on, so that what
@@ -189,8 +203,11 @@ fn cpus_bind(cpus: &[u32]) {
 /// A process that serves, and its agent.
 struct Host {
     start: HostStart,
-    process: Arc<Process>,
+    life: Life,
+    late: Late,
+    outgoing: Option<Outgoing>,
     checkpoints: Checkpoints,
+    events: Sender<Event>,
     storage: Arc<dyn Storage>,
     keyring: Arc<Keyring>,
     hello: HostHello,
@@ -215,29 +232,59 @@ enum Agent {
 impl Host {
     fn new(
         start: HostStart,
-        started: Started,
-        links: Links,
-        link: Link,
+        (life, began): (Life, Began),
+        (events, links, link): (Sender<Event>, Links, Link),
         checkpoints: Checkpoints,
     ) -> Self {
+        let (addresses, transfer) = match life.process() {
+            Some(process) => (process.addresses().to_vec(), HostTransfer::None),
+            None => (Vec::new(), HostTransfer::Receiving),
+        };
         let hello = HostHello {
             pid: std::process::id(),
             application: start.application.clone(),
             process: start.process.clone(),
             incarnation: start.incarnation,
-            addresses: started.process.addresses().to_vec(),
-            swap_generation: started.swap_generation,
-            rejected: started.rejected,
+            addresses,
+            swap_generation: began.swap_generation,
+            rejected: began.rejected,
+            transfer,
         };
-        Self {
+        let host = Self {
             start,
-            process: Arc::new(started.process),
+            life,
+            late: Late::default(),
+            outgoing: None,
             checkpoints,
-            storage: started.storage,
-            keyring: started.keyring,
+            events,
+            storage: began.storage,
+            keyring: began.keyring,
             hello,
             links,
             agent: Agent::Here(link),
+        };
+        match host.hello.transfer {
+            HostTransfer::None => host.send(&host.ready()),
+            state => host.send(&FromHost::Transfer { state, error: None }),
+        }
+        host
+    }
+
+    fn serving(started: Started) -> (Life, Began) {
+        let began = Began {
+            storage: started.storage,
+            keyring: started.keyring,
+            swap_generation: started.swap_generation,
+            rejected: started.rejected,
+        };
+        (Life::Serving(Arc::new(started.process)), began)
+    }
+
+    fn ready(&self) -> FromHost {
+        FromHost::Ready {
+            addresses: self.hello.addresses.clone(),
+            swap_generation: self.hello.swap_generation,
+            rejected: self.hello.rejected.clone(),
         }
     }
 
@@ -256,6 +303,9 @@ impl Host {
                     self.checkpointed(&checkpointed);
                     None
                 }
+                Ok(Event::Arrived(arrived)) => self.arrived(*arrived),
+                Ok(Event::Sending(step)) => self.sending(step),
+                Ok(Event::Sent(outcome)) => self.sent(outcome),
                 Ok(Event::Terminate) => Some(self.swap_and_end("SIGTERM")),
                 Err(RecvTimeoutError::Timeout) => self.time_passed(),
                 // We hold a sender.
@@ -286,15 +336,27 @@ impl Host {
         match message {
             ToHost::Start(_) => tracing::warn!("the agent wants to start what runs: ignored"),
             ToHost::Adopted { directory } => self.adopted(directory),
-            ToHost::World(world) => self.process.world_update(world),
+            ToHost::World(world) => match self.life.process() {
+                Some(process) => process.world_update(world),
+                None => self.late.world = Some(world),
+            },
             ToHost::Keys { key_id, secret } => self.keys_change(key_id, secret),
-            ToHost::Stats => self.send(&FromHost::Stats(self.process.stats())),
+            ToHost::Stats => {
+                let stats = self.life.process().map(|process| process.stats());
+                self.send(&FromHost::Stats(stats.unwrap_or_default()));
+            }
             ToHost::Checkpoint => self.checkpoint_begin(),
             ToHost::Stop => {
                 tracing::info!("stopping: the agent asks for it");
-                self.process.stop();
+                self.outgoing_end();
+                if let Some(process) = self.life.process() {
+                    process.stop();
+                }
                 return Some(ExitCode::SUCCESS);
             }
+            ToHost::TransferOut { incarnation, token } => self.transfer_out(incarnation, token),
+            ToHost::TransferThaw => self.transfer_thaw(),
+            ToHost::TransferServe => return self.transfer_serve(),
             ToHost::SwapOut => {
                 if self.swap_out("the agent asks for it") {
                     return Some(ExitCode::SUCCESS);
@@ -305,8 +367,12 @@ impl Host {
     }
 
     fn checkpoint_begin(&mut self) {
+        let Some(process) = self.life.process() else {
+            let error = "the process is not here yet".into();
+            return self.send(&FromHost::CheckpointFailed { error });
+        };
         let config = self.start.swap;
-        let said = self.checkpoints.begin(&self.process, &self.storage, config);
+        let said = self.checkpoints.begin(process, &self.storage, config);
         if let Some(said) = said {
             self.send(&said);
         }
@@ -331,7 +397,10 @@ impl Host {
             tracing::info!("an agent has adopted this host");
             self.agent = Agent::Here(link);
         }
-        self.process.directory_moved(directory);
+        match self.life.process() {
+            Some(process) => process.directory_moved(directory),
+            None => self.late.directory = Some(directory),
+        }
     }
 
     /// Takes a newer secret: tickets of the older ones are refused from now on, also our own,
@@ -346,7 +415,10 @@ impl Host {
         let credential = host_credential(application, key_id, &secret);
         self.keyring.insert(application, key_id, secret);
         self.keyring.revoke_below(application, key_id);
-        self.process.credential_changed(credential);
+        match self.life.process() {
+            Some(process) => process.credential_changed(credential),
+            None => self.late.credential = Some(credential),
+        }
     }
 
     fn send(&self, message: &FromHost) {
@@ -364,7 +436,13 @@ impl Host {
     /// Whether the process was swapped out; else it serves on.
     fn swap_out(&mut self, why: &str) -> bool {
         tracing::info!("swapping out: {why}");
-        match self.process.swap_out(&*self.storage, &self.start.swap) {
+        self.outgoing_end();
+        let Some(process) = self.life.process() else {
+            let error = "the process is not here yet".into();
+            self.send(&FromHost::SwapFailed { error });
+            return false;
+        };
+        match process.swap_out(&*self.storage, &self.start.swap) {
             Ok(committed) => {
                 let (generation, bytes) = (committed.generation, committed.bytes);
                 tracing::info!(generation, bytes, "swapped out");

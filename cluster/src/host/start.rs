@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
-use praas_runtime::host::{FromHost, HostStart};
+use praas_runtime::host::HostStart;
 use praas_runtime::process::{Process, ProcessConfig, Restore};
 use praas_runtime::swap::{
     Base, ImageKind, Loaded, Storage, StorageUrl, SwapError, swap_in_lazily,
@@ -51,22 +51,15 @@ enum RestoreError {
     Swap(SwapError),
 }
 
-impl Started {
-    /// What the agent is told.
-    pub fn ready(&self) -> FromHost {
-        FromHost::Ready {
-            addresses: self.process.addresses().to_vec(),
-            swap_generation: self.swap_generation,
-            rejected: self.rejected.clone(),
-        }
-    }
+/// What every host has before it is a process: its storage, its functions, and who may come.
+pub(super) struct Opened {
+    pub storage: Arc<dyn Storage>,
+    pub keyring: Arc<Keyring>,
+    pub config: ProcessConfig,
 }
 
-/// Starts the process; it serves when this returns.
-pub(super) fn host_start(
-    start: &HostStart,
-    page: Arc<StatsPage>,
-) -> Result<Started, Box<dyn Error>> {
+/// Opens the storage and loads the modules.
+pub(super) fn host_open(start: &HostStart) -> Result<Opened, Box<dyn Error>> {
     let url: StorageUrl = start.storage.parse()?;
     let storage = storage_open(&url)?;
     // Better now than at the swap.
@@ -90,6 +83,24 @@ pub(super) fn host_start(
         registry,
         restore: None,
     };
+    Ok(Opened {
+        storage,
+        keyring,
+        config,
+    })
+}
+
+/// Starts the process; it serves when this returns.
+pub(super) fn host_start(
+    start: &HostStart,
+    opened: Opened,
+    page: Arc<StatsPage>,
+) -> Result<Started, Box<dyn Error>> {
+    let Opened {
+        storage,
+        keyring,
+        config,
+    } = opened;
     let (mut base, mut swap_generation, mut rejected) = (None, 0, Vec::new());
     let counted = Arc::clone(&page);
     let process = Process::start_counted(config, page, |pool| -> Result<_, Box<dyn Error>> {

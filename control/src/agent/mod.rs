@@ -30,6 +30,10 @@
 //!   is cut off from the end of a channel until `Applications` has answered its next hello, for
 //!   only then is the inventory known to have come in time.
 //! - A stop may overtake a start or a swap of the same host, which need no answer then.
+//! - A host that was started `from` another one serves only after `TransferServe`, and one that is
+//!   frozen only after `TransferThaw`, unless it gave up by itself, which it can for as long as the
+//!   other one cannot be prepared. `Err` to a `TransferOut` means that the host serves on; that it
+//!   may be fetched from is reported.
 //!
 //! Messages are serde values through bincode, cut into pieces that a channel carries eagerly, so
 //! that they stay in order whatever their size. The tag of a piece is 1 if more follow, else 0.
@@ -81,6 +85,25 @@ pub struct HostReport {
     pub swap_generation: u64,
     /// Why it failed; of one that lives, what was wrong with newer swap images than it began with.
     pub error: Option<String>,
+    /// What it has to do with a transfer.
+    pub transfer: HostTransfer,
+}
+
+/// What a host has to do with a transfer of its process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostTransfer {
+    /// Nothing.
+    #[default]
+    None,
+    /// It serves, and another host may fetch the process.
+    Sending,
+    /// It is quiescing: it serves no more, and waits for a word on who does.
+    Frozen,
+    /// It is starting: it fetches the process from another host.
+    Receiving,
+    /// It is starting: it has all of the process, and waits for a word on who serves.
+    Prepared,
 }
 
 /// What an agent says to the control plane.
@@ -173,6 +196,37 @@ pub struct StartCommand {
     /// older one is loaded, and the report of the ready process says so in `error`; that there is
     /// no image at all is an error. Zero: there may be none, and it starts empty then.
     pub swap_generation: u64,
+    /// The host that is the process now: this one fetches the process from there, reports that it
+    /// is prepared, and serves when it is told to.
+    pub from: Option<StartFrom>,
+}
+
+/// Where a host fetches its process from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartFrom {
+    /// Where the host listens that is the process now.
+    pub addresses: Vec<Address>,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// What that host was told to expect.
+    pub token: [u8; 16],
+}
+
+/// A host that is to let another one fetch its process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferCommand {
+    /// Names the command, for the answer.
+    pub request: u64,
+    /// The application.
+    pub application: String,
+    /// The process.
+    pub process: String,
+    /// The incarnation that is meant.
+    pub incarnation: u64,
+    /// That of the other host.
+    pub to_incarnation: u64,
+    /// What the other host will show.
+    pub token: [u8; 16],
 }
 
 /// Names a host in a command.
@@ -247,6 +301,12 @@ pub enum ToAgent {
     },
     /// Take a checkpoint of a host, which serves on. Answered when it is whole, or is none.
     Checkpoint(HostCommand),
+    /// Let another host fetch a process that serves here.
+    TransferOut(TransferCommand),
+    /// There is no transfer (any more): the host serves on.
+    TransferThaw(HostCommand),
+    /// The process that a host has fetched is there now: it serves.
+    TransferServe(HostCommand),
 }
 
 /// What an agent shows when it dials the control plane.
@@ -428,6 +488,7 @@ mod tests {
             addresses: vec!["tcp:127.0.0.1:80".parse().unwrap()],
             swap_generation: 2,
             error: Some("none".into()),
+            transfer: HostTransfer::Frozen,
         }
     }
 
@@ -454,6 +515,11 @@ mod tests {
                 secret: secret.clone(),
                 restore: true,
                 swap_generation: 1,
+                from: Some(StartFrom {
+                    addresses: vec!["tcp:127.0.0.1:80".parse().unwrap()],
+                    incarnation: 2,
+                    token: [5; 16],
+                }),
             })),
             ToAgent::SwapOut(host_command()),
             ToAgent::Checkpoint(host_command()),
@@ -482,6 +548,16 @@ mod tests {
                 request: 6,
                 result: Err(Failure::new(ErrorKind::NotFound, "x")),
             },
+            ToAgent::TransferOut(TransferCommand {
+                request: 1,
+                application: "a".into(),
+                process: "p".into(),
+                incarnation: 3,
+                to_incarnation: 4,
+                token: [5; 16],
+            }),
+            ToAgent::TransferThaw(host_command()),
+            ToAgent::TransferServe(host_command()),
         ]
     }
 

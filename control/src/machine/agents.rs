@@ -96,15 +96,17 @@ impl Registry {
             cpus,
             memory_bytes,
             resident_bytes: 0,
-            live: node.live,
             silent_since: None,
+            ..*node
         };
         self.links.insert(link, name.clone());
         let message = self.applications_message();
         self.actions.push(Action::Tell { link, message });
+        let hosts: Vec<(Key, u64)> = inventory.iter().map(reported).collect();
         for report in inventory {
             self.report(link, report);
         }
+        self.transfers_inventory(&name, &hosts);
         // What the inventory does not name and should is dead.
         let missing = |entry: &Entry| {
             let record = &entry.record;
@@ -155,6 +157,9 @@ impl Registry {
             let change = Change::IncarnationNext(self.incarnation_next);
             self.actions.push(Action::Persist(change));
         }
+        if self.transfer_report(link, &node, &key, &report) {
+            return;
+        }
         let Some(entry) = self.entry(&key) else {
             return self.report_unknown(link, &node, &key, report);
         };
@@ -170,12 +175,13 @@ impl Registry {
             return;
         }
         if live || report.state.is_live() {
-            self.report_take(&key, node, report);
+            self.report_take(&key, node.clone(), report);
         } else if report.state == ProcessState::Swapped && entry.record.state != ProcessState::Gone
         {
             // The image of a host that had to be given up turns out to be whole.
             self.report_take(&key, node, report);
         }
+        self.transfer_go_on(&key);
         self.drive(&key);
     }
 
@@ -203,7 +209,7 @@ impl Registry {
         self.actions.push(Action::Tell { link, message });
     }
 
-    fn stray_stop(&mut self, link: u64, key: &Key, incarnation: u64) {
+    pub(super) fn stray_stop(&mut self, link: u64, key: &Key, incarnation: u64) {
         self.command_last = self.command_last.wrapping_add(1).max(1);
         let message = ToAgent::Stop(HostCommand {
             request: self.command_last,
@@ -255,6 +261,9 @@ impl Registry {
     }
 
     fn answered(&mut self, link: u64, request: u64, result: Result<(), String>) {
+        if self.transfer_answered(link, request, &result) {
+            return;
+        }
         // Commands that were overtaken are answered, too, and no longer matter.
         let current = |command: &super::Command| command.link == link;
         if !self.commands.get(&request).is_some_and(current) {
@@ -331,6 +340,7 @@ impl Registry {
             self.command_end(&key);
             self.drive(&key);
         }
+        self.transfers_lost(link, &name);
         self.waiters_forget(link);
     }
 
@@ -342,6 +352,7 @@ impl Registry {
             memory_bytes: node.memory_bytes,
             processes: node.live,
             resident_bytes: node.resident_bytes,
+            drained: node.drained,
         });
         nodes.collect()
     }
@@ -356,7 +367,10 @@ impl Registry {
             return Err(Failure::new(ErrorKind::Conflict, detail));
         }
         self.node_dead(name, &format!("its node {name:?} was declared dead"));
-        self.nodes.remove(name);
+        if self.nodes.remove(name).is_some_and(|node| node.drained) {
+            let change = Change::NodeDrained(name.into(), false);
+            self.actions.push(Action::Persist(change));
+        }
         Ok(Reply::Done)
     }
 
@@ -406,5 +420,15 @@ impl Registry {
             self.died(&key, state, Some(why.into()));
             self.drive(&key);
         }
+        self.transfers_node_dead(name);
     }
+}
+
+/// Which host a report is about.
+fn reported(report: &HostReport) -> (Key, u64) {
+    let key = Key {
+        application: report.application.clone(),
+        process: report.process.clone(),
+    };
+    (key, report.incarnation)
 }

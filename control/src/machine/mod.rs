@@ -34,6 +34,7 @@ mod requests;
 mod simulation;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -41,6 +42,8 @@ use praas_transport::{Address, Secret};
 
 pub use self::policy::PolicyCounts;
 use self::policy::{Policy, Watch};
+use self::transfer::{Transfer, TransferCommand};
+
 use crate::agent::{FromAgent, ToAgent};
 use crate::api::{
     Application, ApplicationSpec, Member, Node, Process, ProcessState, Settings, TokenInfo, World,
@@ -89,10 +92,26 @@ pub enum Request {
         /// What to do.
         verb: Verb,
     },
+    /// Move a process that serves to another node: this one, or any.
+    ProcessTransfer {
+        /// The application.
+        application: String,
+        /// The process.
+        process: String,
+        /// Where to.
+        to: Option<String>,
+    },
     /// All nodes.
     NodeList,
     /// Declare a node dead.
     NodeForget(String),
+    /// Start nothing on a node any more and move its processes elsewhere, or start there again.
+    NodeDrain {
+        /// The node.
+        node: String,
+        /// Or start there again.
+        undo: bool,
+    },
     /// The world view of an application.
     WorldShow(String),
     /// Add a token.
@@ -230,6 +249,10 @@ pub struct Limits {
     pub memory_low_percent: u32,
     /// Processes of a node that are swapped out at the same time for its memory.
     pub pressure_swaps_max: usize,
+    /// Milliseconds until a transfer's target must have everything.
+    pub transfer_timeout_ms: u64,
+    /// Transfers away from one drained node at a time.
+    pub drain_transfers_max: usize,
 }
 
 impl From<&ControlConfig> for Limits {
@@ -247,6 +270,8 @@ impl From<&ControlConfig> for Limits {
             memory_high_percent: config.memory_high_percent,
             memory_low_percent: config.memory_low_percent,
             pressure_swaps_max: config.pressure_swaps_max,
+            transfer_timeout_ms: config.transfer_timeout_ms,
+            drain_transfers_max: config.drain_transfers_max,
         }
     }
 }
@@ -278,6 +303,8 @@ enum Want {
     Swapped,
     Stopped,
     Deleted,
+    /// Ready on another node.
+    Transferred,
 }
 
 #[derive(Debug)]
@@ -310,6 +337,8 @@ struct Entry {
     command: u64,
     waiters: VecDeque<Waiter>,
     watch: Watch,
+    /// Two hosts are about it.
+    transfer: Option<Transfer>,
 }
 
 #[derive(Debug)]
@@ -334,6 +363,10 @@ struct NodeEntry {
     live: u32,
     /// Since when the agent is away, until its lease has lapsed.
     silent_since: Option<u64>,
+    /// Nothing is started there.
+    drained: bool,
+    /// When another process is moved away at the earliest, after one could not be.
+    drain_due: u64,
 }
 
 #[derive(Debug)]
@@ -353,6 +386,12 @@ pub struct Registry {
     /// The node that speaks over a link.
     links: HashMap<u64, String>,
     commands: HashMap<u64, Command>,
+    /// Commands that are about a transfer rather than about the process's own host.
+    transfer_commands: HashMap<u64, TransferCommand>,
+    /// Processes with a transfer.
+    transfers: BTreeSet<Key>,
+    /// The time of the event that is being handled.
+    now: u64,
     deadlines: BTreeMap<(u64, u64), Key>,
     dirty: BTreeSet<String>,
     process_count: usize,
@@ -383,6 +422,9 @@ impl Registry {
                 .collect(),
             links: HashMap::new(),
             commands: HashMap::new(),
+            transfer_commands: HashMap::new(),
+            transfers: BTreeSet::new(),
+            now,
             deadlines: BTreeMap::new(),
             dirty: BTreeSet::new(),
             process_count: 0,
@@ -404,6 +446,12 @@ impl Registry {
         }
         for record in snapshot.processes {
             registry.process_restore(record);
+        }
+        for node in snapshot.drained {
+            registry.nodes.entry(node).or_default().drained = true;
+        }
+        for record in snapshot.transfers {
+            registry.transfer_restore(now, record);
         }
         for node in registry.nodes.values_mut() {
             node.silent_since = Some(now);
@@ -433,6 +481,7 @@ impl Registry {
     /// what is to be done.
     pub fn handle(&mut self, now: u64, event: Event) -> Vec<Action> {
         self.policy.now = now;
+        self.now = now;
         match event {
             Event::Request {
                 id,
@@ -444,6 +493,7 @@ impl Registry {
             Event::Tick => {}
         }
         self.leases_lapse(now);
+        self.transfers_step(now);
         self.waiters_expire(now);
         self.policy_run();
         self.worlds_send(now);
@@ -464,7 +514,9 @@ impl Registry {
             .filter_map(|node| node.lease_end(self.limits.lease_ms))
             .min();
         let policy = self.policy.deadline_next();
-        [waiter, world, lease, policy].into_iter().flatten().min()
+        let transfer = self.transfer_due();
+        let all = [waiter, world, lease, policy, transfer];
+        all.into_iter().flatten().min()
     }
 
     /// What was done without being asked for.
@@ -657,6 +709,7 @@ impl Entry {
             doing: Doing::Nothing,
             command: 0,
             waiters: VecDeque::new(),
+            transfer: None,
         }
     }
 

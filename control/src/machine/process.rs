@@ -19,11 +19,21 @@ enum Step {
     Rest,
     DeleteImages,
     Remove,
+    /// Call a transfer off that stands in the way.
+    TransferAbort,
 }
 
 impl Entry {
     fn step_next(&self, want: Want) -> Step {
         let live = self.record.state.is_live();
+        if let Some(transfer) = &self.transfer {
+            return match want {
+                Want::Stopped | Want::Deleted if !transfer.record.committed => Step::TransferAbort,
+                // The old host goes by itself; the new one need not wait for that.
+                Want::Stopped if live && self.vouched && self.doing != Doing::Stop => Step::Stop,
+                _ => Step::Wait,
+            };
+        }
         if live && !self.vouched {
             return Step::Wait;
         }
@@ -32,7 +42,7 @@ impl Entry {
             (Want::Ready, _) if live => Step::Wait,
             (Want::Ready, _) => Step::Start,
             (Want::Swapped, _) if self.serves() => Step::Swap,
-            (Want::Swapped, _) => Step::Wait,
+            (Want::Swapped | Want::Transferred, _) => Step::Wait,
             (Want::Stopped | Want::Deleted, Doing::Stop) => Step::Wait,
             (Want::Stopped | Want::Deleted, _) if live => Step::Stop,
             (Want::Stopped, _) => Step::Rest,
@@ -46,7 +56,8 @@ impl Entry {
             Want::Ready => self.serves(),
             Want::Swapped => self.record.state == ProcessState::Swapped,
             Want::Stopped => self.record.state == ProcessState::Gone,
-            Want::Deleted => false,
+            // Whoever wants that is answered when it is done.
+            Want::Deleted | Want::Transferred => false,
         }
     }
 }
@@ -69,6 +80,10 @@ impl Registry {
             let under_way = match entry.step_next(front.want) {
                 Step::Wait => false,
                 Step::Start if self.start_held(key) => false,
+                Step::TransferAbort => {
+                    self.transfer_abort(key, "the process is to stop");
+                    true
+                }
                 Step::Start => self.start(key),
                 Step::Swap => self.swap(key),
                 Step::Stop => self.stop(key),
@@ -114,14 +129,24 @@ impl Registry {
 
     /// The node for a new host: connected, with the fewest processes for its processors.
     fn place(&self) -> Option<(String, u64)> {
+        self.place_except(None)
+    }
+
+    /// The same, but for one node. Drained nodes are none.
+    pub(super) fn place_except(&self, except: Option<&str>) -> Option<(String, u64)> {
         let candidates = self
             .nodes
             .iter()
+            .filter(|(name, node)| !node.drained && except != Some(name.as_str()))
             .filter_map(|(name, node)| Some((name, node, node.link?)));
         // a/b < c/d without division: a*d < c*b.
-        let best = candidates.min_by(|(_, a, _), (_, b, _)| {
+        let best = candidates.min_by(|(a_name, a, _), (b_name, b, _)| {
             let load = |x: u32, y: u32| (u64::from(x) + 1) * u64::from(y.max(1));
-            load(a.live, b.cpus).cmp(&load(b.live, a.cpus))
+            let (a_live, b_live) = (
+                a.live + self.arriving(a_name),
+                b.live + self.arriving(b_name),
+            );
+            load(a_live, b.cpus).cmp(&load(b_live, a.cpus))
         });
         best.map(|(name, _, link)| (name.clone(), link))
     }
@@ -166,6 +191,7 @@ impl Registry {
             secret: app.record.secret.clone(),
             restore: entry.record.restorable,
             swap_generation: entry.record.swap_generation,
+            from: None,
         };
         let message = ToAgent::Start(Box::new(command));
         self.actions.push(Action::Tell { link, message });
@@ -214,7 +240,9 @@ impl Registry {
     }
 
     fn images_delete(&mut self, key: &Key) -> bool {
-        let Some((_, link)) = self.place() else {
+        let connected = || self.nodes.values().find_map(|node| node.link);
+        let link = self.place().map(|(_, link)| link).or_else(connected);
+        let Some(link) = link else {
             return false;
         };
         let message = ToAgent::DeleteImages {
@@ -266,6 +294,7 @@ impl Registry {
             ProcessState::Failed => Some(error.unwrap_or_else(|| "its host ended".into())),
             _ => None,
         };
+        self.transfer_died(key, state);
         self.command_end(key);
         self.checkpoint_lost(key, "its host has ended");
         let why = error.clone().unwrap_or_default();
@@ -283,6 +312,12 @@ impl Registry {
         });
         match state {
             ProcessState::Failed => {
+                if self
+                    .entry(key)
+                    .is_some_and(|entry| entry.transfer.is_none())
+                {
+                    self.waiters_fail(key, Want::Transferred, ErrorKind::ProcessFailed, &why);
+                }
                 self.waiters_fail(key, Want::Swapped, ErrorKind::ProcessFailed, &why);
                 if doing == Doing::Start {
                     self.waiters_fail(key, Want::Ready, ErrorKind::StartFailed, &why);
@@ -309,6 +344,21 @@ impl Registry {
     pub(super) fn waiters_fail(&mut self, key: &Key, want: Want, kind: ErrorKind, why: &str) {
         let failure = Failure::new(kind, format!("{key}: {why}"));
         self.waiters_answer(key, Some(want), &failure);
+    }
+
+    /// Answers all who want `want`: they have it.
+    pub(super) fn waiters_done(&mut self, key: &Key, want: Want, reply: &Reply) {
+        let Some(entry) = self.entry_mut(key) else {
+            return;
+        };
+        let (done, left): (Vec<Waiter>, Vec<Waiter>) = std::mem::take(&mut entry.waiters)
+            .into_iter()
+            .partition(|waiter| waiter.want == want);
+        entry.waiters = left.into();
+        for waiter in done {
+            self.deadlines.remove(&(waiter.deadline, waiter.number));
+            self.answer(waiter.origin, Ok(reply.clone()));
+        }
     }
 
     /// Answers all who want `want`, or all there are, with `failure`.
@@ -367,7 +417,7 @@ impl Registry {
         let Some(waiter) = self.waiter_take(key, number) else {
             return;
         };
-        let under_way = |entry: &&Entry| entry.doing != Doing::Nothing;
+        let under_way = |entry: &&Entry| entry.doing != Doing::Nothing || entry.transfer.is_some();
         let result = match self.entry(key).filter(under_way) {
             Some(_) => self.shown(key),
             None => Err(self.late(key)),
@@ -436,6 +486,10 @@ impl Registry {
                     "{key} was last {} on node {node:?}, whose agent is away",
                     entry.record.state
                 ))
+            }
+            Some(entry) if entry.transfer.is_some() => {
+                let detail = format!("{key} is still being transferred");
+                Failure::new(ErrorKind::Timeout, detail)
             }
             Some(entry) if entry.doing != Doing::Nothing || entry.record.state.is_live() => {
                 let detail = format!("{key} is still {}", entry.record.state);

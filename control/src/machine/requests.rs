@@ -23,6 +23,18 @@ impl Registry {
                 };
                 return self.process_request(now, origin, wait_ms, &key, verb);
             }
+            Request::ProcessTransfer {
+                application,
+                process,
+                to,
+            } => {
+                let key = Key {
+                    application,
+                    process,
+                };
+                return self.transfer_request(now, origin, wait_ms, &key, to);
+            }
+            Request::NodeDrain { node, undo } => self.node_drain(&node, undo),
             Request::ApplicationCreate {
                 spec,
                 secret,
@@ -295,6 +307,18 @@ impl Registry {
         if matches!(verb, Verb::SwapIn | Verb::Create) {
             self.hold_lift(key);
         }
+        self.wait_for(now, origin, wait_ms, key, want);
+    }
+
+    /// Queues a request at a process, and does what is to be done for it.
+    pub(super) fn wait_for(
+        &mut self,
+        now: u64,
+        origin: Origin,
+        wait_ms: u64,
+        key: &Key,
+        want: Want,
+    ) {
         self.waiter_last += 1;
         let number = self.waiter_last;
         let deadline = now.saturating_add(wait_ms);
@@ -411,7 +435,7 @@ pub(super) fn stopped(key: &Key) -> Failure {
     Failure::new(ErrorKind::Gone, detail)
 }
 
-fn limit_check(what: &str, have: usize, limit: usize) -> Result<(), Failure> {
+pub(super) fn limit_check(what: &str, have: usize, limit: usize) -> Result<(), Failure> {
     match have < limit {
         true => Ok(()),
         false => Err(Failure::new(

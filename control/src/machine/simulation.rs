@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::tests::spec;
 use super::{Action, Event, Limits, Registry, Reply, Request, Verb};
-use crate::agent::{FromAgent, HostCommand, HostReport, HostStats, ToAgent};
+use crate::agent::{FromAgent, HostCommand, HostReport, HostStats, HostTransfer, ToAgent};
 use crate::api::{ProcessState, ProcessStats};
 use crate::store::{Change, Snapshot};
 use praas_transport::Secret;
@@ -394,6 +394,7 @@ impl Host {
             addresses: vec![],
             swap_generation: u64::from(state == ProcessState::Swapped),
             error: None,
+            transfer: HostTransfer::None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The registry, case by case.
 
 use super::{Action, Event, Limits, Registry, Reply, Request, Verb};
-use crate::agent::{FromAgent, HostReport, StartCommand, ToAgent};
+use crate::agent::{FromAgent, HostReport, HostTransfer, StartCommand, ToAgent};
 use crate::api::{ApplicationSpec, Process, ProcessState, Settings};
 use crate::config::ControlConfig;
 use crate::error::{ErrorKind, Failure};
@@ -171,6 +171,7 @@ pub(super) fn report(start: &StartCommand, state: ProcessState) -> HostReport {
         addresses: vec!["tcp:127.0.0.1:9".parse().unwrap()],
         swap_generation: 0,
         error: None,
+        transfer: HostTransfer::None,
     }
 }
 
@@ -585,6 +586,7 @@ fn hosts_that_nobody_knows_are_found_or_saved() {
             secret: Secret::from_bytes([1; 32]),
             restore: false,
             swap_generation: 0,
+            from: None,
         },
         ProcessState::Ready,
     );

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use super::App;
 use super::extract::{Caller, Json, Names, WaitMs, WaitParams, reply_unexpected};
 use super::openapi::Refusal;
-use crate::api::{Process, ProcessSpec, ProcessState};
+use crate::api::{Process, ProcessSpec, ProcessState, TransferSpec};
 use crate::error::Failure;
 use crate::machine::{Reply, Request as Ask, Verb};
 
@@ -218,6 +218,40 @@ pub(super) async fn checkpoint(
         application,
         process,
         verb: Verb::Checkpoint,
+    };
+    let process: Process = shared.core.ask(request, wait_ms).await?.try_into()?;
+    let status = match wait_ms {
+        0 => StatusCode::ACCEPTED,
+        _ => StatusCode::OK,
+    };
+    Ok((status, axum::Json(process)))
+}
+
+/// Move a process to another node while it serves: it is ready there when this answers 200.
+#[utoipa::path(
+    post, path = "/v1/applications/{application}/processes/{process}/transfer", tag = "processes",
+    operation_id = "process_transfer",
+    params(("application" = String, Path), ("process" = String, Path), WaitParams),
+    request_body = TransferSpec,
+    responses(
+        (status = 200, description = "It is ready there", body = Process),
+        (status = 202, description = "It is on its way", body = Process),
+        Refusal,
+    ),
+)]
+pub(super) async fn transfer(
+    caller: Caller,
+    State(shared): State<App>,
+    names: Names<2>,
+    WaitMs(wait_ms): WaitMs,
+    Json(spec): Json<TransferSpec>,
+) -> Answer {
+    let [application, process] = names.0;
+    caller.may(&application)?;
+    let request = Ask::ProcessTransfer {
+        application,
+        process,
+        to: spec.to,
     };
     let process: Process = shared.core.ask(request, wait_ms).await?.try_into()?;
     let status = match wait_ms {

@@ -93,3 +93,38 @@ pub(super) async fn node_forget(
     let () = shared.ask(Ask::NodeForget(node)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
+
+/// Start nothing on a node any more, and move the processes that are there to others, a few at a
+/// time. Answers at once. Needs role admin.
+#[utoipa::path(
+    post, path = "/v1/nodes/{node}/drain", tag = "nodes", operation_id = "node_drain",
+    params(("node" = String, Path)),
+    responses((status = 200, description = "All nodes", body = Vec<Node>), Refusal),
+)]
+pub(super) async fn node_drain(
+    caller: Caller,
+    State(shared): State<App>,
+    names: Names<1>,
+) -> Result<axum::Json<Vec<Node>>, Failure> {
+    let [node] = names.0;
+    caller.admin()?;
+    let undo = false;
+    Ok(axum::Json(shared.ask(Ask::NodeDrain { node, undo }).await?))
+}
+
+/// Start processes on a node again that was drained. Needs role admin.
+#[utoipa::path(
+    delete, path = "/v1/nodes/{node}/drain", tag = "nodes", operation_id = "node_drain_undo",
+    params(("node" = String, Path)),
+    responses((status = 200, description = "All nodes", body = Vec<Node>), Refusal),
+)]
+pub(super) async fn node_drain_undo(
+    caller: Caller,
+    State(shared): State<App>,
+    names: Names<1>,
+) -> Result<axum::Json<Vec<Node>>, Failure> {
+    let [node] = names.0;
+    caller.admin()?;
+    let undo = true;
+    Ok(axum::Json(shared.ask(Ask::NodeDrain { node, undo }).await?))
+}

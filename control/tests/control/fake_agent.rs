@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use praas_control::agent::{
-    AM_CLUSTER, FromAgent, HostCommand, HostReport, Inbox, Outbox, ResolvedProcess, StartCommand,
-    ToAgent, agent_credential_issue, encode,
+    AM_CLUSTER, FromAgent, HostCommand, HostReport, HostTransfer, Inbox, Outbox, ResolvedProcess,
+    StartCommand, ToAgent, agent_credential_issue, encode,
 };
 use praas_control::api::{CLUSTER_APPLICATION, ProcessState};
 use praas_control::{ControlAddr, Failure, RunPaths, cluster_secret_load};
@@ -205,6 +205,7 @@ impl Agent {
                     addresses: vec!["tcp:127.0.0.1:9".parse().expect("an address")],
                     swap_generation: start.swap_generation,
                     error: None,
+                    transfer: HostTransfer::None,
                 };
                 self.hosts.insert(start.process.clone(), report.clone());
                 self.done(ops, start.request, Some(report));
@@ -221,6 +222,7 @@ impl Agent {
                 ..
             } => self.see(Seen::World(application, generation)),
             ToAgent::Resolved { result, .. } => self.see(Seen::Resolved(result)),
+            ToAgent::TransferOut(_) | ToAgent::TransferThaw(_) | ToAgent::TransferServe(_) => {}
         }
     }
 

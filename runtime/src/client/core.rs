@@ -725,6 +725,10 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             // Its caller has given up on it.
             return;
         };
+        if status == Status::Quiescing {
+            // It would have known had it run, there or where it was sent before.
+            self.calls[index as usize].doubt = None;
+        }
         self.answered(link, index, status, payload);
     }
 

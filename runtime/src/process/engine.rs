@@ -64,6 +64,8 @@ pub(super) struct Shared {
     /// The incarnation whose final image this process began with: what it does not know of never
     /// ran there. Of what a process did after a checkpoint nothing is known.
     pub restored_from: Option<Incarnation>,
+    /// Incarnations before that one whose invocations are known, too.
+    pub vouched: Vec<u64>,
     /// The process has ended: threads leave.
     pub ended: AtomicBool,
     /// The leader blocks in the kernel; nobody needs to watch it.

@@ -23,6 +23,7 @@ mod services;
 mod settings;
 mod stepped;
 mod timers;
+mod transfer;
 mod worker;
 
 use std::fmt;
@@ -59,6 +60,7 @@ pub use self::settings::{ProcessSettings, SettingsError, StateRead};
 #[doc(hidden)]
 pub use self::stepped::Meanwhile;
 use self::timers::Timers;
+pub use self::transfer::{Bound, PullFrom, TransferError, TransferOffer, TransferStep};
 use crate::client::{CoreLimits, Directory, Peers};
 use crate::function::Registry;
 use crate::mailbox::{Mailbox, MailboxLimits};
@@ -191,7 +193,10 @@ impl Process {
         let mut endpoint = endpoint_make(&config)?;
         endpoint.count_in(page);
         let restore = restore(endpoint.pool())?.map(R::into);
-        let process = Self::start_on(endpoint, config, restore, None)?;
+        endpoint
+            .listen_any(&config.listen)
+            .map_err(StartError::from)?;
+        let process = Self::start_on(endpoint, config, restore, None, Vec::new())?;
         process.threads_start()?;
         let fetchers = process.fetchers_start();
         fetchers.map_err(StartError::System)?;
@@ -199,14 +204,14 @@ impl Process {
     }
 
     fn start_on(
-        mut endpoint: Endpoint,
+        endpoint: Endpoint,
         config: ProcessConfig,
         restore: Option<Restore>,
         stepped: Option<Meanwhile>,
+        vouched: Vec<u64>,
     ) -> Result<Self, StartError> {
         let identity = endpoint.identity().clone();
         let settings = config.settings;
-        endpoint.listen_any(&config.listen)?;
         let addresses = endpoint.addresses().to_vec();
         let limits = CoreLimits::default();
         let peers = Peers::new(
@@ -218,6 +223,7 @@ impl Process {
         let (mut shared, sessions) =
             shared_make(identity, settings, config.registry, &endpoint, restore)?;
         shared.stepped = stepped;
+        shared.vouched = vouched;
         let shared = Arc::new(shared);
         let serve = Serve::new(Arc::clone(&shared), peers, sessions);
         let weak = Arc::downgrade(&shared);
@@ -416,6 +422,7 @@ fn shared_make(
         files: OnceLock::new(),
         files_making: Mutex::new(()),
         restored_from,
+        vouched: Vec::new(),
         ended: AtomicBool::new(false),
         leader_asleep: AtomicBool::new(false),
         monitor_asleep: AtomicBool::new(false),

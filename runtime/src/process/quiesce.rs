@@ -142,12 +142,23 @@ impl Process {
                     .one_way_closed
                     .store(false, Ordering::SeqCst);
                 self.engine.with_core(|core| {
-                    core.serve.quiescing = false;
-                    core.serve.sealed = false;
+                    // Another host may be the process by now.
+                    let serves = !core.serve.held;
+                    core.serve.quiescing &= !serves;
+                    core.serve.sealed &= !serves;
                 });
                 Err(error)
             }
         }
+    }
+
+    /// Serves on as before it quiesced.
+    pub fn thaw(&self) {
+        self.engine.with_core(|core| {
+            core.serve.quiescing = false;
+            core.serve.sealed = false;
+            core.serve.held = false;
+        });
     }
 
     /// Stops the process in good order: as a swap, but nothing is kept. Functions that do not end
@@ -159,10 +170,9 @@ impl Process {
         self.end();
     }
 
-    /// Turns new invocations away and waits until no function runs.
-    fn quiesce(&self) -> Result<(), QuiesceError> {
-        let engine = &self.engine;
-        let begun = engine.with_core(|core| {
+    /// Turns new invocations away, those that wait for a worker, too.
+    pub(super) fn turn_away(&self) -> Result<(), QuiesceError> {
+        let begun = self.engine.with_core(|core| {
             core.serve.quiescing = true;
             let mut turned_away: Vec<_> = core.serve.ready.drain(..).collect();
             // What the process has asked of itself is nobody else's to send again: it runs.
@@ -174,7 +184,13 @@ impl Process {
                 serve.job_answer(endpoint, &job, Status::Quiescing, Payload::default());
             }
         });
-        begun.ok_or(QuiesceError::Ended)?;
+        begun.ok_or(QuiesceError::Ended)
+    }
+
+    /// Turns new invocations away and waits until no function runs.
+    fn quiesce(&self) -> Result<(), QuiesceError> {
+        self.turn_away()?;
+        let engine = &self.engine;
         let patience = Duration::from_millis(engine.shared.settings.quiesce_timeout_ms);
         let quiet = self.quiet_wait(patience);
         let quiet = quiet || {
@@ -199,7 +215,7 @@ impl Process {
 
     /// Waits until one-way invocations of other processes have begun there, or failed: what is not
     /// known of then would end with this process.
-    fn one_way_settle(&self, patience: Duration) -> Result<(), QuiesceError> {
+    pub(super) fn one_way_settle(&self, patience: Duration) -> Result<(), QuiesceError> {
         let until = clock::now() + patience;
         loop {
             let pending = self
@@ -218,7 +234,7 @@ impl Process {
     }
 
     /// Waits until no function runs, at most for `patience`.
-    fn quiet_wait(&self, patience: Duration) -> bool {
+    pub(super) fn quiet_wait(&self, patience: Duration) -> bool {
         let shared = &self.engine.shared;
         let until = clock::now() + patience;
         if let Some(meanwhile) = shared.stepped {
@@ -253,7 +269,7 @@ impl Process {
     }
 
     /// The process as it is at one moment. For a final image messages are turned away from then on.
-    fn image(&self, kind: ImageKind) -> Result<ProcessImage, QuiesceError> {
+    pub(super) fn image(&self, kind: ImageKind) -> Result<ProcessImage, QuiesceError> {
         let image = self.engine.with_core(move |core| {
             // The core is there for a while after the end, and says nothing that counts.
             if core.serve.shared.ended.load(Ordering::SeqCst) {

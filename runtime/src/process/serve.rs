@@ -19,6 +19,7 @@ use slab::Slab;
 
 use super::builtin::Builtin;
 use super::engine::Shared;
+use super::transfer::Sending;
 use crate::client::Peers;
 use crate::function::FunctionIndex;
 use crate::invocation::{
@@ -28,6 +29,7 @@ use crate::invocation::{
 use crate::locate::AM_STATE;
 use crate::mailbox::{MailMessage, Put, PutId};
 use crate::swap::ImageKind;
+use crate::transfer::AM_TRANSFER;
 
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,12 +114,16 @@ pub(super) struct Serve {
     pub quiescing: bool,
     /// So are messages.
     pub sealed: bool,
+    /// Another host has everything: only [`super::Process::thaw`] lets it serve again.
+    pub held: bool,
     channels: Vec<Option<Served>>,
     sessions: Slab<ClientSession>,
     by_client: HashMap<u128, usize>,
     seen: u64,
     next_job: u64,
     results_bytes: usize,
+    /// The transfer of this process to another host, if one is under way.
+    pub transfer: Option<Box<Sending>>,
 }
 
 impl Serve {
@@ -128,12 +134,14 @@ impl Serve {
             ready: VecDeque::new(),
             quiescing: false,
             sealed: false,
+            held: false,
             channels: Vec::new(),
             sessions: Slab::new(),
             by_client: HashMap::new(),
             seen: 0,
             next_job: 1,
             results_bytes: 0,
+            transfer: None,
         };
         let limit = serve.shared.settings.session_inflight_max;
         for image in sessions {
@@ -181,7 +189,7 @@ impl Serve {
     }
 
     /// Closes a caller's channel.
-    fn caller_close(&mut self, ops: &mut Ops, channel: ChannelId) {
+    pub(super) fn caller_close(&mut self, ops: &mut Ops, channel: ChannelId) {
         self.caller_ended(channel);
         ops.close(channel);
     }
@@ -379,6 +387,7 @@ impl Serve {
             && !entry.session.knows(sequence)
             && first != self.shared.identity.incarnation
             && self.shared.restored_from != Some(first)
+            && !self.shared.vouched.contains(&first.0)
             && !self.shared.idempotent(callee)
         {
             return self.refuse(ops, channel, sequence, Status::OutcomeUnknown, "");
@@ -631,6 +640,9 @@ impl Handler for Serve {
         if self.peers.on_open(ops, channel, info.peer.incarnation) || info.dialled {
             return Flow::Continue;
         }
+        if self.transfer_open(channel, info) {
+            return Flow::Continue;
+        }
         let client = info.peer.client_id;
         if client == 0 {
             tracing::warn!("closed: a caller without a client id");
@@ -702,6 +714,7 @@ impl Handler for Serve {
                 crate::client::state_take(&mut self.peers, ops, channel, message);
             }
             (AM_STATE, _) => self.locate(ops, channel, tag, header, payload),
+            (AM_TRANSFER, _) => self.transfer_word(ops, channel, header, payload),
             _ => {
                 self.refuse(
                     ops,
@@ -775,6 +788,7 @@ impl Handler for Serve {
         {
             self.peers.on_send_refused(ops, context, reason);
         }
+        self.transfer_sent(ops, channel, context);
         Flow::Continue
     }
 
@@ -785,6 +799,7 @@ impl Handler for Serve {
 
     fn on_writable(&mut self, ops: &mut Ops, channel: ChannelId) -> Flow {
         self.peers.on_writable(ops, channel);
+        self.transfer_writable(ops, channel);
         if let Some(served) = served_mut(&mut self.channels, channel) {
             while let Some(reply) = served.backlog.pop_front() {
                 if let Some(reply) = reply_send(ops, channel, reply) {
@@ -801,6 +816,7 @@ impl Handler for Serve {
         if self.peers.on_close(ops, channel, &reason) {
             return Flow::Continue;
         }
+        self.transfer_closed(channel, &reason);
         self.caller_ended(channel);
         Flow::Continue
     }

@@ -80,6 +80,16 @@ pub struct ProcessSettings {
     /// Milliseconds after the end of its last channel until what a caller has asked for is
     /// cancelled; zero: never.
     pub caller_gone_cancel_ms: u64,
+    /// Times that a transfer looks at all state while the process serves, before it freezes
+    /// whatever is left to be sent.
+    pub transfer_rounds_max: u32,
+    /// Bytes of state that may be left for the time that the process is frozen.
+    pub transfer_freeze_max_bytes: u64,
+    /// Bytes of a transfer that are on their way at once.
+    pub transfer_window_bytes: u64,
+    /// Milliseconds that what is left may take once no function runs; then the transfer is given
+    /// up, and the process serves on.
+    pub transfer_freeze_timeout_ms: u64,
 }
 
 impl Default for ProcessSettings {
@@ -109,6 +119,10 @@ impl Default for ProcessSettings {
             workers_overdue_max: 16,
             functions: BTreeMap::new(),
             caller_gone_cancel_ms: 0,
+            transfer_rounds_max: 8,
+            transfer_freeze_max_bytes: 16 << 20,
+            transfer_window_bytes: 64 << 20,
+            transfer_freeze_timeout_ms: 30_000,
         }
     }
 }
@@ -169,6 +183,18 @@ impl ProcessSettings {
                 1,
                 1 << 32,
             ),
+            (
+                "transfer_rounds_max",
+                self.transfer_rounds_max.into(),
+                1,
+                1 << 20,
+            ),
+            (
+                "transfer_window_bytes",
+                self.transfer_window_bytes,
+                1 << 16,
+                1 << 40,
+            ),
         ];
         let limits = self.functions.values();
         let times = limits.filter_map(|limits| limits.time_max_ms);
@@ -185,6 +211,7 @@ impl ProcessSettings {
                     "state_shown_max" => "at most 65536",
                     "takeover_us" => "from 1 microsecond to a second",
                     "mailbox_messages_max" => "from 1 to 2^32",
+                    "transfer_window_bytes" => "from 64 KiB to 1 TiB",
                     _ => "from 1 to 2^20",
                 };
                 return Err(SettingsError { name, value, rule });

@@ -34,9 +34,13 @@ impl Process {
         restore: impl FnOnce(&BufPool) -> Result<Option<ProcessImage>, E>,
     ) -> Result<Self, E> {
         config.settings.check().map_err(StartError::from)?;
-        let endpoint = endpoint_make(&config)?;
+        let mut endpoint = endpoint_make(&config)?;
         let image = restore(endpoint.pool())?;
-        let process = Self::start_on(endpoint, config, image.map(Restore::from), Some(meanwhile))?;
+        endpoint
+            .listen_any(&config.listen)
+            .map_err(StartError::from)?;
+        let restore = image.map(Restore::from);
+        let process = Self::start_on(endpoint, config, restore, Some(meanwhile), Vec::new())?;
         for _ in 0..STACKED_MAX {
             process.engine.shared.crew.join();
         }

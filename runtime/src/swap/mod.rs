@@ -38,6 +38,10 @@ pub use lazy::swap_in_lazily;
 pub use reader::{Loaded, Rejected, swap_in};
 #[doc(hidden)]
 pub use sections::fuzz_sections;
+pub(crate) use sections::{
+    decode_sessions as sessions_decode, encode_sessions as sessions_encode, mailbox_decode,
+    mailbox_encode,
+};
 pub use storage::{
     COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_check,
     name_encode, prefix_check, process_prefix,

@@ -97,8 +97,25 @@ pub(super) fn decode_mailbox(
     }
 }
 
+/// The mailbox's bytes and bodies, for a transfer.
+pub(crate) fn mailbox_encode(image: &MailboxImage) -> (Vec<u8>, Vec<Buf>) {
+    let (bytes, _) = encode_mailbox(image);
+    let payloads = image.messages.iter().map(|message| &message.payload);
+    let bodies = payloads.filter(|payload| payload.len() >= BODY_MIN_BYTES);
+    (bytes, bodies.cloned().collect())
+}
+
+/// The mailbox out of what [`mailbox_encode`] made; `None` if it is none, or memory is short.
+pub(crate) fn mailbox_decode(
+    bytes: &[u8],
+    bodies: Vec<Buf>,
+    pool: &BufPool,
+) -> Option<MailboxImage> {
+    decode_mailbox(bytes, bodies, pool).ok()
+}
+
 /// The sessions' bytes.
-pub(super) fn encode_sessions(sessions: &[SessionImage]) -> Vec<u8> {
+pub(crate) fn encode_sessions(sessions: &[SessionImage]) -> Vec<u8> {
     let mut out = Vec::new();
     put_length(&mut out, sessions.len());
     for session in sessions {
@@ -146,7 +163,7 @@ fn decode_result(reader: &mut Reader<'_>) -> Result<ResultImage, RejectReason> {
 }
 
 /// The sessions out of their bytes.
-pub(super) fn decode_sessions(bytes: &[u8]) -> Result<Vec<SessionImage>, RejectReason> {
+pub(crate) fn decode_sessions(bytes: &[u8]) -> Result<Vec<SessionImage>, RejectReason> {
     let mut reader = Reader::new(bytes);
     let count = reader.length("sessions' count")?;
     let mut sessions = Vec::new();

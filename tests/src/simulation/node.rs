@@ -545,7 +545,10 @@ impl Host {
             | ToHost::Keys { .. }
             | ToHost::Stop
             | ToHost::Stats
-            | ToHost::Checkpoint => {}
+            | ToHost::Checkpoint
+            | ToHost::TransferOut { .. }
+            | ToHost::TransferThaw
+            | ToHost::TransferServe => {}
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use praas_control::agent::{FromAgent, HostCommand, HostReport, StartCommand};
+use praas_control::agent::{FromAgent, HostCommand, HostReport, HostTransfer, StartCommand};
 use praas_control::api::ProcessState;
 use praas_runtime::host::ToHost;
 
@@ -73,6 +73,7 @@ impl Hosts {
             addresses: Vec::new(),
             swap_generation: start.swap_generation,
             error: Some(why.clone()),
+            transfer: HostTransfer::None,
         };
         self.report_dead(report);
         self.answer(start.request, Err(why));
@@ -193,6 +194,7 @@ impl Hosts {
             addresses: Vec::new(),
             swap_generation: 0,
             error: Some("it has no host on this node".into()),
+            transfer: HostTransfer::None,
         });
         self.actions.push(Action::Say(FromAgent::Report(report)));
     }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use praas_control::agent::{HostReport, StartCommand};
+use praas_control::agent::{HostReport, HostTransfer, StartCommand};
 use praas_control::api::{Checkpoint, ProcessState};
 
 use super::super::record::{Ending, HostRecord};
@@ -36,6 +36,10 @@ pub(super) struct Host {
     pub(super) checkpoint: Option<Checkpoint>,
     /// Why the last checkpoint that was tried is none.
     pub(super) checkpoint_error: Option<String>,
+    /// A transfer from here.
+    pub(super) out: Option<u64>,
+    pub(super) thaws: Vec<u64>,
+    pub(super) serves: Vec<u64>,
     pub(super) end: Option<End>,
     /// Why we killed it.
     pub(super) killed: Option<String>,
@@ -55,6 +59,9 @@ impl Host {
             checkpoints: Vec::new(),
             checkpoint: None,
             checkpoint_error: None,
+            out: None,
+            thaws: Vec::new(),
+            serves: Vec::new(),
             end: None,
             killed: None,
             deadline: None,
@@ -72,6 +79,7 @@ impl Host {
             addresses: self.record.addresses.clone(),
             swap_generation: self.record.swap_generation,
             error: self.record.warning.clone(),
+            transfer: self.record.transfer,
         }
     }
 
@@ -102,6 +110,7 @@ impl Host {
             addresses: Vec::new(),
             swap_generation,
             error,
+            transfer: HostTransfer::None,
             ..self.report()
         }
     }

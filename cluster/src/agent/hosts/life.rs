@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use praas_control::agent::HostTransfer;
 use praas_control::api::ProcessState;
-use praas_runtime::host::{HostHello, ToHost};
+use praas_runtime::host::{self, HostHello, ToHost};
 use praas_transport::Address;
 
 use super::super::record::{Ending, HostRecord};
@@ -28,16 +29,19 @@ impl Hosts {
             tracing::error!(%key, generation, "newer swap images are not used: {text}");
             host.record.warning = Some(format!("generation {generation} was loaded: {text}"));
         }
+        let serves = std::mem::take(&mut host.serves);
         if host.record.state != ProcessState::Starting {
-            return;
+            return self.answer_all(serves, &Ok(()));
         }
         host.record.state = ProcessState::Ready;
+        host.record.transfer = HostTransfer::None;
         let start = host.start.take();
         self.deadline_set(key, None);
         self.changed(key);
         if let Some(request) = start {
             self.answer(request, Ok(()));
         }
+        self.answer_all(serves, &Ok(()));
         self.actions.push(Action::Serves(key.clone()));
     }
 
@@ -78,7 +82,9 @@ impl Hosts {
             }
             Some(Ending::Swap) => {
                 host.record.ending = None;
-                if host.record.state == ProcessState::Quiescing {
+                // One that another host may be instead of stays as it is.
+                let held = host.record.transfer == HostTransfer::Frozen;
+                if host.record.state == ProcessState::Quiescing && !held {
                     host.record.state = ProcessState::Ready;
                 }
                 let swaps = std::mem::take(&mut host.swaps);
@@ -129,7 +135,9 @@ impl Hosts {
         };
         host.linked = true;
         let ending = host.record.ending;
+        let moved = host.transfer_found(&hello);
         let due = match (ending, host.record.state) {
+            (None, ProcessState::Starting) if hello.transfer != host::HostTransfer::None => None,
             (Some(Ending::Stop), _) => host.deadline.filter(|(_, due)| *due == Due::Stopped),
             (_, ProcessState::Starting) => Some((now + self.limits.start, Due::Ready)),
             _ => None,
@@ -142,6 +150,7 @@ impl Hosts {
             self.send(key, ToHost::Keys { key_id, secret });
         }
         self.world_send(key);
+        self.transfer_redialled(key, moved);
         // It may not have got what the agent before this one had said last.
         match ending {
             Some(Ending::Swap) => self.send(key, ToHost::SwapOut),
@@ -195,6 +204,8 @@ impl Hosts {
         for request in host.swaps.into_iter().chain(host.stops) {
             self.answer(request, Ok(()));
         }
+        self.answer_all(host.out.into_iter().chain(host.thaws), &Ok(()));
+        self.answer_all(host.serves, &Err("its host ended".into()));
         if let Some(next) = host.next {
             self.start(now, next);
         }

@@ -17,6 +17,7 @@ mod checkpoints;
 mod commands;
 mod host;
 mod life;
+mod transfer;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -209,6 +210,9 @@ impl Hosts {
                 members,
             } => self.world_update(application, generation, members),
             ToAgent::Resolved { .. } => {}
+            ToAgent::TransferOut(command) => self.transfer_out(&command),
+            ToAgent::TransferThaw(command) => self.transfer_thaw(&command),
+            ToAgent::TransferServe(command) => self.transfer_serve(now, &command),
         }
     }
 
@@ -241,6 +245,7 @@ impl Hosts {
                 self.checkpointed(key, Ok(checkpoint));
             }
             FromHost::CheckpointFailed { error } => self.checkpointed(key, Err(error)),
+            FromHost::Transfer { state, error } => self.transfer_said(key, state, error),
             // It is asked by nobody: what it counts is in its page.
             FromHost::Hello(_) | FromHost::Stats(_) => {}
         }
@@ -277,8 +282,10 @@ impl Hosts {
         let keys: Vec<HostKey> = self.hosts.keys().cloned().collect();
         tracing::warn!(hosts = keys.len(), "swapping out all hosts: {why}");
         for key in keys {
+            let held = self.hosts.get(&key).is_some_and(Host::is_held);
             match self.hosts.get(&key).map(|host| host.record.state) {
                 Some(ProcessState::Ready) => self.swap_begin(&key),
+                Some(ProcessState::Quiescing) if held => self.swap_begin(&key),
                 Some(ProcessState::Starting) => self.kill(&key, why.into()),
                 _ => {}
             }
@@ -329,6 +336,12 @@ impl Hosts {
         if self.hosts.get(key).is_some_and(|host| host.linked) {
             let to = vec![key.clone()];
             self.actions.push(Action::Send(to, Box::new(message)));
+        }
+    }
+
+    fn answer_all(&mut self, requests: impl IntoIterator<Item = u64>, result: &Result<(), String>) {
+        for request in requests {
+            self.answer(request, result.clone());
         }
     }
 

@@ -1,7 +1,7 @@
 //! The life of hosts, step by step: what is said, in which order, and what is kept.
 
 use praas_control::agent::{ApplicationKey, FromAgent, HostCommand};
-use praas_runtime::host::HostHello;
+use praas_runtime::host::{HostHello, HostTransfer};
 
 use super::*;
 
@@ -102,6 +102,7 @@ impl Lab {
             secret: Secret::from_bytes([1; 32]),
             restore: false,
             swap_generation: 3,
+            from: None,
         };
         self.hosts.told(self.now, ToAgent::Start(Box::new(start)));
     }
@@ -337,6 +338,7 @@ fn hosts_are_taken_over_and_told_again_what_they_may_have_missed() {
         addresses: vec!["tcp:127.0.0.1:1".parse().unwrap()],
         swap_generation: 3,
         rejected: Vec::new(),
+        transfer: HostTransfer::None,
     };
     lab.hosts.redialled(lab.now, &key("p"), hello);
     lab.expect(&["send swap to 1"]);

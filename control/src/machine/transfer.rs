@@ -1,0 +1,790 @@
+//! Transfers: a process that two hosts are about, and the one change that says which of them it is.
+//!
+//! ```text
+//!            TransferOut            reported: Sending         reported: Prepared
+//!   begin --> Offering ---------------> Pulling ------------------> commit --> Serving
+//!    stored                Start{from}     |                        stored       | TransferServe
+//!                                          | anything fails                      | reported: ready
+//!                                          v                                     v
+//!                             abort: stored, then TransferThaw               Ending --> over
+//!                                                                         Stop    the source is dead
+//! ```
+//!
+//! Invariant: *the source serves until it freezes, and after that only if the transfer was aborted;
+//! the target serves only if it was committed*, and of one transfer only one of the two is ever
+//! stored. The source freezes before the target can have everything, and does not thaw by itself
+//! once it may have. So whatever is lost or killed in between, no two hosts serve, and what is
+//! stored, with both agents' inventories, says what is to be done.
+//!
+//! If the target dies after the commit and before it served, the source still has everything: it
+//! is told to swap out, and the process starts from that image.
+
+use super::requests::{limit_check, never_created, not_found};
+use super::{Action, Key, Origin, Registry, Reply, Want};
+use crate::agent::{
+    HostCommand, HostReport, HostTransfer, StartCommand, StartFrom, ToAgent,
+    TransferCommand as TransferOut,
+};
+use crate::api::ProcessState;
+use crate::error::{ErrorKind, Failure};
+use crate::store::{Change, TransferRecord};
+
+/// Milliseconds after which what failed is tried again.
+const RETRY_MS: u64 = 1_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It was begun by a control plane before this one: the agents have not told yet.
+    Restored,
+    /// The source is asked to let itself be fetched from.
+    Offering,
+    /// The target is started, and fetches.
+    Pulling,
+    /// It is the target, which is to serve.
+    Serving,
+    /// The target serves; the source is to end.
+    Ending,
+    /// The target died before it served; the source is to swap out.
+    Rescuing,
+}
+
+/// A transfer that is not over.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) record: TransferRecord,
+    phase: Phase,
+    /// When the target must have everything.
+    deadline: u64,
+    /// What the source said last of its part.
+    source: Option<HostTransfer>,
+    source_dead: bool,
+    /// The link over which whoever is to do something now was told.
+    told: Option<u64>,
+    retry: u64,
+    /// Where the process is to go once this is over.
+    next: Option<String>,
+}
+
+impl Transfer {
+    /// Whether the process is where it was to go, and is to go nowhere else.
+    fn is_done(&self) -> bool {
+        self.phase == Phase::Ending && self.next.is_none()
+    }
+}
+
+/// What an agent was told about a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Out,
+    Start,
+    Serve,
+    End,
+    Rescue,
+}
+
+#[derive(Debug)]
+pub(super) struct TransferCommand {
+    link: u64,
+    key: Key,
+    told: Told,
+}
+
+impl Registry {
+    /// Moves a process, and answers when it is ready there.
+    pub(super) fn transfer_request(
+        &mut self,
+        now: u64,
+        origin: Origin,
+        wait_ms: u64,
+        key: &Key,
+        to: Option<String>,
+    ) {
+        match self.transfer_check(key, to) {
+            Ok(None) => {}
+            Ok(Some(to)) => match self.transfer_mut(key) {
+                // The host that it was on is about to end.
+                Some(transfer) => transfer.next = Some(to),
+                None => self.transfer_begin(now, key, to),
+            },
+            Err(failure) => return self.answer(origin, Err(failure)),
+        }
+        match self.entry(key) {
+            Some(entry) if entry.transfer.as_ref().is_none_or(Transfer::is_done) => {
+                // It is there already.
+                let shown = Box::new(entry.show(self.now));
+                self.answer(origin, Ok(Reply::Process(shown)));
+            }
+            _ => self.wait_for(now, origin, wait_ms, key, Want::Transferred),
+        }
+    }
+
+    /// Where to; nothing if it is there, or on its way.
+    fn transfer_check(&self, key: &Key, to: Option<String>) -> Result<Option<String>, Failure> {
+        self.app(&key.application)?;
+        let Some(entry) = self.entry(key) else {
+            return Err(never_created(key));
+        };
+        let conflict = |detail: String| Err(Failure::new(ErrorKind::Conflict, detail));
+        limit_check(
+            &format!("requests waiting for {key}"),
+            entry.waiters.len(),
+            self.limits.waiters_max,
+        )?;
+        let ending = |transfer: &&Transfer| transfer.phase == Phase::Ending;
+        let transfer = entry.transfer.as_ref();
+        if let Some(transfer) = transfer.filter(|transfer| !ending(transfer)) {
+            let node = &transfer.record.to_node;
+            return match to {
+                Some(to) if to != *node => conflict(format!("{key} is on its way to {node:?}")),
+                _ => Ok(None),
+            };
+        }
+        if !entry.serves() {
+            let state = entry.record.state;
+            return conflict(format!(
+                "{key} is {state}: only what serves can be transferred"
+            ));
+        }
+        let from = entry.record.node.as_deref();
+        let Some(to) = to else {
+            let place = self.place_except(from).map(|(node, _)| node);
+            let none = || Failure::new(ErrorKind::NoAgent, "there is no other node for it");
+            return place.map(Some).ok_or_else(none);
+        };
+        match self.nodes.get(&to) {
+            None => {
+                let shown: String = to.chars().take(255).collect();
+                Err(not_found(format!("there is no node {shown:?}")))
+            }
+            Some(_) if from == Some(to.as_str()) => Ok(None),
+            Some(node) if node.drained => conflict(format!("node {to:?} is drained")),
+            Some(node) if node.link.is_none() => {
+                let detail = format!("the agent of node {to:?} is away");
+                Err(Failure::new(ErrorKind::NoAgent, detail))
+            }
+            Some(_) => Ok(Some(to)),
+        }
+    }
+
+    fn transfer_begin(&mut self, now: u64, key: &Key, to_node: String) {
+        let Some(entry) = self.entry(key) else {
+            return;
+        };
+        let Some(from_node) = entry.record.node.clone() else {
+            return;
+        };
+        let to_incarnation = self.incarnation_next;
+        let record = TransferRecord {
+            application: key.application.clone(),
+            name: key.process.clone(),
+            from_node,
+            from_incarnation: entry.record.incarnation,
+            to_node,
+            to_incarnation,
+            committed: false,
+        };
+        self.incarnation_next += 1;
+        let change = Change::IncarnationNext(self.incarnation_next);
+        self.actions.push(Action::Persist(change));
+        self.transfer_add(now, key, record, Phase::Offering);
+        let Some((link, _)) = self.transfer_link(key, true) else {
+            return;
+        };
+        let token = self.transfer_token(key, to_incarnation);
+        let command = TransferOut {
+            request: self.transfer_tell(link, key, Told::Out),
+            application: key.application.clone(),
+            process: key.process.clone(),
+            incarnation: self.entry(key).map_or(0, |entry| entry.record.incarnation),
+            to_incarnation,
+            token,
+        };
+        let message = ToAgent::TransferOut(command);
+        self.actions.push(Action::Tell { link, message });
+    }
+
+    fn transfer_add(&mut self, now: u64, key: &Key, record: TransferRecord, phase: Phase) {
+        let deadline = now.saturating_add(self.limits.transfer_timeout_ms);
+        if phase == Phase::Offering {
+            let change = Change::Transfer(record.clone());
+            self.actions.push(Action::Persist(change));
+        }
+        if let Some(entry) = self.entry_mut(key) {
+            entry.transfer = Some(Transfer {
+                record,
+                phase,
+                deadline,
+                source: None,
+                source_dead: false,
+                told: None,
+                retry: 0,
+                next: None,
+            });
+            self.transfers.insert(key.clone());
+        }
+    }
+
+    /// A transfer that was stored.
+    pub(super) fn transfer_restore(&mut self, now: u64, record: TransferRecord) {
+        let key = Key {
+            application: record.application.clone(),
+            process: record.name.clone(),
+        };
+        let state = self.entry(&key).map(|entry| entry.record.state);
+        let phase = match (record.committed, state) {
+            (false, _) => Phase::Restored,
+            (true, Some(ProcessState::Starting)) => Phase::Serving,
+            (true, Some(ProcessState::Failed)) => Phase::Rescuing,
+            (true, _) => Phase::Ending,
+        };
+        for node in [&record.from_node, &record.to_node] {
+            self.nodes.entry(node.clone()).or_default();
+        }
+        self.incarnation_next = self.incarnation_next.max(record.to_incarnation + 1);
+        let dead = state.is_some_and(|state| !state.is_live());
+        let committed = record.committed;
+        self.transfer_add(now, &key, record, phase);
+        if let Some(transfer) = self.transfer_mut(&key) {
+            transfer.source_dead = dead && !committed;
+        }
+    }
+
+    fn transfer(&self, key: &Key) -> Option<&Transfer> {
+        self.entry(key)?.transfer.as_ref()
+    }
+
+    fn transfer_mut(&mut self, key: &Key) -> Option<&mut Transfer> {
+        self.entry_mut(key)?.transfer.as_mut()
+    }
+
+    /// The link to the source's or the target's agent, and the incarnation there.
+    fn transfer_link(&self, key: &Key, source: bool) -> Option<(u64, u64)> {
+        let record = &self.transfer(key)?.record;
+        let (node, incarnation) = match source {
+            true => (&record.from_node, record.from_incarnation),
+            false => (&record.to_node, record.to_incarnation),
+        };
+        Some((self.nodes.get(node)?.link?, incarnation))
+    }
+
+    /// What the two hosts know each other by: only who has the application's secret can make it.
+    fn transfer_token(&self, key: &Key, to_incarnation: u64) -> [u8; 16] {
+        let secret = self.apps.get(&key.application);
+        let secret = secret.map_or([0; 32], |app| *app.record.secret.as_bytes());
+        let mut hasher = blake3::Hasher::new_keyed(&secret);
+        hasher.update(b"praas transfer 1");
+        hasher.update(&to_incarnation.to_le_bytes());
+        let mut token = [0; 16];
+        hasher.finalize_xof().fill(&mut token);
+        token
+    }
+
+    fn transfer_tell(&mut self, link: u64, key: &Key, told: Told) -> u64 {
+        self.command_last = self.command_last.wrapping_add(1).max(1);
+        let key = key.clone();
+        let command = TransferCommand { link, key, told };
+        self.transfer_commands.insert(self.command_last, command);
+        self.command_last
+    }
+
+    fn transfer_command(&mut self, link: u64, key: &Key, told: Told, incarnation: u64) {
+        let command = HostCommand {
+            request: self.transfer_tell(link, key, told),
+            application: key.application.clone(),
+            process: key.process.clone(),
+            incarnation,
+        };
+        let message = match told {
+            Told::Serve => ToAgent::TransferServe(command),
+            Told::Rescue => ToAgent::SwapOut(command),
+            Told::End | Told::Out | Told::Start => ToAgent::Stop(command),
+        };
+        self.actions.push(Action::Tell { link, message });
+    }
+
+    /// A host is reported. Whether it is one that the process's record is not about, which is all
+    /// seen to then.
+    pub(super) fn transfer_report(
+        &mut self,
+        link: u64,
+        node: &str,
+        key: &Key,
+        report: &HostReport,
+    ) -> bool {
+        let fetches = matches!(
+            report.transfer,
+            HostTransfer::Receiving | HostTransfer::Prepared
+        );
+        let live = report.state.is_live();
+        let sends = matches!(
+            report.transfer,
+            HostTransfer::Sending | HostTransfer::Frozen
+        );
+        let known = self.entry(key).map(|entry| entry.record.incarnation);
+        let Some(transfer) = self.transfer_mut(key) else {
+            if live && fetches {
+                // Of a transfer that was called off, or that nobody knows.
+                self.stray_stop(link, key, report.incarnation);
+                return true;
+            }
+            if live && sends && known == Some(report.incarnation) {
+                self.thaw(link, key, report.incarnation);
+            }
+            return false;
+        };
+        let record = &transfer.record;
+        let is_target = report.incarnation == record.to_incarnation && node == record.to_node;
+        let is_source = report.incarnation == record.from_incarnation && node == record.from_node;
+        match (record.committed, is_source, is_target) {
+            (false, true, _) => {
+                transfer.source = live.then_some(report.transfer);
+                false
+            }
+            (false, _, true) => {
+                if !live {
+                    let why = report.error.clone();
+                    let why = why.unwrap_or_else(|| "its host ended".into());
+                    self.transfer_abort(key, &format!("on node {node:?}: {why}"));
+                    self.drive(key);
+                } else if report.transfer == HostTransfer::Prepared {
+                    self.transfer_commit(key, report);
+                }
+                true
+            }
+            (true, true, _) => {
+                if !live {
+                    transfer.source_dead = true;
+                    if report.state == ProcessState::Swapped {
+                        self.transfer_rescued(key, report);
+                    }
+                }
+                true
+            }
+            (true, _, true) => false,
+            _ if live && fetches => {
+                self.stray_stop(link, key, report.incarnation);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The source wrote an image: it is as good as what the target had.
+    fn transfer_rescued(&mut self, key: &Key, report: &HostReport) {
+        let rescuing = self.transfer(key).map(|transfer| transfer.phase) == Some(Phase::Rescuing);
+        let generation = report.swap_generation;
+        self.update(key, |entry| {
+            let record = &mut entry.record;
+            record.images = true;
+            record.swap_generation = record.swap_generation.max(generation);
+            if rescuing && record.state == ProcessState::Failed {
+                record.restorable = true;
+                record.state = ProcessState::Swapped;
+                record.error = None;
+            }
+        });
+    }
+
+    fn thaw(&mut self, link: u64, key: &Key, incarnation: u64) {
+        self.command_last = self.command_last.wrapping_add(1).max(1);
+        let message = ToAgent::TransferThaw(HostCommand {
+            request: self.command_last,
+            application: key.application.clone(),
+            process: key.process.clone(),
+            incarnation,
+        });
+        self.actions.push(Action::Tell { link, message });
+    }
+
+    /// After a report of the process's own host was taken.
+    pub(super) fn transfer_go_on(&mut self, key: &Key) {
+        let Some(entry) = self.entry(key) else {
+            return;
+        };
+        let Some(transfer) = &entry.transfer else {
+            return;
+        };
+        let offered = matches!(
+            transfer.source,
+            Some(HostTransfer::Sending | HostTransfer::Frozen)
+        );
+        let served = entry.record.state == ProcessState::Ready;
+        match transfer.phase {
+            Phase::Offering if offered => self.transfer_start(key),
+            Phase::Serving if served => {
+                self.transfer_phase(key, Phase::Ending);
+                if let Some(entry) = self.entry(key) {
+                    let shown = Reply::Process(Box::new(entry.show(self.now)));
+                    self.waiters_done(key, Want::Transferred, &shown);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn transfer_phase(&mut self, key: &Key, phase: Phase) {
+        if let Some(transfer) = self.transfer_mut(key) {
+            transfer.phase = phase;
+            transfer.told = None;
+            transfer.retry = 0;
+        }
+    }
+
+    /// Starts the target.
+    fn transfer_start(&mut self, key: &Key) {
+        let Some((link, incarnation)) = self.transfer_link(key, false) else {
+            return self.transfer_abort(key, "the agent of the other node is away");
+        };
+        self.transfer_phase(key, Phase::Pulling);
+        let token = self.transfer_token(key, incarnation);
+        let request = self.transfer_tell(link, key, Told::Start);
+        let (Some(app), Some(entry)) = (self.apps.get(&key.application), self.entry(key)) else {
+            return;
+        };
+        let command = StartCommand {
+            request,
+            application: key.application.clone(),
+            process: key.process.clone(),
+            incarnation,
+            modules: app.record.modules.clone(),
+            settings: app.record.settings.clone(),
+            key_id: app.record.key_id,
+            secret: app.record.secret.clone(),
+            restore: false,
+            swap_generation: entry.record.swap_generation,
+            from: Some(StartFrom {
+                addresses: entry.addresses.clone(),
+                incarnation: entry.record.incarnation,
+                token,
+            }),
+        };
+        let message = ToAgent::Start(Box::new(command));
+        self.actions.push(Action::Tell { link, message });
+    }
+
+    /// The target has everything: it is the process from now on.
+    fn transfer_commit(&mut self, key: &Key, report: &HostReport) {
+        let Some(transfer) = self.transfer_mut(key) else {
+            return;
+        };
+        transfer.record.committed = true;
+        let record = transfer.record.clone();
+        let change = Change::Transfer(record.clone());
+        self.actions.push(Action::Persist(change));
+        self.transfer_phase(key, Phase::Serving);
+        self.command_end(key);
+        let pid = report.pid;
+        self.update(key, |entry| {
+            entry.record.incarnation = record.to_incarnation;
+            entry.record.state = ProcessState::Starting;
+            entry.record.node = Some(record.to_node);
+            entry.record.stopping = false;
+            entry.record.error = None;
+            entry.vouched = true;
+            entry.pid = pid;
+            entry.addresses.clear();
+        });
+    }
+
+    /// Calls a transfer off that is not committed: the source serves on, the target ends.
+    pub(super) fn transfer_abort(&mut self, key: &Key, why: &str) {
+        tracing::warn!(%key, why, "not transferred");
+        let (source, target) = (
+            self.transfer_link(key, true),
+            self.transfer_link(key, false),
+        );
+        let Some(transfer) = self.transfer_over(key) else {
+            return;
+        };
+        if let Some((link, incarnation)) = source.filter(|_| !transfer.source_dead) {
+            self.thaw(link, key, incarnation);
+        }
+        if let Some((link, incarnation)) = target.filter(|_| transfer.phase != Phase::Offering) {
+            self.stray_stop(link, key, incarnation);
+        }
+        if let Some(node) = self.nodes.get_mut(&transfer.record.from_node) {
+            node.drain_due = self.now.saturating_add(RETRY_MS);
+        }
+        self.waiters_fail(key, Want::Transferred, ErrorKind::ProcessFailed, why);
+    }
+
+    /// Forgets a transfer.
+    fn transfer_over(&mut self, key: &Key) -> Option<Transfer> {
+        let transfer = self.entry_mut(key)?.transfer.take()?;
+        self.transfers.remove(key);
+        self.transfer_commands
+            .retain(|_, command| command.key != *key);
+        let change = Change::TransferRemoved(key.application.clone(), key.process.clone());
+        self.actions.push(Action::Persist(change));
+        Some(transfer)
+    }
+
+    /// The process's own host is dead, and the process is to be `state`.
+    pub(super) fn transfer_died(&mut self, key: &Key, state: ProcessState) {
+        let Some(transfer) = self.transfer_mut(key) else {
+            return;
+        };
+        match (transfer.record.committed, transfer.phase) {
+            (false, phase) => {
+                // The target may have everything: it says so, or that it has not.
+                transfer.source_dead = true;
+                if phase == Phase::Offering {
+                    self.transfer_abort(key, "the process died");
+                }
+            }
+            (true, Phase::Serving) if state == ProcessState::Failed => {
+                self.transfer_phase(key, Phase::Rescuing);
+                let why = "the host that it went to died";
+                self.waiters_fail(key, Want::Transferred, ErrorKind::ProcessFailed, why);
+            }
+            (true, Phase::Serving) => self.transfer_phase(key, Phase::Ending),
+            (true, _) => {}
+        }
+    }
+
+    /// An agent answers a command; whether it was about a transfer.
+    pub(super) fn transfer_answered(
+        &mut self,
+        link: u64,
+        request: u64,
+        result: &Result<(), String>,
+    ) -> bool {
+        let current = |command: &TransferCommand| command.link == link;
+        if !self.transfer_commands.get(&request).is_some_and(current) {
+            return false;
+        }
+        let Some(TransferCommand { key, told, .. }) = self.transfer_commands.remove(&request)
+        else {
+            return false;
+        };
+        let now = self.now;
+        let Some(transfer) = self.transfer_mut(&key) else {
+            return true;
+        };
+        let committed = transfer.record.committed;
+        match (told, result) {
+            (Told::Out | Told::Start, Err(why)) if !committed => {
+                let why = why.clone();
+                self.transfer_abort(&key, &why);
+                self.drive(&key);
+            }
+            (Told::End | Told::Rescue, Ok(())) => transfer.source_dead = true,
+            (Told::End | Told::Rescue, Err(why)) => {
+                tracing::error!(%key, why, "the host that the process was on does not end");
+                transfer.told = None;
+                transfer.retry = now.saturating_add(RETRY_MS);
+            }
+            // Reports tell.
+            (Told::Out | Told::Start | Told::Serve, _) => {}
+        }
+        true
+    }
+
+    /// An agent has told all that it has.
+    pub(super) fn transfers_inventory(&mut self, node: &str, hosts: &[(Key, u64)]) {
+        for key in self.transfer_keys() {
+            let Some(transfer) = self.transfer_mut(&key) else {
+                continue;
+            };
+            let record = &transfer.record;
+            let has = |incarnation| hosts.contains(&(key.clone(), incarnation));
+            let source_here = record.from_node == node;
+            match record.committed {
+                true if source_here && !has(record.from_incarnation) => transfer.source_dead = true,
+                true => {}
+                false if record.to_node == node && !has(record.to_incarnation) => {
+                    if transfer.phase != Phase::Offering {
+                        self.transfer_abort(&key, "the host that it was to go to is gone");
+                    }
+                }
+                // What it was asked has not reached it, or it has given up.
+                false if source_here && transfer.source == Some(HostTransfer::None) => {
+                    self.transfer_abort(&key, "the host that it is on knows of no transfer");
+                }
+                false => {}
+            }
+            self.drive(&key);
+        }
+    }
+
+    /// An agent's link has ended.
+    pub(super) fn transfers_lost(&mut self, link: u64, node: &str) {
+        self.transfer_commands
+            .retain(|_, command| command.link != link);
+        for key in self.transfer_keys() {
+            let Some(transfer) = self.transfer_mut(&key) else {
+                continue;
+            };
+            if transfer.told == Some(link) {
+                transfer.told = None;
+            }
+            let record = &transfer.record;
+            let offering = transfer.phase == Phase::Offering && record.from_node == node;
+            if !record.committed && (record.to_node == node || offering) {
+                self.transfer_abort(&key, &format!("the agent of node {node:?} is away"));
+                self.drive(&key);
+            }
+        }
+    }
+
+    /// All that was on a node is dead.
+    pub(super) fn transfers_node_dead(&mut self, node: &str) {
+        for key in self.transfer_keys() {
+            let Some(transfer) = self.transfer_mut(&key) else {
+                continue;
+            };
+            let record = &transfer.record;
+            if record.committed && record.from_node == node {
+                transfer.source_dead = true;
+            } else if !record.committed && record.to_node == node {
+                self.transfer_abort(&key, &format!("node {node:?} is dead"));
+                self.drive(&key);
+            }
+        }
+    }
+
+    fn transfer_keys(&self) -> Vec<Key> {
+        self.transfers.iter().cloned().collect()
+    }
+
+    /// Does what time or others' words have made due.
+    pub(super) fn transfers_step(&mut self, now: u64) {
+        for key in self.transfer_keys() {
+            self.transfer_step(now, &key);
+        }
+        self.drains_step(now);
+    }
+
+    fn transfer_step(&mut self, now: u64, key: &Key) {
+        let Some(entry) = self.entry(key) else {
+            return;
+        };
+        let Some(transfer) = &entry.transfer else {
+            return;
+        };
+        let vouched = entry.vouched && entry.record.state == ProcessState::Starting;
+        if !transfer.record.committed {
+            if transfer.deadline <= now {
+                let limit = self.limits.transfer_timeout_ms;
+                let why = format!("it took more than {limit} ms (setting transfer_timeout_ms)");
+                self.transfer_abort(key, &why);
+                self.drive(key);
+            }
+            return;
+        }
+        let dead = transfer.source_dead || self.lease_lapsed(now, &transfer.record.from_node);
+        if dead && transfer.phase != Phase::Serving {
+            let next = self.transfer_over(key).and_then(|over| over.next);
+            let serves = self.entry(key).is_some_and(super::Entry::serves);
+            match next {
+                Some(to) if serves => self.transfer_begin(now, key, to),
+                Some(_) => {
+                    let why = "it does not serve any more";
+                    self.waiters_fail(key, Want::Transferred, ErrorKind::Conflict, why);
+                }
+                None => {}
+            }
+            return self.drive(key);
+        }
+        let (source, told) = match transfer.phase {
+            Phase::Serving => (false, Told::Serve),
+            Phase::Ending => (true, Told::End),
+            Phase::Rescuing => (true, Told::Rescue),
+            Phase::Restored | Phase::Offering | Phase::Pulling => return,
+        };
+        let due = transfer.told.is_none() && transfer.retry <= now && (source || vouched);
+        if let Some((link, incarnation)) = self.transfer_link(key, source).filter(|_| due) {
+            if let Some(transfer) = self.transfer_mut(key) {
+                transfer.told = Some(link);
+            }
+            self.transfer_command(link, key, told, incarnation);
+        }
+    }
+
+    /// Whether all that was on a node has ended by now.
+    fn lease_lapsed(&self, now: u64, node: &str) -> bool {
+        let lease_ms = self.limits.lease_ms;
+        let lapsed = |since: u64| since.saturating_add(lease_ms) <= now;
+        self.nodes.get(node).is_none_or(|node| {
+            node.link.is_none() && lease_ms > 0 && node.silent_since.is_none_or(lapsed)
+        })
+    }
+
+    /// When [`Registry::transfers_step`] has something to do though nobody says anything.
+    pub(super) fn transfer_due(&self) -> Option<u64> {
+        let transfers = self.transfers.iter().filter_map(|key| {
+            let transfer = self.transfer(key)?;
+            match transfer.record.committed {
+                false => Some(transfer.deadline),
+                true => {
+                    let silent = self.nodes.get(&transfer.record.from_node);
+                    let silent = silent.and_then(|node| node.silent_since);
+                    let lease_ms = self.limits.lease_ms;
+                    let lapse = silent.map(|since| since.saturating_add(lease_ms));
+                    let lapse = lapse.filter(|_| lease_ms > 0);
+                    let due = [Some(transfer.retry), lapse].into_iter().flatten();
+                    due.filter(|due| *due > self.now).min()
+                }
+            }
+        });
+        let drains = self.nodes.values().filter_map(|node| {
+            let waits = node.drained && node.live > 0 && node.drain_due > self.now;
+            waits.then_some(node.drain_due)
+        });
+        transfers.chain(drains).min()
+    }
+
+    /// Starts nothing on a node any more, and moves what is there; or starts there again.
+    pub(super) fn node_drain(&mut self, name: &str, undo: bool) -> Result<Reply, Failure> {
+        let Some(node) = self.nodes.get_mut(name) else {
+            let shown: String = name.chars().take(255).collect();
+            return Err(not_found(format!("there is no node {shown:?}")));
+        };
+        if node.drained == undo {
+            node.drained = !undo;
+            node.drain_due = 0;
+            let change = Change::NodeDrained(name.into(), !undo);
+            self.actions.push(Action::Persist(change));
+        }
+        Ok(Reply::Nodes(self.nodes_show()))
+    }
+
+    /// Moves what serves on drained nodes, a few at a time.
+    fn drains_step(&mut self, now: u64) {
+        let due = |node: &super::NodeEntry| node.drained && node.live > 0 && node.drain_due <= now;
+        let nodes: Vec<String> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| due(node))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for node in nodes {
+            let away = |key: &&Key| {
+                let transfer = self.transfer(key);
+                transfer.is_some_and(|t| t.record.from_node == node && !t.record.committed)
+            };
+            let under_way = self.transfers.iter().filter(away).count();
+            let room = self.limits.drain_transfers_max.saturating_sub(under_way);
+            let mut keys = self.keys(|entry| {
+                let here = entry.record.node.as_deref() == Some(node.as_str());
+                here && entry.serves() && entry.transfer.is_none()
+            });
+            keys.truncate(room);
+            for key in keys {
+                let Some((to, _)) = self.place_except(Some(&node)) else {
+                    break;
+                };
+                self.transfer_begin(now, &key, to);
+            }
+        }
+    }
+
+    /// Processes that are on their way to a node.
+    pub(super) fn arriving(&self, node: &str) -> u32 {
+        let to = |key: &&Key| {
+            let transfer = self.transfer(key);
+            transfer.is_some_and(|t| t.record.to_node == node && !t.record.committed)
+        };
+        self.transfers.iter().filter(to).count() as u32
+    }
+}

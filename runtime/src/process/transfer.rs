@@ -1,0 +1,687 @@
+//! A process goes to another host: the sending side beside its service, the receiving side before
+//! there is any.
+//!
+//! ```text
+//!   transfer_out (a thread of the host's)         Serve (the endpoint's owner)
+//!     | installs the offer ------------------------> |  the target connects, rounds begin
+//!     | <------------------------ More, Freeze ----- |
+//!     | quiesces, makes the image -----------------> |  the rest, End
+//!     | <------------ Complete | Doubt | Failed ---- |
+//!     v frozen          or       v thawed
+//! ```
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use praas_transport::clock;
+use praas_transport::{
+    Address, Buf, BufPool, ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Endpoint, Flow,
+    Handler, Incarnation, Incoming, LargeMessage, Message, Ops, Posted, PostedBuf, SendFailure, StatsPage,
+};
+
+use super::engine::Core;
+use super::quiesce::QuiesceError;
+use super::serve::Serve;
+use super::{Process, ProcessConfig, Restore, StartError, endpoint_make};
+use crate::swap::{ImageKind, ProcessImage};
+use crate::transfer::{
+    AM_TRANSFER, FromSource, FromTarget, Notice, Out, PullError, Shape, Source, SourceCounts,
+    SourceLimits, Step, Target, VOUCHED_MAX, WORD_HEADER, piece_header, shape, word_decode,
+    word_encode,
+};
+
+/// Steps of the source's machine between two looks at what else there is.
+const STEPS: usize = 32;
+/// How often whoever waits looks whether it still shall.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Who may have the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransferOffer {
+    /// Its incarnation; its name is that of the process.
+    pub incarnation: Incarnation,
+    /// What it must know besides.
+    pub token: [u8; 16],
+}
+
+/// How far a transfer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransferStep {
+    /// The target may come.
+    Offered,
+    /// New invocations are turned away.
+    Freezing,
+}
+
+/// Why a process was not transferred; it serves on.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// Another transfer of it is under way.
+    #[error("the process is being transferred already")]
+    Busy,
+    /// Functions went on running for as long as they may.
+    #[error("{running} functions still run after {waited_ms} ms (quiesce_timeout_ms)")]
+    StillRunning {
+        /// How many.
+        running: usize,
+        /// For how long they were waited for.
+        waited_ms: u64,
+    },
+    /// What was left took too long.
+    #[error("what was left took more than {0} ms (transfer_freeze_timeout_ms)")]
+    TooSlow(u64),
+    /// The target is gone, or makes no sense.
+    #[error("the target was lost: {0}")]
+    Lost(String),
+    /// It was called off.
+    #[error("the transfer was called off")]
+    Cancelled,
+    /// The process cannot be frozen.
+    #[error(transparent)]
+    Quiesce(#[from] QuiesceError),
+}
+
+/// What the endpoint's owner tells the thread that waits for the transfer.
+#[derive(Debug)]
+enum News {
+    Notice(Notice),
+    /// There is more to be done at once, and others are to have a turn before.
+    More,
+    Cancelled,
+}
+
+/// The sending side, as the endpoint's owner has it.
+#[derive(Debug)]
+pub(super) struct Sending {
+    source: Source,
+    offer: TransferOffer,
+    channel: Option<ChannelId>,
+    news: Sender<News>,
+    more: bool,
+}
+
+impl Process {
+    /// Sends the process to the host that `offer` names, while it serves, until that host has
+    /// all. The process is then frozen: [`Process::thaw`] or [`Process::stop`] is next, as whoever
+    /// decides says. Not to be called by a worker.
+    ///
+    /// # Errors
+    /// The process serves on as before; the target cannot have all of it.
+    pub fn transfer_out(
+        &self,
+        offer: TransferOffer,
+        mut step: impl FnMut(TransferStep),
+    ) -> Result<SourceCounts, TransferError> {
+        let (news, heard) = crossbeam_channel::unbounded();
+        let settings = &self.engine.shared.settings;
+        let limits = SourceLimits {
+            rounds_max: settings.transfer_rounds_max,
+            freeze_max_bytes: settings.transfer_freeze_max_bytes,
+            window_bytes: settings.transfer_window_bytes,
+            piece_max_bytes: settings.transport.message_max_bytes,
+        };
+        let installed = self.engine.with_core(move |core| {
+            let free = core.serve.transfer.is_none() && !core.serve.quiescing;
+            if free {
+                core.serve.transfer = Some(Box::new(Sending {
+                    source: Source::new(offer.token, limits),
+                    offer,
+                    channel: None,
+                    news,
+                    more: false,
+                }));
+            }
+            free
+        });
+        if !installed.ok_or(QuiesceError::Ended)? {
+            return Err(TransferError::Busy);
+        }
+        // Before anybody may come: what is in storage still is not to be waited for by the
+        // endpoint's owner.
+        let fetched = self.state_fetch().map_err(QuiesceError::from);
+        let outcome = fetched.map_err(TransferError::from).and_then(|()| {
+            step(TransferStep::Offered);
+            self.transfer_follow(&heard, &mut step)
+        });
+        let counts = self.transfer_end(outcome.as_ref().err().map(ToString::to_string));
+        let (counts, doubt) = counts.unwrap_or_default();
+        match outcome {
+            Err(error) if !doubt => {
+                self.thaw();
+                Err(error)
+            }
+            _ => Ok(counts),
+        }
+    }
+
+    /// Calls a transfer off, unless the target may have everything.
+    pub fn transfer_cancel(&self) {
+        self.engine.with_core(|core| {
+            if let Some(sending) = &core.serve.transfer {
+                sending.tell(News::Cancelled);
+            }
+        });
+    }
+
+    /// Waits until the target has all, and freezes the process in between.
+    fn transfer_follow(
+        &self,
+        heard: &Receiver<News>,
+        step: &mut impl FnMut(TransferStep),
+    ) -> Result<(), TransferError> {
+        let timeout_ms = self.engine.shared.settings.transfer_freeze_timeout_ms;
+        let mut frozen_until: Option<Instant> = None;
+        loop {
+            let news = match heard.recv_timeout(LOOK) {
+                Ok(news) => news,
+                Err(RecvTimeoutError::Disconnected) => return Err(QuiesceError::Ended.into()),
+                Err(RecvTimeoutError::Timeout) => {
+                    if frozen_until.is_some_and(|until| until <= clock::now()) {
+                        return Err(TransferError::TooSlow(timeout_ms));
+                    }
+                    continue;
+                }
+            };
+            match news {
+                News::More => {
+                    self.engine.with_core(|core| {
+                        if let Some(sending) = &mut core.serve.transfer {
+                            sending.more = false;
+                        }
+                        let Core {
+                            endpoint, serve, ..
+                        } = core;
+                        serve.transfer_pump(endpoint);
+                    });
+                }
+                News::Notice(Notice::Freeze) => {
+                    step(TransferStep::Freezing);
+                    self.freeze()?;
+                    frozen_until = Some(clock::now() + Duration::from_millis(timeout_ms));
+                }
+                News::Notice(Notice::Complete) => return Ok(()),
+                News::Notice(Notice::Doubt(why)) => {
+                    tracing::warn!(why, "the target is out of reach, and may have everything");
+                    return Ok(());
+                }
+                News::Notice(Notice::Failed(why)) => return Err(TransferError::Lost(why)),
+                News::Cancelled => return Err(TransferError::Cancelled),
+            }
+        }
+    }
+
+    /// Turns invocations away, waits for those that run, and hands all that is left to the source.
+    /// Functions are not cancelled for a transfer.
+    fn freeze(&self) -> Result<(), TransferError> {
+        self.turn_away()?;
+        let crew = &self.engine.shared.crew;
+        let waited_ms = self.engine.shared.settings.quiesce_timeout_ms;
+        if !self.quiet_wait(Duration::from_millis(waited_ms)) {
+            let running = crew.running() + crew.blocked();
+            return Err(TransferError::StillRunning { running, waited_ms });
+        }
+        self.one_way_settle(Duration::from_millis(waited_ms))?;
+        let image = self.image(ImageKind::Final)?;
+        let shared = &self.engine.shared;
+        let mut vouched = shared.vouched.clone();
+        vouched.extend(shared.restored_from.map(|incarnation| incarnation.0));
+        let vouched = vouched.split_off(vouched.len().saturating_sub(VOUCHED_MAX));
+        self.engine.with_core(move |core| {
+            if let Some(sending) = &mut core.serve.transfer {
+                sending.source.frozen(image, vouched);
+            }
+            let Core {
+                endpoint, serve, ..
+            } = core;
+            serve.transfer_pump(endpoint);
+        });
+        Ok(())
+    }
+
+    /// Takes the sending side away. With an error the target is told, and this says whether it may
+    /// have everything all the same.
+    fn transfer_end(&self, error: Option<String>) -> Option<(SourceCounts, bool)> {
+        self.engine.with_core(move |core| {
+            let Core {
+                endpoint, serve, ..
+            } = core;
+            let sending = serve.transfer.as_mut()?;
+            let doubt = match error {
+                Some(error) => !sending.source.give_up(&error),
+                None => false,
+            };
+            serve.transfer_pump(endpoint);
+            let sending = serve.transfer.take()?;
+            serve.held = doubt || sending.source.in_doubt();
+            if let Some(channel) = sending.channel.filter(|_| !doubt) {
+                endpoint.close(channel);
+            }
+            Some((sending.source.counts(), doubt))
+        })?
+    }
+}
+
+impl Sending {
+    fn tell(&self, news: News) {
+        match self.news.try_send(news) {
+            // It has gone already.
+            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+        }
+    }
+
+    /// Sends what goes now; `false` if the channel is of no use any more.
+    fn pump(&mut self, ops: &mut Ops, objects: &dyn crate::transfer::Objects) -> bool {
+        let Some(channel) = self.channel else {
+            return true;
+        };
+        let mut usable = true;
+        let mut steps = 0;
+        while usable {
+            if steps == STEPS {
+                if !std::mem::replace(&mut self.more, true) {
+                    self.tell(News::More);
+                }
+                break;
+            }
+            steps += 1;
+            match self.source.step(objects) {
+                Step::Idle => break,
+                Step::Again => {}
+                Step::Send(out) => match self.send(ops, channel, out) {
+                    Sent::Done => {}
+                    Sent::Busy => break,
+                    Sent::Failed => usable = false,
+                },
+            }
+        }
+        while let Some(notice) = self.source.notice() {
+            self.tell(News::Notice(notice));
+        }
+        usable
+    }
+
+    fn send(&mut self, ops: &mut Ops, channel: ChannelId, out: Out) -> Sent {
+        match out {
+            Out::Word(word) => {
+                let Ok(bytes) = word_encode(&word) else {
+                    return Sent::Failed;
+                };
+                match ops.send(channel, AM_TRANSFER, 0, &WORD_HEADER, &[&bytes]) {
+                    Ok(Posted::Done) => Sent::Done,
+                    Ok(Posted::Busy) => {
+                        self.source.put_back(Out::Word(word));
+                        Sent::Busy
+                    }
+                    Err(error) => self.failed(&error),
+                }
+            }
+            Out::Piece { entry, offset, buf } => {
+                let (header, len) = (piece_header(offset), buf.len() as u64);
+                match ops.send_buf(channel, AM_TRANSFER, entry, &header, buf, len) {
+                    Ok(PostedBuf::Done(_)) => Sent::Done,
+                    Ok(PostedBuf::Pending) => {
+                        self.source.posted(len);
+                        Sent::Done
+                    }
+                    Ok(PostedBuf::Busy(buf)) => {
+                        self.source.put_back(Out::Piece { entry, offset, buf });
+                        Sent::Busy
+                    }
+                    Err(error) => self.failed(&error),
+                }
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &praas_transport::SendError) -> Sent {
+        self.source.lost(&error.to_string());
+        Sent::Failed
+    }
+}
+
+enum Sent {
+    Done,
+    Busy,
+    Failed,
+}
+
+impl Serve {
+    /// Whether a channel that was accepted is that of the host that is to be this process.
+    pub(super) fn transfer_open(&mut self, channel: ChannelId, info: &ChannelInfo) -> bool {
+        let name = &self.shared.identity.name;
+        let Some(sending) = &mut self.transfer else {
+            return false;
+        };
+        let meant = info.peer.name == *name && info.peer.incarnation == sending.offer.incarnation;
+        if meant && sending.channel.is_none() {
+            sending.channel = Some(channel);
+        }
+        meant
+    }
+
+    /// A word of that host; or of somebody who has no business with it.
+    pub(super) fn transfer_word(
+        &mut self,
+        ops: &mut Ops,
+        channel: ChannelId,
+        header: &[u8],
+        payload: &[u8],
+    ) {
+        let ours = |sending: &&mut Box<Sending>| sending.channel == Some(channel);
+        let Some(sending) = self.transfer.as_mut().filter(ours) else {
+            tracing::warn!("closed: a transfer that nobody has announced");
+            self.caller_close(ops, channel);
+            return;
+        };
+        let word = match shape(header) {
+            Some(Shape::Word) => word_decode::<FromTarget>(payload).ok(),
+            _ => None,
+        };
+        if !word.is_some_and(|word| sending.source.heard(&word)) {
+            tracing::warn!("closed: a transfer's target that makes no sense");
+            ops.close(channel);
+            sending.channel = None;
+            sending
+                .source
+                .lost("it made no sense, or did not know the token");
+        }
+        self.transfer_pump(ops);
+    }
+
+    /// A piece that went by rendezvous is there.
+    pub(super) fn transfer_sent(&mut self, ops: &mut Ops, channel: ChannelId, bytes: u64) {
+        if let Some(sending) = self.transfer.as_mut()
+            && sending.channel == Some(channel)
+        {
+            sending.source.sent(bytes);
+            self.transfer_pump(ops);
+        }
+    }
+
+    pub(super) fn transfer_writable(&mut self, ops: &mut Ops, channel: ChannelId) {
+        if let Some(sending) = &self.transfer
+            && sending.channel == Some(channel)
+        {
+            self.transfer_pump(ops);
+        }
+    }
+
+    pub(super) fn transfer_closed(&mut self, channel: ChannelId, reason: &CloseReason) {
+        if let Some(sending) = self.transfer.as_mut()
+            && sending.channel == Some(channel)
+        {
+            sending.channel = None;
+            sending.source.lost(&reason.to_string());
+            while let Some(notice) = sending.source.notice() {
+                sending.tell(News::Notice(notice));
+            }
+        }
+    }
+
+    pub(super) fn transfer_pump(&mut self, ops: &mut Ops) {
+        let Some(sending) = &mut self.transfer else {
+            return;
+        };
+        sending.pump(ops, &self.shared.state);
+    }
+}
+
+/// Where the process is that a new host is to become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullFrom {
+    /// Where its host listens.
+    pub addresses: Vec<Address>,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// What its host was told to expect.
+    pub token: [u8; 16],
+}
+
+/// A process that listens where it will serve, and serves nobody yet.
+pub struct Bound {
+    endpoint: Endpoint,
+    config: ProcessConfig,
+    vouched: Vec<u64>,
+}
+
+impl std::fmt::Debug for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bound")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Bound {
+    /// Where it listens.
+    pub fn addresses(&self) -> &[Address] {
+        self.endpoint.addresses()
+    }
+
+    /// Listens at the addresses of a process that is to be, which counts what it does in `page`.
+    ///
+    /// # Errors
+    /// As [`Process::start`], but for those of an image.
+    pub fn new(config: ProcessConfig, page: Arc<StatsPage>) -> Result<Self, StartError> {
+        config.settings.check()?;
+        let mut endpoint = endpoint_make(&config)?;
+        endpoint.count_in(page);
+        endpoint.listen_any(&config.listen)?;
+        Ok(Self {
+            endpoint,
+            config,
+            vouched: Vec::new(),
+        })
+    }
+
+    /// The memory that the process will have.
+    pub fn pool(&self) -> &BufPool {
+        self.endpoint.pool()
+    }
+
+    /// Fetches the process from where it serves, until all of it is here and it is frozen there.
+    /// Whether this is the process from now on, others decide.
+    ///
+    /// # Errors
+    /// It serves on where it is.
+    pub fn pull(
+        &mut self,
+        from: &PullFrom,
+        mut cancelled: impl FnMut() -> bool,
+    ) -> Result<ProcessImage, PullError> {
+        let lost = |error: String| PullError::Lost(error);
+        let dial = Dial {
+            credential: self.config.credential.clone(),
+            expect: from.incarnation,
+            deadline: None,
+        };
+        let channel = self
+            .endpoint
+            .connect_any(&from.addresses, self.config.transports, dial)
+            .map_err(|error| lost(error.to_string()))?;
+        let pool = self.endpoint.pool().clone();
+        let mut puller = Puller {
+            channel,
+            begin: Some(FromTarget::Begin { token: from.token }),
+            unsent: None,
+            target: Target::new(pool, self.config.settings.state_max_bytes),
+            failed: None,
+        };
+        let wait = self.config.settings.wait;
+        while puller.failed.is_none() && !puller.is_done() {
+            if cancelled() {
+                puller.failed = Some(PullError::Cancelled);
+                break;
+            }
+            let until = clock::now() + LOOK;
+            self.endpoint.progress_wait(&mut puller, Some(until), wait);
+        }
+        if let Some(error) = puller.failed {
+            self.endpoint.close(channel);
+            return Err(error);
+        }
+        let identity = self.endpoint.identity();
+        let (application, name) = (identity.application.clone(), identity.name.clone());
+        self.vouched = puller.target.vouched().to_vec();
+        puller.target.image(&application, &name, from.incarnation)
+    }
+
+    /// Becomes the process: it serves when this returns.
+    ///
+    /// # Errors
+    /// The image does not fit, or there are no threads.
+    pub fn serve(self, image: Option<ProcessImage>) -> Result<Process, StartError> {
+        let restore = image.map(Restore::from);
+        let process = Process::start_on(self.endpoint, self.config, restore, None, self.vouched)?;
+        process.threads_start()?;
+        Ok(process)
+    }
+}
+
+/// The receiving side while it is all that the endpoint is for.
+struct Puller {
+    channel: ChannelId,
+    begin: Option<FromTarget>,
+    /// A word that found no room.
+    unsent: Option<FromTarget>,
+    target: Target,
+    failed: Option<PullError>,
+}
+
+impl Puller {
+    fn is_done(&self) -> bool {
+        self.target.is_complete() && self.unsent.is_none()
+    }
+
+    fn take(&mut self, result: Result<(), PullError>) {
+        if let Err(error) = result {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    fn say(&mut self, ops: &mut Ops, word: FromTarget) {
+        let sent = word_encode(&word)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| {
+                let sent = ops.send(self.channel, AM_TRANSFER, 0, &WORD_HEADER, &[&bytes]);
+                sent.map_err(|error| error.to_string())
+            });
+        match sent {
+            Ok(Posted::Done) => {}
+            Ok(Posted::Busy) => self.unsent = Some(word),
+            // That it has all needs not be heard by the source.
+            Err(_) if self.target.is_complete() => {}
+            Err(error) => self.take(Err(PullError::Lost(error))),
+        }
+    }
+
+    fn answer(&mut self, ops: &mut Ops) {
+        if self.unsent.is_none()
+            && self.failed.is_none()
+            && let Some(word) = self.target.says()
+        {
+            self.say(ops, word);
+        }
+    }
+
+    fn piece(&mut self, ops: &mut Ops, number: u64, header: &[u8], bytes: Buf) {
+        let taken = match shape(header) {
+            Some(Shape::Piece { offset }) => self.target.piece(number, offset, bytes),
+            _ => Err(PullError::Malformed("a message of unknown shape")),
+        };
+        self.take(taken);
+        self.answer(ops);
+    }
+}
+
+impl Handler for Puller {
+    fn on_open(&mut self, ops: &mut Ops, channel: ChannelId, _: &ChannelInfo) -> Flow {
+        match self.begin.take_if(|_| channel == self.channel) {
+            Some(begin) => self.say(ops, begin),
+            // Nobody knows of us yet.
+            None => ops.close(channel),
+        }
+        Flow::Continue
+    }
+
+    fn on_message(&mut self, ops: &mut Ops, channel: ChannelId, message: Message<'_>) -> Flow {
+        if channel != self.channel || message.am != AM_TRANSFER || self.failed.is_some() {
+            return Flow::Continue;
+        }
+        if shape(message.header) == Some(Shape::Word) {
+            let heard = match word_decode::<FromSource>(message.payload) {
+                Ok(word) => self.target.heard(word),
+                Err(_) => Err(PullError::Malformed("a word")),
+            };
+            self.take(heard);
+            self.answer(ops);
+            return Flow::Continue;
+        }
+        match ops.pool().copy_from(message.payload) {
+            Ok(bytes) => self.piece(ops, message.tag, message.header, bytes),
+            Err(error) => self.take(Err(error.into())),
+        }
+        Flow::Continue
+    }
+
+    fn on_incoming(
+        &mut self,
+        _: &mut Ops,
+        channel: ChannelId,
+        incoming: Incoming<'_>,
+    ) -> Disposition {
+        let room = match shape(incoming.header) {
+            Some(Shape::Piece { offset })
+                if channel == self.channel && incoming.am == AM_TRANSFER =>
+            {
+                self.target.piece_room(incoming.tag, offset, incoming.len)
+            }
+            _ => Err(PullError::Malformed("a large message of unknown shape")),
+        };
+        match room {
+            Ok(buf) => Disposition::Accept(buf),
+            Err(error) => {
+                self.take(Err(error));
+                Disposition::Refuse(0)
+            }
+        }
+    }
+
+    fn on_large(&mut self, ops: &mut Ops, channel: ChannelId, message: LargeMessage) -> Flow {
+        if channel == self.channel {
+            self.piece(ops, message.tag, &message.header, message.payload);
+        }
+        Flow::Continue
+    }
+
+    fn on_sent(
+        &mut self,
+        _: &mut Ops,
+        _: ChannelId,
+        _: u64,
+        _: Buf,
+        _: Result<(), SendFailure>,
+    ) -> Flow {
+        Flow::Continue
+    }
+
+    fn on_writable(&mut self, ops: &mut Ops, channel: ChannelId) -> Flow {
+        if channel == self.channel
+            && let Some(word) = self.unsent.take()
+        {
+            self.say(ops, word);
+        }
+        Flow::Continue
+    }
+
+    fn on_close(&mut self, _: &mut Ops, channel: ChannelId, reason: CloseReason) -> Flow {
+        if channel == self.channel && !self.target.is_complete() {
+            self.take(Err(PullError::Lost(reason.to_string())));
+        }
+        if channel == self.channel {
+            self.unsent = None;
+        }
+        Flow::Continue
+    }
+}

@@ -1,0 +1,332 @@
+//! The side that is to be the process: takes what comes, and says when it has all.
+//!
+//! What the source says is bounded here before anything is allocated; the memory of objects comes
+//! from the process's own pool, which has its limit, too.
+
+use std::collections::{BTreeMap, HashMap};
+
+use praas_transport::{Buf, BufMut, BufPool, PoolExhausted};
+
+use super::message::{Entry, FromSource, FromTarget, What};
+use crate::mailbox::MailboxImage;
+use crate::state::{KEY_MAX_BYTES, ObjectMeta};
+use crate::swap::{ImageKind, ProcessImage, mailbox_decode, sessions_decode};
+
+/// Entries that may be announced and not be there.
+const AWAITED_MAX: usize = 1 << 16;
+/// Incarnations that one may vouch for besides itself; older ones are forgotten.
+pub const VOUCHED_MAX: usize = 64;
+/// Bytes of a file's name.
+const FILE_NAME_MAX_BYTES: usize = 4096;
+
+/// Why a transfer ends at the target.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PullError {
+    /// The source gives up, and serves on.
+    #[error("the source gave up: {0}")]
+    Source(String),
+    /// The source says what it should not.
+    #[error("the source makes no sense: {0}")]
+    Malformed(&'static str),
+    /// It is more than this process may have.
+    #[error("state above {limit} bytes (state_max_bytes)")]
+    TooLarge {
+        /// The limit.
+        limit: u64,
+    },
+    /// There is no memory for it.
+    #[error(transparent)]
+    Pool(#[from] PoolExhausted),
+    /// The channel ended.
+    #[error("the channel to the source ended: {0}")]
+    Lost(String),
+    /// It was called off.
+    #[error("the transfer was called off")]
+    Cancelled,
+}
+
+/// Where the bytes of an entry go.
+#[derive(Debug)]
+enum Place {
+    /// None are there yet.
+    Empty,
+    /// It comes in several pieces.
+    Partial { buf: BufMut, have: u64 },
+}
+
+#[derive(Debug)]
+struct Awaited {
+    entry: Entry,
+    place: Place,
+}
+
+/// A state object.
+#[derive(Debug)]
+struct Object {
+    /// Of which entry it is: an older one may be whole later.
+    entry: u64,
+    /// Once it is here.
+    whole: Option<(Buf, ObjectMeta)>,
+    /// Bytes that it takes of the limit.
+    cost: u64,
+}
+
+/// The receiving side.
+#[derive(Debug)]
+pub struct Target {
+    pool: BufPool,
+    state_max_bytes: u64,
+    state_bytes: u64,
+    entries: u64,
+    awaited: HashMap<u64, Awaited>,
+    objects: BTreeMap<String, Object>,
+    mailbox: Option<Buf>,
+    bodies: BTreeMap<u64, Buf>,
+    sessions: Option<Buf>,
+    files: BTreeMap<u64, (String, Buf)>,
+    round: Option<u32>,
+    vouched: Vec<u64>,
+    ended: bool,
+}
+
+impl Target {
+    /// Takes at most so many bytes of state, into memory of the pool.
+    pub fn new(pool: BufPool, state_max_bytes: u64) -> Self {
+        Self {
+            pool,
+            state_max_bytes,
+            state_bytes: 0,
+            entries: 0,
+            awaited: HashMap::new(),
+            objects: BTreeMap::new(),
+            mailbox: None,
+            bodies: BTreeMap::new(),
+            sessions: None,
+            files: BTreeMap::new(),
+            round: None,
+            vouched: Vec::new(),
+            ended: false,
+        }
+    }
+
+    /// The source says something.
+    ///
+    /// # Errors
+    /// It gives up, or says what it should not.
+    pub fn heard(&mut self, word: FromSource) -> Result<(), PullError> {
+        if self.ended {
+            return Err(PullError::Malformed("a word after the end"));
+        }
+        match word {
+            FromSource::Entries(entries) => {
+                for entry in entries {
+                    self.announced(entry)?;
+                }
+            }
+            FromSource::Deleted(keys) => {
+                for key in keys {
+                    let Some(object) = self.objects.remove(&key) else {
+                        return Err(PullError::Malformed(
+                            "an object that was never sent is gone",
+                        ));
+                    };
+                    self.state_bytes -= object.cost;
+                }
+            }
+            FromSource::Round { round } => self.round = Some(round),
+            FromSource::End { vouched } if vouched.len() <= VOUCHED_MAX => {
+                self.vouched = vouched;
+                self.ended = true;
+            }
+            FromSource::End { .. } => return Err(PullError::Malformed("its end")),
+            FromSource::Failed { error } => return Err(PullError::Source(error)),
+        }
+        Ok(())
+    }
+
+    fn announced(&mut self, entry: Entry) -> Result<(), PullError> {
+        let number = self.entries;
+        self.entries += 1;
+        if self.awaited.len() >= AWAITED_MAX {
+            return Err(PullError::Malformed("too many entries at once"));
+        }
+        match &entry.what {
+            What::Object { key, .. } => {
+                if key.is_empty() || key.len() > KEY_MAX_BYTES {
+                    return Err(PullError::Malformed("an object's key"));
+                }
+                let cost = entry.bytes.saturating_add(key.len() as u64);
+                let object = Object {
+                    entry: number,
+                    whole: None,
+                    cost,
+                };
+                // The older one's memory is not kept while the newer one comes.
+                let before = self.objects.insert(key.clone(), object);
+                self.state_bytes -= before.map_or(0, |before| before.cost);
+                self.state_bytes = self.state_bytes.saturating_add(cost);
+                if self.state_bytes > self.state_max_bytes {
+                    let limit = self.state_max_bytes;
+                    return Err(PullError::TooLarge { limit });
+                }
+            }
+            What::File { name } if name.len() > FILE_NAME_MAX_BYTES => {
+                return Err(PullError::Malformed("a file's name"));
+            }
+            What::Mailbox if self.mailbox.is_some() => {
+                return Err(PullError::Malformed("two mailboxes"));
+            }
+            What::Sessions if self.sessions.is_some() => {
+                return Err(PullError::Malformed("two lists of sessions"));
+            }
+            _ => {}
+        }
+        if entry.bytes == 0 {
+            self.whole(number, entry, Buf::default());
+        } else {
+            let place = Place::Empty;
+            self.awaited.insert(number, Awaited { entry, place });
+        }
+        Ok(())
+    }
+
+    /// Memory for a piece that is announced.
+    ///
+    /// # Errors
+    /// Nobody waits for it, or there is no memory.
+    pub fn piece_room(&self, number: u64, offset: u64, len: u64) -> Result<BufMut, PullError> {
+        let awaited = self.awaited.get(&number);
+        let awaited = awaited.ok_or(PullError::Malformed("a piece of no entry"))?;
+        let fits = offset
+            .checked_add(len)
+            .is_some_and(|end| end <= awaited.entry.bytes);
+        let len = usize::try_from(len).ok().filter(|_| fits);
+        let len = len.ok_or(PullError::Malformed("a piece beyond its entry"))?;
+        Ok(self.pool.alloc(len)?)
+    }
+
+    /// A piece is there.
+    ///
+    /// # Errors
+    /// Nobody waits for it, or there is no memory.
+    pub fn piece(&mut self, number: u64, offset: u64, buf: Buf) -> Result<(), PullError> {
+        let awaited = self.awaited.get_mut(&number);
+        let awaited = awaited.ok_or(PullError::Malformed("a piece of no entry"))?;
+        let (all, len) = (awaited.entry.bytes, buf.len() as u64);
+        if offset.checked_add(len).is_none_or(|end| end > all) || len == 0 {
+            return Err(PullError::Malformed("a piece beyond its entry"));
+        }
+        let whole = match &mut awaited.place {
+            Place::Empty if len == all => Some(buf),
+            place => {
+                if let Place::Empty = place {
+                    let bytes = usize::try_from(all).map_err(|_| PullError::Malformed("length"))?;
+                    let buf = self.pool.alloc(bytes)?;
+                    *place = Place::Partial { buf, have: 0 };
+                }
+                let Place::Partial { buf: into, have } = place else {
+                    return Err(PullError::Malformed("a piece twice"));
+                };
+                let at = offset as usize;
+                into[at..at + buf.len()].copy_from_slice(&buf);
+                *have += len;
+                match *have {
+                    have if have > all => return Err(PullError::Malformed("a piece twice")),
+                    have if have < all => None,
+                    _ => Some(std::mem::take(into).freeze()),
+                }
+            }
+        };
+        if let Some(buf) = whole
+            && let Some(awaited) = self.awaited.remove(&number)
+        {
+            self.whole(number, awaited.entry, buf);
+        }
+        Ok(())
+    }
+
+    fn whole(&mut self, number: u64, entry: Entry, buf: Buf) {
+        match entry.what {
+            What::Object {
+                key,
+                version,
+                written_unix_ms,
+            } => {
+                let meta = ObjectMeta {
+                    version,
+                    written_unix_ms,
+                    bytes: buf.len() as u64,
+                };
+                if let Some(object) = self.objects.get_mut(&key)
+                    && object.entry == number
+                {
+                    object.whole = Some((buf, meta));
+                }
+            }
+            What::Mailbox => self.mailbox = Some(buf),
+            What::Body => drop(self.bodies.insert(number, buf)),
+            What::Sessions => self.sessions = Some(buf),
+            What::File { name } => drop(self.files.insert(number, (name, buf))),
+        }
+    }
+
+    /// What is to be said now.
+    pub fn says(&mut self) -> Option<FromTarget> {
+        if !self.awaited.is_empty() {
+            return None;
+        }
+        match self.round.take() {
+            Some(round) => Some(FromTarget::Have { round }),
+            None if self.ended => Some(FromTarget::Complete),
+            None => None,
+        }
+    }
+
+    /// Whether it was all, and all is here.
+    pub fn is_complete(&self) -> bool {
+        self.ended && self.awaited.is_empty()
+    }
+
+    /// Incarnations before the source's that it knows all invocations of.
+    pub fn vouched(&self) -> &[u64] {
+        &self.vouched
+    }
+
+    /// The process, once it is complete.
+    ///
+    /// # Errors
+    /// Mailbox or sessions are missing, or are none.
+    pub fn image(
+        self,
+        application: &str,
+        process: &str,
+        incarnation: praas_transport::Incarnation,
+    ) -> Result<ProcessImage, PullError> {
+        let malformed = PullError::Malformed;
+        if !self.is_complete() {
+            return Err(malformed("it is not complete"));
+        }
+        let (Some(mailbox), Some(sessions)) = (self.mailbox, self.sessions) else {
+            return Err(malformed("no mailbox or no sessions"));
+        };
+        let mailbox: MailboxImage =
+            mailbox_decode(&mailbox, self.bodies.into_values().collect(), &self.pool)
+                .ok_or(malformed("its mailbox"))?;
+        let sessions = sessions_decode(&sessions).map_err(|_| malformed("its sessions"))?;
+        let objects = self.objects.into_iter();
+        let state = objects.filter_map(|(key, object)| {
+            let (buf, meta) = object.whole?;
+            Some((key, buf, meta))
+        });
+        Ok(ProcessImage {
+            application: application.into(),
+            process: process.into(),
+            incarnation,
+            kind: ImageKind::Final,
+            state: state.collect(),
+            mailbox,
+            sessions,
+            files: self.files.into_values().collect(),
+        })
+    }
+}

@@ -1,0 +1,197 @@
+use std::collections::BTreeMap;
+
+use praas_transport::{Buf, BufPool, Incarnation};
+use proptest::prelude::*;
+
+use super::*;
+use crate::mailbox::{MailMessage, MailboxImage};
+use crate::state::StateStore;
+use crate::swap::ProcessImage;
+
+const TOKEN: [u8; 16] = [7; 16];
+
+fn limits() -> SourceLimits {
+    SourceLimits {
+        rounds_max: 4,
+        freeze_max_bytes: 10,
+        window_bytes: 1000,
+        piece_max_bytes: 64,
+    }
+}
+
+/// Source and target, and what is on its way between them.
+struct Pair {
+    store: StateStore,
+    source: Source,
+    target: Target,
+    notices: Vec<Notice>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let target = Target::new(BufPool::new(1 << 24), 1 << 20);
+        let mut source = Source::new(TOKEN, limits());
+        assert!(source.heard(&FromTarget::Begin { token: TOKEN }));
+        Self {
+            store: StateStore::new(BufPool::new(1 << 24), 1 << 20),
+            source,
+            target,
+            notices: Vec::new(),
+        }
+    }
+
+    /// One step of the source, and what follows of it at once.
+    fn step(&mut self) -> bool {
+        while let Some(notice) = self.source.notice() {
+            self.notices.push(notice);
+        }
+        match self.source.step(&self.store) {
+            Step::Idle => return false,
+            Step::Again => {}
+            Step::Send(Out::Word(word)) => {
+                let bytes = word_encode(&word).unwrap();
+                assert!(bytes.len() <= WORD_MAX_BYTES);
+                assert_eq!(word_decode::<FromSource>(&bytes).as_ref(), Ok(&word));
+                self.target.heard(word).unwrap();
+            }
+            Step::Send(Out::Piece { entry, offset, buf }) => {
+                let room = self.target.piece_room(entry, offset, buf.len() as u64);
+                assert_eq!(room.unwrap().len(), buf.len());
+                let copy = Buf::from_vec(buf.to_vec());
+                self.target.piece(entry, offset, copy).unwrap();
+            }
+        }
+        if let Some(word) = self.target.says() {
+            assert!(self.source.heard(&word), "{word:?}");
+        }
+        true
+    }
+
+    fn freeze(&mut self) -> MailboxImage {
+        let message = |bytes: usize| MailMessage {
+            source: "s".into(),
+            key: "k".into(),
+            payload: Buf::from_vec(vec![3; bytes]),
+        };
+        let mailbox = MailboxImage {
+            messages: vec![message(1), message(100_000), message(70_000), message(0)],
+            seen: Vec::new(),
+        };
+        self.source.frozen(
+            ProcessImage {
+                application: "a".into(),
+                process: "p".into(),
+                incarnation: Incarnation(1),
+                kind: crate::swap::ImageKind::Final,
+                state: self.store.snapshot().unwrap(),
+                mailbox: mailbox.clone(),
+                sessions: Vec::new(),
+                files: vec![("f".into(), Buf::from_vec(vec![9; 100]))],
+            },
+            vec![1, 2],
+        );
+        mailbox
+    }
+}
+
+proptest! {
+    /// Whatever is written while it is copied, the target has what the source had when it froze.
+    #[test]
+    fn the_target_has_what_the_source_had(
+        first in proptest::collection::vec((0..200_u8, 0..200_usize), 0..200),
+        then in proptest::collection::vec((0..200_u8, 0..200_usize, any::<bool>()), 0..100),
+    ) {
+        let mut pair = Pair::new();
+        for (key, len) in first {
+            pair.store.put(&format!("key{key}"), &vec![key; len]).unwrap();
+        }
+        let mut then = then.into_iter();
+        while !pair.notices.contains(&Notice::Freeze) {
+            prop_assert!(pair.step() || !pair.notices.is_empty());
+            if let Some((key, len, delete)) = then.next() {
+                let name = format!("key{key}");
+                match delete {
+                    true => drop(pair.store.delete(&name)),
+                    false => drop(pair.store.put(&name, &vec![key ^ 1; len]).unwrap()),
+                }
+            }
+        }
+        let mailbox = pair.freeze();
+        while pair.step() {}
+        prop_assert_eq!(pair.notices.last(), Some(&Notice::Complete));
+        prop_assert!(pair.source.in_doubt() && !pair.source.give_up("late"));
+        prop_assert_eq!(pair.target.vouched(), [1, 2]);
+        let image = pair.target.image("a", "p", Incarnation(1)).unwrap();
+        let all = |state: Vec<(String, Buf, _)>| -> BTreeMap<_, _> {
+            state.into_iter().map(|(key, buf, meta)| (key, (buf.to_vec(), meta))).collect()
+        };
+        prop_assert_eq!(all(image.state), all(pair.store.snapshot().unwrap()));
+        prop_assert_eq!(image.mailbox, mailbox);
+        prop_assert_eq!(image.files.len(), 1);
+    }
+}
+
+#[test]
+fn who_does_not_know_the_token_gets_nothing() {
+    let mut source = Source::new(TOKEN, limits());
+    assert!(!source.heard(&FromTarget::Begin { token: [8; 16] }));
+    assert!(!source.heard(&FromTarget::Complete));
+    let store = StateStore::new(BufPool::new(1 << 20), 1 << 20);
+    assert!(matches!(source.step(&store), Step::Idle));
+}
+
+#[test]
+fn the_source_gives_up_until_the_end_is_out() {
+    let mut pair = Pair::new();
+    pair.store.put("k", &[1; 500]).unwrap();
+    while pair.step() {}
+    assert_eq!(pair.notices, [Notice::Freeze]);
+    assert!(!pair.source.in_doubt());
+    pair.source.lost("it died");
+    assert_eq!(pair.source.notice(), Some(Notice::Failed("it died".into())));
+
+    let mut pair = Pair::new();
+    while pair.step() {}
+    assert!(pair.source.give_up("no more"));
+    let Step::Send(Out::Word(word)) = pair.source.step(&pair.store) else {
+        panic!();
+    };
+    let refused = pair.target.heard(word);
+    assert_eq!(refused, Err(PullError::Source("no more".into())));
+
+    let mut pair = Pair::new();
+    while pair.step() {}
+    pair.freeze();
+    while !pair.source.in_doubt() {
+        assert!(pair.step());
+    }
+    pair.source.lost("it died");
+    while let Some(notice) = pair.source.notice() {
+        pair.notices.push(notice);
+    }
+    assert!(!matches!(pair.notices.last(), Some(Notice::Failed(_))));
+}
+
+#[test]
+fn what_is_too_large_or_twice_is_refused() {
+    let mut target = Target::new(BufPool::new(1 << 20), 100);
+    let object = |bytes| Entry {
+        what: What::Object {
+            key: "k".into(),
+            version: 1,
+            written_unix_ms: 0,
+        },
+        bytes,
+    };
+    target.heard(FromSource::Entries(vec![object(50)])).unwrap();
+    // It takes the place of the first.
+    target.heard(FromSource::Entries(vec![object(99)])).unwrap();
+    let over = target.heard(FromSource::Entries(vec![object(100)]));
+    assert_eq!(over, Err(PullError::TooLarge { limit: 100 }));
+    assert!(target.piece_room(0, 1, 50).is_err());
+    assert!(target.piece_room(0, u64::MAX, 2).is_err());
+    target.piece(0, 0, Buf::from_vec(vec![0; 50])).unwrap();
+    let twice = target.piece(0, 0, Buf::from_vec(vec![0; 50]));
+    assert!(matches!(twice, Err(PullError::Malformed(_))), "{twice:?}");
+    assert!(!target.is_complete());
+}
