@@ -25,6 +25,16 @@ fn hold(context: &Context) -> Result<Vec<u8>, FunctionError> {
     Ok(message.payload.to_vec())
 }
 
+/// Writes a file of the process, or (nothing to write) reads it.
+#[praas_runtime::function]
+fn note(context: &Context, text: String) -> Result<String, FunctionError> {
+    let path = context.state_dir()?.join("note.txt");
+    if !text.is_empty() {
+        std::fs::write(&path, &text)?;
+    }
+    Ok(std::fs::read_to_string(path)?)
+}
+
 /// The operating-system process that runs it.
 #[praas_runtime::function]
 fn process_id() -> u64 {
@@ -72,5 +82,7 @@ fn panics() {
 
 praas_runtime::module!(
     "lab",
-    [echo, count, hold, process_id, fail, crash, fill, panics]
+    [
+        echo, count, hold, note, process_id, fail, crash, fill, panics
+    ]
 );

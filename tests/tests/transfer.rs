@@ -137,6 +137,28 @@ fn state_messages_and_results_go_along() {
     }
 }
 
+#[test]
+fn files_go_along_and_what_is_in_storage_still() {
+    let two = Two::up(&["swap_lazy_min_bytes=1"]);
+    let mut client = two.client(TransportKind::Shm);
+    let bytes = |number: u8| vec![number; 1_000_000];
+    for number in 0..16 {
+        state_put(&mut client, &format!("object/{number}"), bytes(number));
+    }
+    let note: String = client.invoke_value("p", "note", &"a word").unwrap();
+    assert_eq!(note, "a word");
+    two.lab.one(&["swap", "a", "p"]);
+    two.lab.one(&["swap", "a", "p", "--in"]);
+    two.transfer();
+    let read: String = client.invoke_value("p", "note", &"").unwrap();
+    assert_eq!(read, note);
+    for number in 0..16 {
+        let key = format!("object/{number}");
+        let got = client.invoke("p", STATE_GET, key.as_bytes()).unwrap();
+        assert!(*got == *bytes(number), "{key}");
+    }
+}
+
 impl Two {
     fn hosts(&self) -> usize {
         let of = |run_dir: std::path::PathBuf| {

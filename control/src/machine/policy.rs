@@ -218,6 +218,11 @@ impl Watch {
         }
     }
 
+    /// Whether a checkpoint is being taken.
+    pub(super) fn is_checkpointed(&self) -> bool {
+        self.checkpointing.is_some()
+    }
+
     /// Whether it is known to do nothing.
     fn is_idle(&self) -> bool {
         self.stats.is_some_and(|stats| !stats.is_busy())
@@ -356,6 +361,10 @@ impl Registry {
         let Some(entry) = self.entry(key).filter(|_| interval > 0) else {
             return;
         };
+        if entry.transfer.is_some() {
+            // It is looked at again when that is over.
+            return;
+        }
         let mut at = entry.watch.checkpoint_at.saturating_add(interval);
         if at <= now {
             let watch = &entry.watch;
@@ -458,6 +467,7 @@ impl Registry {
         left.iter_mut().for_each(|waiter| waiter.next = false);
         let again = !left.is_empty();
         entry.watch.checkpointers = left;
+        let leaves = entry.transfer.is_some();
         for waiter in done {
             self.deadlines.remove(&(waiter.deadline, waiter.number));
             let result = match failure {
@@ -466,7 +476,9 @@ impl Registry {
             };
             self.answer(waiter.origin, result);
         }
-        if again && !self.checkpoint(key) {
+        if again && leaves {
+            self.checkpoint_lost(key, "it is being transferred");
+        } else if again && !self.checkpoint(key) {
             self.checkpoint_lost(key, "the agent of its node is away");
         }
     }
@@ -704,7 +716,8 @@ impl Registry {
 impl Entry {
     /// Whether it may be swapped out unasked.
     fn is_swappable(&self) -> bool {
-        self.serves() && self.waiters.is_empty() && self.watch.is_idle()
+        let stays = self.serves() && self.transfer.is_none();
+        stays && self.waiters.is_empty() && self.watch.is_idle()
     }
 }
 

@@ -342,6 +342,58 @@ fn whoever_asks_for_a_checkpoint_waits_for_one_that_begins_after() {
     assert!(bench.registry.deadlines.is_empty());
 }
 
+fn transfer() -> Request {
+    Request::ProcessTransfer {
+        application: "a".into(),
+        process: "p".into(),
+        to: None,
+    }
+}
+
+#[test]
+fn what_moves_is_neither_swapped_out_nor_written() {
+    let mut bench = bench(r#"{"idle_swap_ms": 300, "checkpoint_interval_ms": 500}"#);
+    let start = bench.ready();
+    bench.hello(2, "m", vec![]);
+    bench.ask(transfer());
+    assert_eq!(bench.words(), ["other"]);
+    bench.say(1, stats(&start, done(1)));
+    bench.pass_until(900);
+    assert_eq!(bench.words(), [""; 0]);
+    let refused = bench.ask(process(Verb::Checkpoint));
+    assert_eq!(bench.kinds(), [(refused, Some(ErrorKind::Conflict))]);
+    // It is called off: all is as before.
+    bench.handle(Event::Lost { link: 2 });
+    assert_eq!(bench.words(), ["other", "swap"]);
+}
+
+#[test]
+fn a_transfer_waits_for_a_checkpoint_that_is_being_taken() {
+    let mut bench = bench("{}");
+    let start = bench.ready();
+    bench.hello(2, "m", vec![]);
+    let first = bench.ask(process(Verb::Checkpoint));
+    let second = bench.ask(process(Verb::Checkpoint));
+    let told = bench.told();
+    let [(1, ToAgent::Checkpoint(command))] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    bench.ask(transfer());
+    bench.pass(10);
+    assert_eq!(bench.words(), [""; 0]);
+    let (request, result) = (command.request, Ok(()));
+    bench.say(1, FromAgent::Answer { request, result });
+    // Who wanted another one is told that there is none.
+    let failed = Some(ErrorKind::ProcessFailed);
+    assert_eq!(bench.kinds(), [(first, None), (second, failed)]);
+    let told = bench.told();
+    let [(1, ToAgent::TransferOut(out))] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    assert_eq!(out.incarnation, start.incarnation);
+    assert!(bench.registry.policy.is_at_rest());
+}
+
 #[test]
 fn what_has_failed_is_started_by_itself_with_a_back_off() {
     let mut bench = bench(r#"{"restart": "always", "restart_backoff_first_ms": 100}"#);

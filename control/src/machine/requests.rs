@@ -378,6 +378,7 @@ impl Registry {
                 None => Ok(Some(Want::Ready)),
             },
             Verb::SwapIn => Ok(Some(Want::Ready)),
+            Verb::Checkpoint if entry.transfer.is_some() => conflict("it is being transferred"),
             Verb::Checkpoint if entry.serves() => Ok(None),
             Verb::Checkpoint => conflict("only of a process that serves"),
             Verb::Swap if matches!(state, ProcessState::Failed | ProcessState::Gone) => {

@@ -36,6 +36,8 @@ const RETRY_MS: u64 = 1_000;
 enum Phase {
     /// It was begun by a control plane before this one: the agents have not told yet.
     Restored,
+    /// A checkpoint is being taken: nobody was asked for anything yet.
+    Waiting,
     /// The source is asked to let itself be fetched from.
     Offering,
     /// The target is started, and fetches.
@@ -46,6 +48,13 @@ enum Phase {
     Ending,
     /// The target died before it served; the source is to swap out.
     Rescuing,
+}
+
+impl Phase {
+    /// Whether there is no target yet.
+    fn is_early(self) -> bool {
+        matches!(self, Self::Waiting | Self::Offering)
+    }
 }
 
 /// A transfer that is not over.
@@ -186,16 +195,29 @@ impl Registry {
         self.incarnation_next += 1;
         let change = Change::IncarnationNext(self.incarnation_next);
         self.actions.push(Action::Persist(change));
-        self.transfer_add(now, key, record, Phase::Offering);
-        let Some((link, _)) = self.transfer_link(key, true) else {
+        self.transfer_add(now, key, record, Phase::Waiting);
+        self.transfer_offer(key);
+    }
+
+    /// Asks the source, once no checkpoint of it is being taken.
+    fn transfer_offer(&mut self, key: &Key) {
+        let ready = |entry: &&super::Entry| !entry.watch.is_checkpointed();
+        let Some(entry) = self.entry(key).filter(ready) else {
             return;
         };
+        let Some(to_incarnation) = entry.transfer.as_ref().map(|t| t.record.to_incarnation) else {
+            return;
+        };
+        let Some((link, incarnation)) = self.transfer_link(key, true) else {
+            return;
+        };
+        self.transfer_phase(key, Phase::Offering);
         let token = self.transfer_token(key, to_incarnation);
         let command = TransferOut {
             request: self.transfer_tell(link, key, Told::Out),
             application: key.application.clone(),
             process: key.process.clone(),
-            incarnation: self.entry(key).map_or(0, |entry| entry.record.incarnation),
+            incarnation,
             to_incarnation,
             token,
         };
@@ -205,7 +227,7 @@ impl Registry {
 
     fn transfer_add(&mut self, now: u64, key: &Key, record: TransferRecord, phase: Phase) {
         let deadline = now.saturating_add(self.limits.transfer_timeout_ms);
-        if phase == Phase::Offering {
+        if phase == Phase::Waiting {
             let change = Change::Transfer(record.clone());
             self.actions.push(Action::Persist(change));
         }
@@ -499,7 +521,7 @@ impl Registry {
         if let Some((link, incarnation)) = source.filter(|_| !transfer.source_dead) {
             self.thaw(link, key, incarnation);
         }
-        if let Some((link, incarnation)) = target.filter(|_| transfer.phase != Phase::Offering) {
+        if let Some((link, incarnation)) = target.filter(|_| !transfer.phase.is_early()) {
             self.stray_stop(link, key, incarnation);
         }
         if let Some(node) = self.nodes.get_mut(&transfer.record.from_node) {
@@ -512,6 +534,7 @@ impl Registry {
     fn transfer_over(&mut self, key: &Key) -> Option<Transfer> {
         let transfer = self.entry_mut(key)?.transfer.take()?;
         self.transfers.remove(key);
+        self.policy.changed(key);
         self.transfer_commands
             .retain(|_, command| command.key != *key);
         let change = Change::TransferRemoved(key.application.clone(), key.process.clone());
@@ -528,7 +551,7 @@ impl Registry {
             (false, phase) => {
                 // The target may have everything: it says so, or that it has not.
                 transfer.source_dead = true;
-                if phase == Phase::Offering {
+                if phase.is_early() {
                     self.transfer_abort(key, "the process died");
                 }
             }
@@ -593,7 +616,7 @@ impl Registry {
                 true if source_here && !has(record.from_incarnation) => transfer.source_dead = true,
                 true => {}
                 false if record.to_node == node && !has(record.to_incarnation) => {
-                    if transfer.phase != Phase::Offering {
+                    if !transfer.phase.is_early() {
                         self.transfer_abort(&key, "the host that it was to go to is gone");
                     }
                 }
@@ -619,7 +642,7 @@ impl Registry {
                 transfer.told = None;
             }
             let record = &transfer.record;
-            let offering = transfer.phase == Phase::Offering && record.from_node == node;
+            let offering = transfer.phase.is_early() && record.from_node == node;
             if !record.committed && (record.to_node == node || offering) {
                 self.transfer_abort(&key, &format!("the agent of node {node:?} is away"));
                 self.drive(&key);
@@ -669,6 +692,8 @@ impl Registry {
                 let why = format!("it took more than {limit} ms (setting transfer_timeout_ms)");
                 self.transfer_abort(key, &why);
                 self.drive(key);
+            } else if transfer.phase == Phase::Waiting {
+                self.transfer_offer(key);
             }
             return;
         }
@@ -690,7 +715,7 @@ impl Registry {
             Phase::Serving => (false, Told::Serve),
             Phase::Ending => (true, Told::End),
             Phase::Rescuing => (true, Told::Rescue),
-            Phase::Restored | Phase::Offering | Phase::Pulling => return,
+            Phase::Restored | Phase::Waiting | Phase::Offering | Phase::Pulling => return,
         };
         let due = transfer.told.is_none() && transfer.retry <= now && (source || vouched);
         if let Some((link, incarnation)) = self.transfer_link(key, source).filter(|_| due) {

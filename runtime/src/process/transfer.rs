@@ -17,7 +17,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use praas_transport::clock;
 use praas_transport::{
     Address, Buf, BufPool, ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Endpoint, Flow,
-    Handler, Incarnation, Incoming, LargeMessage, Message, Ops, Posted, PostedBuf, SendFailure, StatsPage,
+    Handler, Incarnation, Incoming, LargeMessage, Message, Ops, Posted, PostedBuf, SendFailure,
+    StatsPage,
 };
 
 use super::engine::Core;
