@@ -33,7 +33,7 @@ const TRANSFERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("transf
 const DRAINED: TableDefinition<'_, &str, ()> = TableDefinition::new("drained");
 
 const SCHEMA: &str = "schema";
-const SCHEMA_VERSION: u64 = 1;
+const SCHEMA_VERSION: u64 = 2;
 const INCARNATION_NEXT: &str = "incarnation_next";
 /// Bytes of pages that redb keeps in memory; all that matters is in the registry's.
 const CACHE_BYTES: usize = 8 << 20;
@@ -80,6 +80,9 @@ pub struct ProcessRecord {
     pub stopping: bool,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether its last incarnation is known to have ended by being swapped out as
+    /// `swap_generation`.
+    pub swapped: bool,
 }
 
 /// A transfer that is not over, as it is stored.
@@ -467,6 +470,7 @@ mod tests {
             restorable: true,
             stopping: false,
             error: None,
+            swapped: false,
         }
     }
 
@@ -570,9 +574,10 @@ mod tests {
             .unwrap();
         write.commit().unwrap();
         drop(store);
+        let refused = Store::open(&path);
         assert!(matches!(
-            Store::open(&path),
-            Err(StoreError::Schema { found: 2, .. })
+            refused,
+            Err(StoreError::Schema { found, .. }) if found == SCHEMA_VERSION + 1
         ));
     }
 

@@ -79,6 +79,11 @@ pub struct HostStart {
     pub agent_grace_s: u64,
     /// Processors to run on; empty leaves it to the kernel.
     pub cpus: Vec<u32>,
+    /// Whether the process is known to have ended by being swapped out as `swap_generation`, and
+    /// no incarnation to have begun since. Only then has it done nothing after that image; of any
+    /// other image the process may have served on, and the same that it knows nothing of is
+    /// answered OutcomeUnknown unless it is idempotent.
+    pub swapped: bool,
     /// The host that is the process now: this one fetches the process from there, and serves once
     /// it is told to.
     pub from: Option<HostFrom>,

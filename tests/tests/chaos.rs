@@ -91,7 +91,10 @@ fn seeds_that_once_failed_pass() {
     let turned_away = 2467;
     // A large message on a channel that was being closed was said to be malformed.
     let shown_out = 2415;
-    for seed in [turned_away, shown_out] {
+    // The image of a swap that was said to have failed was taken for the end of an incarnation that
+    // began with it and was killed.
+    let begun_with = 5408;
+    for seed in [turned_away, shown_out, begun_with] {
         if let Some((_, report)) = failure(&seed) {
             panic!("{report}");
         }

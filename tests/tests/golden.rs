@@ -517,7 +517,7 @@ fn golden_host() {
         "secret": bytes32(9), "directory": [TCP], "transports": ["tcp"], "storage": "file:/swap",
         "swap": SwapConfig::default(), "restore": true, "swap_generation": 5,
         "agent_socket": "/run/agent.sock", "agent_grace_s": 10, "cpus": [0, 1],
-        "unix_dir": "/run/praas", "verbs_listen": ["10.0.0.1:0"],
+        "unix_dir": "/run/praas", "verbs_listen": ["10.0.0.1:0"], "swapped": true,
         "from": {"addresses": [TCP], "incarnation": 2, "token": TOKEN},
     });
     for (file, json) in [
@@ -590,7 +590,7 @@ fn golden_agent() {
     let mut golden = Golden::open("agent", "docs/wire.md, \"Agent and control plane\"");
     let report = json!({
         "application": "a", "process": "p", "incarnation": 7, "state": "ready", "pid": 4711,
-        "addresses": [TCP], "swap_generation": 2, "error": "torn", "transfer": "prepared",
+        "addresses": [TCP], "swap_generation": 2, "error": "torn", "swapped": false, "transfer": "prepared",
     });
     let counted = json!({
         "invocations": 1, "running": 2, "blocked": 3, "queued": 4, "state_bytes": 5,
@@ -631,7 +631,7 @@ fn golden_agent() {
     let start = json!({
         "request": 1, "application": "a", "process": "p", "incarnation": 3,
         "modules": ["/m.so"], "settings": "{}", "key_id": 2, "secret": bytes32(9),
-        "restore": true, "swap_generation": 1,
+        "restore": true, "swap_generation": 1, "swapped": true,
         "from": {"addresses": [TCP], "incarnation": 2, "token": TOKEN},
     });
     let out = json!({
@@ -698,7 +698,7 @@ fn golden_store() {
     let process: ProcessRecord = value(json!({
         "application": "a", "name": "p", "incarnation": 7, "state": "swapped", "node": "n",
         "swap_generation": 2, "images": true, "restorable": true, "stopping": false,
-        "error": null,
+        "error": null, "swapped": true,
     }));
     golden.hold_value("process", &process);
     let token: TokenRecord = value(json!({

@@ -121,6 +121,7 @@ fn a_swap_cancels_what_does_not_end_in_time() {
             .start_with("p", |start| {
                 impatient(start);
                 (start.restore, start.swap_generation) = (round > 1, round - 1);
+                start.swapped = start.restore;
             })
             .unwrap();
         let mut client = lab.client(TransportKind::Shm);

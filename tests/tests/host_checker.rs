@@ -152,6 +152,8 @@ struct Lives<'a> {
     shared: &'a Shared,
     incarnation: u64,
     generation: u64,
+    /// Whether the last of them said that it ended as `generation`.
+    swapped: bool,
     images: Vec<Image>,
 }
 
@@ -163,10 +165,12 @@ impl Lives<'_> {
 
     fn start(&mut self) -> LabHost {
         let (mut incarnation, writer) = (0, self.incarnation);
+        let swapped = std::mem::take(&mut self.swapped);
         let restore = writer > 0;
         let host = self.lab.start_with(PROCESS, |start| {
             start.restore = restore;
             start.swap_generation = self.generation;
+            start.swapped = swapped;
             incarnation = start.incarnation;
         });
         let host = host.expect("it starts");
@@ -230,7 +234,7 @@ impl Lives<'_> {
             incarnation: self.incarnation,
             generation,
         };
-        self.generation = generation;
+        (self.generation, self.swapped) = (generation, true);
         self.durable(image);
         let process = PROCESS.to_owned();
         self.shared
@@ -254,6 +258,7 @@ fn round(kind: TransportKind, seed: u64) {
         shared: &shared,
         incarnation: 0,
         generation: 0,
+        swapped: false,
         images: Vec::new(),
     };
     let mut host = lives.start();

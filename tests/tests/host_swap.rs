@@ -15,7 +15,9 @@ fn lab() -> Lab {
 }
 
 fn restoring(generation: u64) -> impl Fn(&mut HostStart) {
-    move |start| (start.restore, start.swap_generation) = (true, generation)
+    move |start| {
+        (start.restore, start.swap_generation, start.swapped) = (true, generation, true);
+    }
 }
 
 fn count(client: &mut Client) -> u64 {

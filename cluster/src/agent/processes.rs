@@ -240,6 +240,7 @@ impl Processes {
             agent_socket: self.run_dir.agent_socket().display().to_string(),
             agent_grace_s: self.config.agent_grace_s,
             cpus,
+            swapped: start.swapped,
             from: start.from.map(|from| HostFrom {
                 addresses: from.addresses,
                 incarnation: from.incarnation,

@@ -205,9 +205,9 @@ fn restore(
         base,
         rejected,
     } = loaded;
-    if generation != hint {
+    if !(start.swapped && generation == hint) {
         // Nobody has heard that a process ended with it: it may have served on, or others may have
-        // come after it.
+        // begun with it.
         image.kind = ImageKind::Checkpoint;
     }
     let mut rejected: Vec<String> = rejected.iter().map(ToString::to_string).collect();

@@ -85,6 +85,9 @@ pub struct HostReport {
     pub swap_generation: u64,
     /// Why it failed; of one that lives, what was wrong with newer swap images than it began with.
     pub error: Option<String>,
+    /// Of one that was swapped out: whether it said that it ended with `swap_generation`. Of one
+    /// that ended unheard, an image may have been found, and it may have served on after that.
+    pub swapped: bool,
     /// What it has to do with a transfer.
     pub transfer: HostTransfer,
 }
@@ -196,6 +199,9 @@ pub struct StartCommand {
     /// older one is loaded, and the report of the ready process says so in `error`; that there is
     /// no image at all is an error. Zero: there may be none, and it starts empty then.
     pub swap_generation: u64,
+    /// Whether the incarnation before this one is known to have ended by being swapped out as
+    /// `swap_generation`: what that image does not tell of was never done then.
+    pub swapped: bool,
     /// The host that is the process now: this one fetches the process from there, reports that it
     /// is prepared, and serves when it is told to.
     pub from: Option<StartFrom>,
@@ -488,6 +494,7 @@ mod tests {
             addresses: vec!["tcp:127.0.0.1:80".parse().unwrap()],
             swap_generation: 2,
             error: Some("none".into()),
+            swapped: true,
             transfer: HostTransfer::Frozen,
         }
     }
@@ -515,6 +522,7 @@ mod tests {
                 secret: secret.clone(),
                 restore: true,
                 swap_generation: 1,
+                swapped: true,
                 from: Some(StartFrom {
                     addresses: vec!["tcp:127.0.0.1:80".parse().unwrap()],
                     incarnation: 2,

@@ -239,6 +239,9 @@ impl Registry {
             record.swap_generation = record.swap_generation.max(report.swap_generation);
             record.images |= image;
             record.restorable |= image;
+            record.swapped = report.state == ProcessState::Swapped
+                && report.swapped
+                && report.swap_generation == record.swap_generation;
             if dead {
                 return;
             }
@@ -291,6 +294,7 @@ impl Registry {
                     entry.record.images = false;
                     entry.record.restorable = false;
                     entry.record.swap_generation = 0;
+                    entry.record.swapped = false;
                 });
             }
             (Doing::DeleteImages, Err(why)) => {

@@ -162,7 +162,11 @@ impl Registry {
         self.actions.push(Action::Persist(change));
         let request = self.command_add(link, key, Doing::Start);
         self.start_note(key);
+        let mut swapped = false;
         self.update(key, |entry| {
+            // Whatever becomes of this start, the next one cannot know what it did.
+            swapped = std::mem::take(&mut entry.record.swapped)
+                && entry.record.state == ProcessState::Swapped;
             if entry.record.state == ProcessState::Gone {
                 // A new life: what was swapped out in the one before is not its own.
                 entry.record.restorable = false;
@@ -191,6 +195,7 @@ impl Registry {
             secret: app.record.secret.clone(),
             restore: entry.record.restorable,
             swap_generation: entry.record.swap_generation,
+            swapped,
             from: None,
         };
         let message = ToAgent::Start(Box::new(command));

@@ -412,6 +412,7 @@ impl Registry {
             restorable: false,
             stopping: false,
             error: None,
+            swapped: false,
         };
         app.processes
             .insert(key.process.clone(), Entry::new(record));

@@ -394,6 +394,7 @@ impl Host {
             addresses: vec![],
             swap_generation: u64::from(state == ProcessState::Swapped),
             error: None,
+            swapped: state == ProcessState::Swapped,
             transfer: HostTransfer::None,
         }
     }

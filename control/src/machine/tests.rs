@@ -171,6 +171,7 @@ pub(super) fn report(start: &StartCommand, state: ProcessState) -> HostReport {
         addresses: vec!["tcp:127.0.0.1:9".parse().unwrap()],
         swap_generation: 0,
         error: None,
+        swapped: state == ProcessState::Swapped,
         transfer: HostTransfer::None,
     }
 }
@@ -306,6 +307,37 @@ fn a_process_is_swapped_out_and_in() {
     assert!(again.restore && again.swap_generation == 1 && again.incarnation == 2);
     bench.say(1, FromAgent::Report(report(&again, ProcessState::Ready)));
     assert_eq!(bench.kinds(), vec![(back, None)]);
+}
+
+#[test]
+fn only_the_start_after_a_swap_that_was_heard_says_so() {
+    let mut bench = Bench::new();
+    let first = bench.ready();
+    assert!(!first.swapped, "it began empty");
+    bench.say(1, swapped(&first, 1));
+    bench.ask(process(Verb::Ensure));
+    let second = bench.started();
+    assert!(second.swapped && second.swap_generation == 1);
+    // It begins with that image, serves on, and dies.
+    let mut began = report(&second, ProcessState::Ready);
+    began.swap_generation = 1;
+    bench.say(1, FromAgent::Report(began));
+    bench.say(1, FromAgent::Report(report(&second, ProcessState::Failed)));
+    bench.ask(process(Verb::Ensure));
+    let third = bench.started();
+    assert!(!third.swapped && third.swap_generation == 1);
+    // An image was found, and nobody heard whether the process ended with it.
+    let found = HostReport {
+        swap_generation: 2,
+        swapped: false,
+        ..report(&third, ProcessState::Swapped)
+    };
+    bench.say(1, FromAgent::Report(found));
+    let fourth = bench.started();
+    assert!(fourth.restore && !fourth.swapped && fourth.swap_generation == 2);
+    // It was swapped out as one that is older than what is known.
+    bench.say(1, swapped(&fourth, 1));
+    assert!(!bench.started().swapped);
 }
 
 #[test]
@@ -586,6 +618,7 @@ fn hosts_that_nobody_knows_are_found_or_saved() {
             secret: Secret::from_bytes([1; 32]),
             restore: false,
             swap_generation: 0,
+            swapped: false,
             from: None,
         },
         ProcessState::Ready,

@@ -474,6 +474,7 @@ impl Registry {
             secret: app.record.secret.clone(),
             restore: false,
             swap_generation: entry.record.swap_generation,
+            swapped: false,
             from: Some(StartFrom {
                 addresses: entry.addresses.clone(),
                 incarnation: entry.record.incarnation,

@@ -205,6 +205,7 @@ impl Agent {
                     addresses: vec!["tcp:127.0.0.1:9".parse().expect("an address")],
                     swap_generation: start.swap_generation,
                     error: None,
+                    swapped: false,
                     transfer: HostTransfer::None,
                 };
                 self.hosts.insert(start.process.clone(), report.clone());
@@ -231,7 +232,8 @@ impl Agent {
             host.state = state;
             host.pid = 0;
             host.addresses.clear();
-            host.swap_generation += u64::from(state == ProcessState::Swapped);
+            host.swapped = state == ProcessState::Swapped;
+            host.swap_generation += u64::from(host.swapped);
             host
         });
         self.done(ops, command.request, host);

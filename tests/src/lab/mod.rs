@@ -187,6 +187,7 @@ impl Lab {
             unix_dir: None,
             agent_grace_s: 0,
             cpus: Vec::new(),
+            swapped: false,
             from: None,
         }
     }

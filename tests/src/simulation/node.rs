@@ -497,7 +497,7 @@ impl Host {
                     Some(mut loaded) => {
                         generation = loaded.generation;
                         // As the host does: nobody has heard that the process ended with it.
-                        if generation != start.swap_generation {
+                        if !(start.swapped && generation == start.swap_generation) {
                             loaded.image.kind = ImageKind::Checkpoint;
                         }
                         from = Some(Image {

@@ -73,6 +73,7 @@ impl Hosts {
             addresses: Vec::new(),
             swap_generation: start.swap_generation,
             error: Some(why.clone()),
+            swapped: false,
             transfer: HostTransfer::None,
         };
         self.report_dead(report);
@@ -194,6 +195,7 @@ impl Hosts {
             addresses: Vec::new(),
             swap_generation: 0,
             error: Some("it has no host on this node".into()),
+            swapped: false,
             transfer: HostTransfer::None,
         });
         self.actions.push(Action::Say(FromAgent::Report(report)));

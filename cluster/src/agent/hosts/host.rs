@@ -7,10 +7,13 @@ use praas_control::api::{Checkpoint, ProcessState};
 
 use super::super::record::{Ending, HostRecord};
 
-/// What a host has said of its end.
+/// What is known of a host's end.
 #[derive(Debug)]
 pub(super) enum End {
+    /// It said that it ends with this image.
     Swapped(u64),
+    /// It said nothing, and left this image. It may have served on after it.
+    Unheard(u64),
     Failed(String),
 }
 
@@ -79,6 +82,7 @@ impl Host {
             addresses: self.record.addresses.clone(),
             swap_generation: self.record.swap_generation,
             error: self.record.warning.clone(),
+            swapped: false,
             transfer: self.record.transfer,
         }
     }
@@ -88,7 +92,7 @@ impl Host {
         let stopped = self.record.ending == Some(Ending::Stop);
         let (state, error) = match (&self.end, &self.killed) {
             _ if stopped => (ProcessState::Gone, None),
-            (Some(End::Swapped(_)), _) => (ProcessState::Swapped, None),
+            (Some(End::Swapped(_) | End::Unheard(_)), _) => (ProcessState::Swapped, None),
             (Some(End::Failed(error)), _) => (ProcessState::Failed, Some(error.clone())),
             (None, Some(why)) => (ProcessState::Failed, Some(why.clone())),
             (None, None) => {
@@ -101,7 +105,7 @@ impl Host {
             }
         };
         let swap_generation = match self.end {
-            Some(End::Swapped(generation)) => generation,
+            Some(End::Swapped(generation) | End::Unheard(generation)) => generation,
             _ => self.record.swap_generation,
         };
         HostReport {
@@ -110,6 +114,7 @@ impl Host {
             addresses: Vec::new(),
             swap_generation,
             error,
+            swapped: state == ProcessState::Swapped && matches!(self.end, Some(End::Swapped(_))),
             transfer: HostTransfer::None,
             ..self.report()
         }

@@ -116,7 +116,7 @@ impl Hosts {
         // A checkpoint that is known is no swap.
         let generation = generation.filter(|generation| *generation > record.swap_generation);
         let mut host = Host::new(record);
-        host.end = generation.map(End::Swapped);
+        host.end = generation.map(End::Unheard);
         self.hosts.insert(key.clone(), host);
         self.died(now, &key, "while no agent was there to see how");
     }

@@ -102,6 +102,7 @@ impl Lab {
             secret: Secret::from_bytes([1; 32]),
             restore: false,
             swap_generation: 3,
+            swapped: false,
             from: None,
         };
         self.hosts.told(self.now, ToAgent::Start(Box::new(start)));
@@ -165,6 +166,7 @@ fn a_process_is_swapped_out_and_reported_once_it_is_dead() {
     lab.die();
     lab.expect(&["remove", "report swapped", "answer 2 ok"]);
     assert_eq!(lab.said.as_ref().unwrap().swap_generation, 4);
+    assert!(lab.said.as_ref().unwrap().swapped);
     assert_eq!(lab.said.as_ref().unwrap().pid, 0);
     assert!(lab.hosts.is_empty() && lab.hosts.deadline_next().is_none());
 }
@@ -353,6 +355,8 @@ fn hosts_are_taken_over_and_told_again_what_they_may_have_missed() {
     lab.hosts.adopt_dead(lab.now, record, Some(5));
     lab.expect(&["remove", "report swapped"]);
     assert_eq!(lab.said.as_ref().unwrap().swap_generation, 5);
+    // Not that it ended with it.
+    assert!(!lab.said.as_ref().unwrap().swapped);
 }
 
 #[test]
