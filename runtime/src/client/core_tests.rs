@@ -166,3 +166,32 @@ fn what_is_put_after_a_large_message_under_its_key_waits_for_it() {
     core.on_open(&mut notes, 2, Incarnation(4));
     assert_eq!(puts(&mut notes), [1, 4, 5], "and the last one waits anew");
 }
+
+/// What it held up is let go before the process is left: else it would be the first to go there.
+#[test]
+fn what_waits_behind_a_large_message_stays_behind_it_when_that_is_turned_away() {
+    let (mut core, mut notes, target, _) = opened();
+    core.on_reply(&mut notes, 1, 0, Status::Ok, Payload::default());
+    let pool = praas_transport::BufPool::new(1 << 20);
+    for bytes in [5000, 1] {
+        let body = PutBody::new("a", &vec![0; bytes], &pool).unwrap();
+        core.put(&mut notes, target, body, CallOptions::default(), 0)
+            .unwrap();
+    }
+    notes.sent.clear();
+    core.on_put_answer(&mut notes, 1, 0, Status::Quiescing);
+    assert_eq!(notes.closed, [1], "nothing is under way there");
+    notes.now += RETRY_FIRST;
+    let now = notes.now;
+    core.tick(&mut notes, now);
+    let resolved = Resolved {
+        incarnation: Incarnation(4),
+        addresses: vec![Address::Mem("p".into())],
+    };
+    core.on_resolved(&mut notes, target, Ok(resolved));
+    core.on_open(&mut notes, 2, Incarnation(4));
+    core.on_put_answer(&mut notes, 2, 0, Status::Ok);
+    let sent = notes.sent.iter().filter(|(am, ..)| *am == AM_MAILBOX);
+    let sent: Vec<u64> = sent.map(|(_, tag, _)| *tag).collect();
+    assert_eq!(sent, [0, 1]);
+}
