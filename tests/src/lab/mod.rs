@@ -13,6 +13,7 @@ mod directory;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -316,7 +317,11 @@ impl LabHost {
     /// It says nothing for a minute, or nothing that makes sense.
     pub fn hear(&mut self) -> Option<FromHost> {
         let agent = self.agent.as_ref().expect("the lab has hung up");
-        let next = self.reader.next(agent);
+        let next = match self.reader.next(agent) {
+            // It was killed before it had read all that it was told.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
+            next => next,
+        };
         next.unwrap_or_else(|error| panic!("{error}; its log:\n{}", self.log_text()))
     }
 
