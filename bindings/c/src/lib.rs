@@ -10,7 +10,7 @@
 //! compiler, and is linked to nothing.
 //!
 //! `praas_client.h` is written by hand, and says what each function does; here is how. Each goes
-//! through [`guarded`]: no panic leaves it, errors become a code and a text.
+//! through `guarded`: no panic leaves it, errors become a code and a text.
 
 #![allow(unsafe_code)]
 
@@ -207,7 +207,7 @@ pub unsafe extern "C" fn praas_buffer_free(buffer: *mut praas_buffer) {
 /// The text of the last error; see `praas_client.h`.
 ///
 /// # Safety
-/// As for [`guarded`].
+/// As for `guarded`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn praas_client_error(client: *const praas_client) -> *const c_char {
     // SAFETY: the caller says so.

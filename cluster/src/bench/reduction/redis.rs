@@ -1,5 +1,5 @@
 //! The same sum in Redis: a server of our own, and a client that speaks its protocol (RESP,
-//! https://redis.io/docs/latest/develop/reference/protocol-spec/) over one socket.
+//! <https://redis.io/docs/latest/develop/reference/protocol-spec/>) over one socket.
 //!
 //! A function that keeps nothing between its invocations reads the vector, adds, and writes it
 //! back: a GET and a SET each time.
