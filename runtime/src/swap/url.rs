@@ -159,6 +159,9 @@ fn parse(text: &str) -> Result<StorageUrl, String> {
     if scheme == "file" && (!authority.is_empty() || !path.starts_with(b"/")) {
         return Err("file: takes an absolute path".into());
     }
+    if scheme != "file" && !path.is_empty() && !path.starts_with(b"/") {
+        return Err("a server is named after //, and its path begins with /".into());
+    }
     let mut options: Vec<(String, String)> = Vec::new();
     for option in query.split('&').filter(|option| !option.is_empty()) {
         let (name, value) = option
@@ -278,6 +281,7 @@ mod tests {
             ("swap", "neither"),
             ("file:swap", "absolute"),
             ("file://host/swap", "absolute"),
+            ("s3:b", "named after //"),
             ("s3://b/%4", "hexadecimal"),
             ("s3://b?a=1&a=2", "twice"),
             ("s3://b?a", "no value"),

@@ -142,8 +142,10 @@ impl Endpoint {
             return 0;
         }
         self.wait(deadline);
-        self.roused = false;
-        self.progress(handler)
+        let woken = std::mem::take(&mut self.roused);
+        let happened = self.progress(handler);
+        self.woken_last = woken && happened == 0;
+        happened
     }
 
     /// Whether the last [`Endpoint::progress_wait`] that found nothing ended early since the endpoint
@@ -507,5 +509,69 @@ impl Endpoint {
         }
         self.ops.close_step(id);
         (count, flow)
+    }
+}
+
+#[cfg(all(test, not(praas_loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::shm::{Spinner, SpinnerPage};
+    use crate::{CloseReason, Identity, Incarnation, LargeMessage, Ops, TransportConfig};
+
+    /// Nobody speaks.
+    struct Silence;
+
+    impl Handler for Silence {
+        fn on_message(&mut self, _: &mut Ops, _: ChannelId, _: Message<'_>) -> Flow {
+            Flow::Continue
+        }
+
+        fn on_incoming(&mut self, _: &mut Ops, _: ChannelId, _: Incoming<'_>) -> Disposition {
+            Disposition::Refuse(0)
+        }
+
+        fn on_close(&mut self, _: &mut Ops, _: ChannelId, _: CloseReason) -> Flow {
+            Flow::Continue
+        }
+
+        fn on_large(&mut self, _: &mut Ops, _: ChannelId, _: LargeMessage) -> Flow {
+            Flow::Continue
+        }
+    }
+
+    #[test]
+    fn a_wake_is_told_of_also_by_a_wait_that_may_not_spin() {
+        let identity = Identity {
+            application: "a".into(),
+            name: "".into(),
+            incarnation: Incarnation(0),
+            client_id: 1,
+        };
+        let mut endpoint = Endpoint::new(TransportConfig::default(), identity, None).unwrap();
+        for cpus in [0, 1] {
+            endpoint.spinner = Spinner::new(Arc::new(SpinnerPage::private(cpus)));
+            for mode in [WaitMode::Hot, WaitMode::Warm, WaitMode::Adaptive] {
+                endpoint.waker().wake();
+                assert_eq!(endpoint.progress_wait(&mut Silence, None, mode), 0);
+                assert!(endpoint.was_woken(), "{mode:?} on {cpus} CPUs");
+                let soon = clock::now() + Duration::from_millis(1);
+                assert_eq!(endpoint.progress_wait(&mut Silence, Some(soon), mode), 0);
+                assert!(
+                    !endpoint.was_woken(),
+                    "{mode:?} on {cpus} CPUs, for the time"
+                );
+                // From another thread, most likely when it waits already.
+                let waker = endpoint.waker();
+                let thread = std::thread::spawn(move || waker.wake());
+                assert_eq!(endpoint.progress_wait(&mut Silence, None, mode), 0);
+                assert!(
+                    endpoint.was_woken(),
+                    "{mode:?} on {cpus} CPUs, from elsewhere"
+                );
+                thread.join().unwrap();
+            }
+        }
     }
 }

@@ -82,7 +82,8 @@ impl SpinnerPage {
         Arc::clone(page)
     }
 
-    fn private(cpus: usize) -> Self {
+    /// A page of this process alone.
+    pub(crate) fn private(cpus: usize) -> Self {
         let words = (0..PAGE_BYTES / 8).map(|_| AtomicU64::new(0)).collect();
         Self {
             words: Words::Private(words),
