@@ -22,7 +22,7 @@ use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable,
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{CodecError, decode, encode};
-use crate::api::{ProcessState, TokenRole};
+use crate::api::{ProcessState, Settings, TokenRole};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const APPLICATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("applications");
@@ -55,6 +55,16 @@ pub struct ApplicationRecord {
     pub key_id: u32,
     /// The data-plane secret.
     pub secret: Secret,
+}
+
+impl ApplicationRecord {
+    /// Its settings by their names.
+    ///
+    /// # Errors
+    /// What is stored is no JSON object.
+    pub fn settings_read(&self) -> Result<Settings, serde_json::Error> {
+        serde_json::from_str(&self.settings)
+    }
 }
 
 /// A process, as it is stored. Where its host listens is its agent's to say.
@@ -272,7 +282,13 @@ impl Store {
         let read = self.database.begin_read()?;
         let mut snapshot = Snapshot::default();
         for row in read.open_table(APPLICATIONS)?.iter()? {
-            let record = self.record("application", row?.1.value())?;
+            let record: ApplicationRecord = self.record("application", row?.1.value())?;
+            record
+                .settings_read()
+                .map_err(|error| StoreError::Corrupt {
+                    path: self.path.clone(),
+                    detail: format!("settings of application {:?}: {error}", record.name),
+                })?;
             snapshot.applications.push(record);
         }
         for row in read.open_table(GENERATIONS)?.iter()? {
@@ -559,6 +575,18 @@ mod tests {
             Store::open(&missing),
             Err(StoreError::File { .. })
         ));
+    }
+
+    #[test]
+    fn settings_that_cannot_be_read_are_not_taken_for_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let store = Store::open(&path).unwrap();
+        let mut bad = application();
+        bad.settings = "{".into();
+        store.commit(&[Change::Application(bad)]).unwrap();
+        let error = store.load().unwrap_err().to_string();
+        assert!(error.contains("settings of application \"a\""), "{error}");
     }
 
     #[test]

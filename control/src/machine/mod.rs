@@ -435,9 +435,16 @@ impl Registry {
             actions: Vec::new(),
         };
         for record in snapshot.applications {
-            registry
-                .apps
-                .insert(record.name.clone(), App::new(record, 0));
+            match record.settings_read() {
+                Ok(settings) => {
+                    let app = App::new(record, settings, 0);
+                    registry.apps.insert(app.record.name.clone(), app);
+                }
+                // The store refuses to load such a record.
+                Err(error) => {
+                    tracing::error!(application = record.name, %error, "settings cannot be read");
+                }
+            }
         }
         for (name, generation) in snapshot.generations {
             if let Some(app) = registry.apps.get_mut(&name) {
@@ -661,8 +668,7 @@ impl NodeEntry {
 }
 
 impl App {
-    fn new(record: ApplicationRecord, now: u64) -> Self {
-        let settings: Settings = serde_json::from_str(&record.settings).unwrap_or_default();
+    fn new(record: ApplicationRecord, settings: Settings, now: u64) -> Self {
         let policy = PolicySettings::parse(&settings).unwrap_or_else(|failure| {
             // Of an earlier version: new applications are refused.
             tracing::warn!(application = record.name, %failure, "policies are at their defaults");

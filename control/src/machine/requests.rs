@@ -158,7 +158,7 @@ impl Registry {
         };
         let change = Change::Application(record.clone());
         self.actions.push(Action::Persist(change));
-        let app = App::new(record, now);
+        let app = App::new(record, spec.settings, now);
         let shown = app.show();
         self.apps.insert(shown.name.clone(), app);
         self.applications_tell();
