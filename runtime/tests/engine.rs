@@ -42,9 +42,21 @@ fn waits(context: &Context) -> Result<Vec<u8>, FunctionError> {
     Ok(context.message_get(None, "go", None)?.payload.to_vec())
 }
 
+/// Waits for a message, and spins then until it is cancelled.
+#[praas_runtime::function]
+fn waits_then_spins(context: &Context) -> Result<(), FunctionError> {
+    context.state_put("waiting", b"")?;
+    context.message_get(None, "go", None)?;
+    spins_on(context)
+}
+
 /// Spins until it is cancelled, without ever waiting in a call.
 #[praas_runtime::function]
 fn spins(context: &Context) -> Result<(), FunctionError> {
+    spins_on(context)
+}
+
+fn spins_on(context: &Context) -> Result<(), FunctionError> {
     context.state_put("spinning", b"")?;
     while !context.cancelled() {
         std::thread::yield_now();
@@ -152,7 +164,8 @@ fn broadcasts(context: &Context) -> Result<Vec<String>, FunctionError> {
 praas_runtime::module!(
     static "tests",
     [
-        noop, echo, add, panics, waits, spins, nests, objects, shares, files, sums, broadcasts
+        noop, echo, add, panics, waits, spins, waits_then_spins, nests, objects, shares, files, sums,
+        broadcasts
     ]
 );
 
@@ -344,6 +357,25 @@ fn what_waits_or_spins_holds_up_nobody() {
         assert_eq!(client.wait(waiting).unwrap().as_ref(), b"gone");
         client.cancel(spinning);
         assert_eq!(client.wait(spinning).err(), Some(InvokeError::Cancelled));
+    });
+}
+
+#[test]
+fn what_goes_on_after_a_wait_holds_up_nobody() {
+    // Asleep at once: the function's thread leads while it waits, and whoever watched sleeps, too.
+    over_all(WaitMode::Warm, |_, _, client| {
+        let function = client.function("p", "waits_then_spins").unwrap();
+        let call = client
+            .submit(function, b"", CallOptions::default())
+            .unwrap();
+        object_wait(client, "waiting");
+        client
+            .message_put("p", "go", b"", CallOptions::default())
+            .unwrap();
+        object_wait(client, "spinning");
+        client.invoke("p", "noop", b"").unwrap();
+        client.cancel(call);
+        assert_eq!(client.wait(call).err(), Some(InvokeError::Cancelled));
     });
 }
 

@@ -1115,7 +1115,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     fn give_up<L: Link<Channel = C>>(&mut self, link: &mut L, id: CallId, error: InvokeError) {
         let Some(call) = self.call(id) else { return };
         let peer = &self.peers[call.target.0 as usize];
-        let invocation = !matches!(call.doing, Doing::Put { .. });
+        // A put is not stopped any more, and a read has no number of its own.
+        let invocation = matches!(call.doing, Doing::Invoke { .. } | Doing::OneWay { .. });
         if let (true, true, Bond::Open(channel)) = (call.sent, invocation, peer.link) {
             // If there is no room, the function runs on for nobody; its result is dropped.
             let header = short_header(Kind::Cancel, 0, 0);

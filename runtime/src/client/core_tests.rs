@@ -98,6 +98,25 @@ fn a_deadline_that_the_header_cannot_say_is_not_told() {
     }
 }
 
+/// A read has no number among the invocations: the first of those is not meant.
+#[test]
+fn a_read_that_is_given_up_cancels_nothing() {
+    let (mut core, mut notes, target, _) = opened();
+    let options = CallOptions {
+        deadline: Some(notes.now + Duration::from_millis(1)),
+        idempotent: false,
+    };
+    core.read(&mut notes, target, "key", true, options, 0)
+        .unwrap();
+    let before = notes.sent.len();
+    notes.now += Duration::from_millis(2);
+    let now = notes.now;
+    core.tick(&mut notes, now);
+    assert_eq!(notes.sent.len(), before, "{:?}", notes.sent);
+    let outcome = core.completed().unwrap().outcome;
+    assert_eq!(outcome.err(), Some(InvokeError::DeadlineExceeded));
+}
+
 /// A swap that fails leaves the process where it was, on a channel that nobody closes.
 #[test]
 fn what_a_process_turned_away_goes_out_again_once_the_others_are_answered() {

@@ -227,6 +227,13 @@ impl Crew {
         self.queued_word().load(Ordering::SeqCst) as usize
     }
 
+    /// Jobs that wait for a worker and functions that run or are blocked, at one moment: whatever
+    /// goes from one to the other does so under the lock, or is counted as both meanwhile.
+    pub fn busy(&self) -> usize {
+        let followers = self.lock();
+        followers.queue.len() + followers.blocked + self.running()
+    }
+
     /// Queues a job for whoever is free; gives it back if the queue is full.
     pub fn queue_push(&self, job: ReadyJob) -> Option<ReadyJob> {
         let mut followers = self.lock();
@@ -379,8 +386,8 @@ impl Crew {
         followers.blocked += 1;
         self.blocked_tell(&followers);
         let more = followers.workers.len() < self.may_run() + 1 + followers.blocked;
-        drop(followers);
         self.run_end();
+        drop(followers);
         if self.queued() > 0 {
             self.call_one();
         }
@@ -397,8 +404,8 @@ impl Crew {
         let mut followers = self.lock();
         followers.blocked -= 1;
         self.blocked_tell(&followers);
-        drop(followers);
         self.running_word().fetch_add(1, Ordering::SeqCst);
+        drop(followers);
     }
 
     /// A function is past its time, and may never end: one more may run in its stead. `Some(true)`

@@ -219,10 +219,12 @@ impl Shared {
         taken
     }
 
-    /// Jobs that wait for their turn at a gate.
-    pub fn jobs_at_gates(&self) -> usize {
+    /// Whether no function runs, is blocked or waits for a worker or its turn.
+    pub fn is_quiet(&self) -> bool {
+        // Gates first: who lets a job pass there runs until it is in the queue.
         let limited = self.limits.iter().flatten();
-        limited.map(|limited| limited.jobs_waiting()).sum()
+        let at_gates: usize = limited.map(|limited| limited.jobs_waiting()).sum();
+        at_gates + self.crew.busy() == 0
     }
 }
 

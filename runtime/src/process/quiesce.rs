@@ -238,10 +238,10 @@ impl Process {
         let shared = &self.engine.shared;
         let until = clock::now() + patience;
         if let Some(meanwhile) = shared.stepped {
-            while shared.crew.running() + shared.crew.blocked() > 0 && clock::now() < until {
+            while !shared.is_quiet() && clock::now() < until {
                 meanwhile();
             }
-            return shared.crew.running() + shared.crew.blocked() == 0;
+            return shared.is_quiet();
         }
         shared.quiet_wanted.store(true, Ordering::SeqCst);
         let mut guard = shared
@@ -250,8 +250,7 @@ impl Process {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let quiet = loop {
-            let busy = shared.crew.running() + shared.crew.blocked() + shared.crew.queued();
-            if busy + shared.jobs_at_gates() == 0 {
+            if shared.is_quiet() {
                 break true;
             }
             let left = until.saturating_duration_since(clock::now());
@@ -268,23 +267,26 @@ impl Process {
         quiet
     }
 
-    /// The process as it is at one moment. For a final image messages are turned away from then on.
+    /// The process as it is at one moment. For a final image messages are turned away from then on,
+    /// and no function runs.
     pub(super) fn image(&self, kind: ImageKind) -> Result<ProcessImage, QuiesceError> {
-        let image = self.engine.with_core(move |core| {
-            // The core is there for a while after the end, and says nothing that counts.
-            if core.serve.shared.ended.load(Ordering::SeqCst) {
-                return None;
-            }
-            if kind == ImageKind::Final {
-                core.serve.sealed = true;
-                // Whoever reads it from now on shall do so where the process is next.
-                core.serve.shared.state.hide_all(&mut core.endpoint);
-            }
-            Some(core.serve.image(kind))
-        });
-        let mut image = image.flatten().ok_or(QuiesceError::Ended)??;
-        // By this thread: the endpoint's owner does not wait for disks.
         let shared = &self.engine.shared;
+        let until = clock::now() + Duration::from_millis(shared.settings.quiesce_timeout_ms);
+        let mut image = loop {
+            let image = self.engine.with_core(move |core| image_make(core, kind));
+            match image.flatten().ok_or(QuiesceError::Ended)? {
+                Some(image) => break image?,
+                // Quiet when it was asked, and not any more: what it had begun goes on.
+                None if self.quiet_wait(until.saturating_duration_since(clock::now())) => {}
+                None => {
+                    return Err(QuiesceError::StillRunning {
+                        running: shared.crew.busy(),
+                        waited_ms: shared.settings.quiesce_timeout_ms,
+                    });
+                }
+            }
+        };
+        // By this thread: the endpoint's owner does not wait for disks.
         if let Some(files) = shared.files.get() {
             let limits = FilesLimits {
                 count_max: shared.settings.files_max,
@@ -321,4 +323,26 @@ impl Process {
         });
         self.abandon();
     }
+}
+
+/// An image, by the endpoint's owner; `Some(None)` if a function runs that has to end first, `None`
+/// at the end of the process.
+fn image_make(
+    core: &mut Core,
+    kind: ImageKind,
+) -> Option<Option<Result<ProcessImage, QuiesceError>>> {
+    // The core is there for a while after the end, and says nothing that counts.
+    if core.serve.shared.ended.load(Ordering::SeqCst) {
+        return None;
+    }
+    if kind == ImageKind::Final {
+        // Whoever owns the endpoint is the only one to begin invocations from outside.
+        if !core.serve.shared.is_quiet() {
+            return Some(None);
+        }
+        core.serve.sealed = true;
+        // Whoever reads it from now on shall do so where the process is next.
+        core.serve.shared.state.hide_all(&mut core.endpoint);
+    }
+    Some(Some(core.serve.image(kind)))
 }

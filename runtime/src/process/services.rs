@@ -68,6 +68,19 @@ impl Engine {
         worker: &Worker,
         job: &Job,
         deadline: Option<Instant>,
+        owned: Option<Owned<'_, Core>>,
+    ) -> Result<Delivery, InvokeError> {
+        let delivery = self.wait_leading(worker, job, deadline, owned);
+        // It may have led, and led asleep: the monitor sleeps then, and nobody leads from now on.
+        self.watch();
+        delivery
+    }
+
+    fn wait_leading(
+        &self,
+        worker: &Worker,
+        job: &Job,
+        deadline: Option<Instant>,
         mut owned: Option<Owned<'_, Core>>,
     ) -> Result<Delivery, InvokeError> {
         let cancelled = || worker.cancel.load(Ordering::Acquire) == job.id;
