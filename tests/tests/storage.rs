@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use praas_cluster::storage::storage_open;
 use praas_runtime::swap::{Storage, StorageError, StorageUrl};
 use praas_tests::storages::{self, Cut, Kind, Lab, hung_server};
+use praas_transport::sync::atomic::{AtomicBool, Ordering};
 
 macro_rules! storages {
     ($($module:ident => $kind:ident;)*) => {
@@ -53,6 +54,57 @@ fn behind(cut: &Cut, lab: &Lab) -> std::sync::Arc<dyn Storage> {
     storage_open(&server.url_at(&cut.address().to_string())).unwrap()
 }
 
+/// A server that forgets parts before the object is made, as one does that starts anew without
+/// them, makes the creation fail.
+fn parts_that_are_lost_are_missed(lab: &Lab) {
+    let storage = lab.storage();
+    let server = lab.server.as_ref().unwrap();
+    let password = std::fs::read_to_string(lab.url.option("password_file").unwrap()).unwrap();
+    // Parts are strings; objects themselves are not.
+    let forget = "local n = 0 for _, key in ipairs(redis.call('KEYS', '*')) do \
+                  if redis.call('TYPE', key).ok == 'string' then \
+                  n = n + redis.call('UNLINK', key) end end return n";
+    let parts = vec![7; 65 << 20];
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let forgetting = scope.spawn(|| {
+            let mut forgotten = 0;
+            while !done.load(Ordering::Relaxed) {
+                let mut cli = std::process::Command::new("redis-cli");
+                cli.args(["-h", "127.0.0.1", "-n", "1", "--no-auth-warning", "-a"])
+                    .arg(password.trim())
+                    .args([
+                        "-p",
+                        &server.address().port().to_string(),
+                        "EVAL",
+                        forget,
+                        "0",
+                    ]);
+                let output = cli.output().expect("redis-cli");
+                let text = String::from_utf8_lossy(&output.stdout);
+                forgotten += text.trim().parse::<u64>().expect("a number");
+            }
+            forgotten
+        });
+        let mut missed = 0;
+        for attempt in 0..3 {
+            let name = format!("lost/{attempt}");
+            match storage.put_new(&name, &[&parts]) {
+                // Nothing was forgotten before it was there.
+                Ok(()) => {}
+                Err(error) => {
+                    assert!(text(&error).contains("lost parts"), "{}", text(&error));
+                    let gone = storage.size(&name).unwrap_err();
+                    assert!(matches!(gone, StorageError::NotFound { .. }), "{gone:?}");
+                    missed += 1;
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(forgetting.join().unwrap() > 0 && missed > 0);
+    });
+}
+
 /// An answer that is lost, at any point of a creation, makes it neither fail nor happen twice.
 fn lost_answers_are_looked_after(lab: &Lab) {
     let cut = Cut::start(lab.server.as_ref().unwrap().address());
@@ -81,6 +133,11 @@ fn lost_answers_are_looked_after(lab: &Lab) {
     cut.swallow_after(0);
     let taken = storage.put_new("5/0", &[b"other"]).unwrap_err();
     assert!(matches!(taken, StorageError::Exists { .. }), "{taken:?}");
+}
+
+#[test]
+fn parts_that_are_lost_are_missed_on_redis() {
+    storages::hold(Kind::Redis, "lost parts", parts_that_are_lost_are_missed);
 }
 
 #[test]

@@ -209,8 +209,9 @@ impl RedisStorage {
         Ok(Vec::new())
     }
 
-    /// The transaction that makes an object be there; whose the object is then.
-    fn commit(&self, name: &str, head: &Head, last: &[u8]) -> Result<String, StorageError> {
+    /// The transaction that makes an object be there; whose the object is then, and whether all
+    /// parts of this attempt are there: a server that was restarted may have lost some.
+    fn commit(&self, name: &str, head: &Head, last: &[u8]) -> Result<(String, bool), StorageError> {
         let key = self.key(name);
         let mut commit = redis::pipe();
         commit.atomic();
@@ -240,11 +241,13 @@ impl RedisStorage {
                 .ignore();
         }
         commit.cmd("HGET").arg(&key).arg("mark");
+        self.parts_count(&mut commit, name, head);
         let mut left = self.attempts_max;
         loop {
             left -= 1;
-            let error = match self.ask_once(|connection| commit.query::<(String,)>(connection)) {
-                Ok((mark,)) => return Ok(mark),
+            let error = match self.ask_once(|connection| commit.query::<(String, u64)>(connection))
+            {
+                Ok((mark, parts)) => return Ok((mark, head.parts().max(1) == parts)),
                 Err(error) => error,
             };
             if !is_lost(&error) {
@@ -252,10 +255,27 @@ impl RedisStorage {
             }
             // It may have been done, and the answer be lost.
             match self.head("create", name) {
-                Ok(Some(there)) => return Ok(there.mark),
+                Ok(Some(there)) => {
+                    let mut count = redis::pipe();
+                    self.parts_count(&mut count, name, head);
+                    let (parts,): (u64,) =
+                        self.ask("create", name, |connection| count.query(connection))?;
+                    return Ok((there.mark, head.parts().max(1) == parts));
+                }
                 _ if left > 0 => {}
                 _ => return Err(failed("create", name, error)),
             }
+        }
+    }
+
+    /// Asks how many parts are there; of an object without any, whether it is itself.
+    fn parts_count(&self, pipeline: &mut Pipeline, name: &str, head: &Head) {
+        let count = pipeline.cmd("EXISTS");
+        for part in 0..head.parts() {
+            count.arg(self.part_key(name, &head.mark, part));
+        }
+        if head.parts() == 0 {
+            count.arg(self.key(name));
         }
     }
 
@@ -346,17 +366,27 @@ impl Storage for RedisStorage {
         let created = self
             .parts_put(name, &head, &mut pieces)
             .and_then(|last| self.commit(name, &head, &last));
-        match created {
-            Ok(mark) if mark == head.mark => return Ok(()),
+        let mut remove = redis::pipe();
+        let error = match created {
+            Ok((mark, true)) if mark == head.mark => return Ok(()),
+            Ok((mark, false)) if mark == head.mark => {
+                remove.cmd("UNLINK").arg(self.key(name)).ignore();
+                let text = "the server has lost parts that it had taken";
+                StorageError::Io {
+                    operation: "create",
+                    name: name.into(),
+                    source: io::Error::other(text),
+                }
+            }
+            Ok(_) => exists(),
             // Who knows whether it was done: its parts must stay.
             Err(error) if pieces.left == 0 => return Err(error),
-            _ => {}
-        }
-        let mut remove = redis::pipe();
+            Err(error) => error,
+        };
         self.parts_remove(&mut remove, name, &head);
-        // What is left goes away by itself.
+        // What is left goes away by itself, or is an object without its parts, which is none.
         let _ = self.ask_once(|connection| remove.exec(connection));
-        Err(created.err().unwrap_or_else(exists))
+        Err(error)
     }
 
     fn size(&self, name: &str) -> Result<u64, StorageError> {
