@@ -618,6 +618,12 @@ impl Session {
         }
     }
 
+    /// Whether any of its invocations runs.
+    pub fn is_running(&self) -> bool {
+        let mut slots = self.slots.iter().chain(self.passed.values());
+        slots.any(|slot| matches!(slot, Slot::Running { .. }))
+    }
+
     /// The job that runs an invocation, if it runs.
     pub fn job(&self, sequence: u64) -> Option<u64> {
         match self.slot(sequence)? {

@@ -170,14 +170,15 @@ praas_runtime::module!(
 );
 
 fn start(listen: Listen, settings: ProcessSettings) -> (Process, Client) {
-    start_from(listen, settings, None)
+    let (process, config) = start_from(listen, settings, None);
+    (process, Client::new(config).unwrap())
 }
 
 fn start_from(
     listen: Listen,
     settings: ProcessSettings,
     restore: Option<praas_runtime::swap::ProcessImage>,
-) -> (Process, Client) {
+) -> (Process, ClientConfig) {
     let secret = Secret::generate().unwrap();
     let ring = Keyring::new();
     ring.insert("app", 1, secret.clone());
@@ -214,7 +215,7 @@ fn start_from(
         Credential::issue(&secret, &ticket(Role::Client)),
     );
     config.wait = wait;
-    (process, Client::new(config).unwrap())
+    (process, config)
 }
 
 /// Runs a body on a process of two workers over every transport.
@@ -379,6 +380,37 @@ fn what_goes_on_after_a_wait_holds_up_nobody() {
     });
 }
 
+/// A client that was forgotten asks again for what runs, or ran: nobody knows, so it is told that.
+#[test]
+fn what_a_forgotten_client_asks_again_for_does_not_run_again() {
+    let settings = ProcessSettings {
+        workers: 2,
+        sessions_max: 1,
+        quiesce_timeout_ms: 50,
+        caller_gone_cancel_ms: 0,
+        ..Default::default()
+    };
+    let listen = Listen::Shm { name: None };
+    let (process, config) = start_from(listen, settings, None);
+    let client = || Client::new(config.clone()).unwrap();
+    let (mut first, mut other) = (client(), client());
+    let spins = first.function("p", "spins").unwrap();
+    // On an open channel what is submitted goes out at once.
+    first.invoke("p", "noop", b"").unwrap();
+    let call = first.submit(spins, b"", CallOptions::default()).unwrap();
+    object_wait(&mut other, "spinning");
+    // All are let in again; the first one does not come before two others have.
+    process.credential_changed(config.credential.clone());
+    let mut newcomers = [client(), client()];
+    for newcomer in &mut newcomers {
+        newcomer.invoke("p", "noop", b"").unwrap();
+    }
+    assert_eq!(first.wait(call).err(), Some(InvokeError::OutcomeUnknown));
+    assert_eq!(process.stats().running, 1, "the first one runs on");
+    assert_eq!(first.invoke("p", "echo", b"new").unwrap(), b"new");
+    process.stop();
+}
+
 #[test]
 fn files_are_swapped_out_and_come_back() {
     let storage = tempfile::tempdir().unwrap();
@@ -394,7 +426,8 @@ fn files_are_swapped_out_and_come_back() {
     let loaded = praas_runtime::swap::swap_in(&storage, &pool, "app", "p").unwrap();
     let image = loaded.unwrap().image;
     assert_eq!(image.files.len(), 1);
-    let (process, mut client) = start_from(listen(), ProcessSettings::default(), Some(image));
+    let (process, config) = start_from(listen(), ProcessSettings::default(), Some(image));
+    let mut client = Client::new(config).unwrap();
     let read: String = client.invoke_value("p", "files", "").unwrap();
     assert_eq!(read, "kept");
     process.stop();

@@ -76,7 +76,11 @@ impl Serve {
             application: shared.identity.application.to_string(),
             process: shared.identity.name.to_string(),
             incarnation: shared.identity.incarnation,
-            kind,
+            // One that has forgotten a client cannot say that what it does not know never ran.
+            kind: match self.vouches() {
+                true => kind,
+                false => ImageKind::Checkpoint,
+            },
             state,
             mailbox: mailbox.image()?,
             sessions,

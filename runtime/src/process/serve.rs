@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use praas_transport::clock;
 use praas_transport::sync::atomic::Ordering;
 use praas_transport::{
-    Buf, ChannelId, ChannelInfo, CloseReason, Disposition, Flow, Handler, Incoming, LargeMessage,
-    Message, OneSidedDone, Ops, Posted, PostedBuf, Role, SendFailure,
+    Buf, ChannelId, ChannelInfo, CloseReason, Disposition, Flow, Handler, Incarnation, Incoming,
+    LargeMessage, Message, OneSidedDone, Ops, Posted, PostedBuf, Role, SendFailure,
 };
 use slab::Slab;
 
@@ -101,6 +101,8 @@ struct ClientSession {
     channels: usize,
     /// Counts up when it is last seen: the smallest is forgotten first.
     seen: u64,
+    /// It began after others had been forgotten, of which it may have been one.
+    after_forgotten: bool,
 }
 
 /// The serving side of a process; owned with the endpoint.
@@ -120,6 +122,8 @@ pub(super) struct Serve {
     sessions: Slab<ClientSession>,
     by_client: HashMap<u128, usize>,
     seen: u64,
+    /// A session was forgotten (`sessions_max`): what is not known any more may have run.
+    forgotten: bool,
     next_job: u64,
     results_bytes: usize,
     /// The transfer of this process to another host, if one is under way.
@@ -139,6 +143,7 @@ impl Serve {
             sessions: Slab::new(),
             by_client: HashMap::new(),
             seen: 0,
+            forgotten: false,
             next_job: 1,
             results_bytes: 0,
             transfer: None,
@@ -154,6 +159,7 @@ impl Serve {
                 channel: None,
                 channels: 0,
                 seen: 0,
+                after_forgotten: false,
             };
             let at = serve.sessions.insert(entry);
             serve.by_client.insert(client, at);
@@ -204,6 +210,8 @@ impl Serve {
         };
         if let Some(entry) = self.sessions.get_mut(served.session) {
             entry.channels -= 1;
+            self.seen += 1;
+            entry.seen = self.seen;
             let patience_ms = self.shared.settings.caller_gone_cancel_ms;
             if entry.channels == 0 && patience_ms > 0 {
                 let at = Instant::now() + Duration::from_millis(patience_ms);
@@ -335,15 +343,7 @@ impl Serve {
             return at;
         }
         if self.sessions.len() >= self.shared.settings.sessions_max {
-            let gone = self
-                .sessions
-                .iter()
-                .filter(|(_, entry)| entry.channels == 0);
-            if let Some(at) = gone.min_by_key(|(_, entry)| entry.seen).map(|(at, _)| at) {
-                let entry = self.sessions.remove(at);
-                self.results_bytes -= entry.session.bytes();
-                self.by_client.remove(&entry.client);
-            }
+            self.session_forget();
         }
         let session = Session::new(self.shared.settings.session_inflight_max);
         let entry = ClientSession {
@@ -352,10 +352,41 @@ impl Serve {
             channel: Some(channel),
             channels: 1,
             seen,
+            after_forgotten: self.forgotten,
         };
         let at = self.sessions.insert(entry);
         self.by_client.insert(client, at);
         at
+    }
+
+    /// Forgets the client that has been gone for the longest; one for which something runs only if
+    /// there is no other.
+    fn session_forget(&mut self) {
+        let gone = self
+            .sessions
+            .iter()
+            .filter(|(_, entry)| entry.channels == 0);
+        let first = gone.min_by_key(|(_, entry)| (entry.session.is_running(), entry.seen));
+        if let Some(at) = first.map(|(at, _)| at) {
+            let entry = self.sessions.remove(at);
+            self.results_bytes -= entry.session.bytes();
+            self.by_client.remove(&entry.client);
+            self.forgotten = true;
+        }
+    }
+
+    /// Whether all is known of the invocations of this incarnation that any client may ask about.
+    pub fn vouches(&self) -> bool {
+        !self.forgotten
+    }
+
+    /// Whether an invocation that is not known here, and was first sent to that incarnation, cannot
+    /// have run.
+    fn never_ran(&self, first: Incarnation, session: &ClientSession) -> bool {
+        let known_of = first == self.shared.identity.incarnation
+            || self.shared.restored_from == Some(first)
+            || self.shared.vouched.contains(&first.0);
+        known_of && !session.after_forgotten
     }
 
     #[inline]
@@ -382,16 +413,15 @@ impl Serve {
         let (session, client) = (served.session, served.client);
         let callee = served.functions.get(header.function as usize).copied();
         let callee = callee.unwrap_or(Callee::Unknown);
-        let entry = &mut self.sessions[session];
+        let entry = &self.sessions[session];
         if let Some(first) = header.first
             && !entry.session.knows(sequence)
-            && first != self.shared.identity.incarnation
-            && self.shared.restored_from != Some(first)
-            && !self.shared.vouched.contains(&first.0)
+            && !self.never_ran(first, entry)
             && !self.shared.idempotent(callee)
         {
             return self.refuse(ops, channel, sequence, Status::OutcomeUnknown, "");
         }
+        let entry = &mut self.sessions[session];
         let job = self.next_job;
         let before = entry.session.bytes();
         let admit = match self.quiescing && !entry.session.knows(sequence) {

@@ -227,6 +227,11 @@ impl Process {
         let shared = &self.engine.shared;
         let mut vouched = shared.vouched.clone();
         vouched.extend(shared.restored_from.map(|incarnation| incarnation.0));
+        // It has forgotten a client, and does not know any more what ran.
+        match image.kind {
+            ImageKind::Final => vouched.push(image.incarnation.0),
+            ImageKind::Checkpoint => vouched.clear(),
+        }
         let vouched = vouched.split_off(vouched.len().saturating_sub(VOUCHED_MAX));
         self.engine.with_core(move |core| {
             if let Some(sending) = &mut core.serve.transfer {

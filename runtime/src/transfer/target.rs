@@ -287,7 +287,7 @@ impl Target {
         self.ended && self.awaited.is_empty()
     }
 
-    /// Incarnations before the source's that it knows all invocations of.
+    /// Incarnations that it knows all invocations of; the source's most often.
     pub fn vouched(&self) -> &[u64] {
         &self.vouched
     }
@@ -322,7 +322,8 @@ impl Target {
             application: application.into(),
             process: process.into(),
             incarnation,
-            kind: ImageKind::Final,
+            // Which incarnations it speaks for has been told: `vouched`.
+            kind: ImageKind::Checkpoint,
             state: state.collect(),
             mailbox,
             sessions,
