@@ -185,6 +185,56 @@ fn connecting_is_measured_over_every_transport() {
     kind_check(&["connect"], "connect", false);
 }
 
+/// Swapping out and in, of every kind of data and compression; `places` are those that can be had.
+fn swap_check(places: &[&str], bytes: &[u64]) {
+    let sizes: Vec<String> = bytes.iter().map(u64::to_string).collect();
+    let records = records(&[
+        "swap",
+        "--storage",
+        &places.join(","),
+        "--bytes",
+        &sizes.join(","),
+        "--runs",
+        "2",
+    ]);
+    let mut expected = Vec::new();
+    for place in places {
+        for bytes in bytes {
+            for data in ["random", "half"] {
+                for compression in ["none", "lz4", "zstd"] {
+                    for part in ["out", "in"] {
+                        expected.push(format!("{place} {bytes} {data} {compression} {part}"));
+                    }
+                }
+            }
+        }
+    }
+    let named = |record: &Value| {
+        let [place, data, compression, part] =
+            ["storage", "data", "compression", "part"].map(|key| text(record, key));
+        format!("{place} {} {data} {compression} {part}", record["bytes"])
+    };
+    assert_eq!(records.iter().map(named).collect::<Vec<_>>(), expected);
+    for record in &records {
+        let number = |key: &str| record[key].as_f64().expect("a number");
+        let ordered = |keys: [&str; 3]| keys.map(number).is_sorted();
+        assert!(ordered(["min_ms", "p50_ms", "max_ms"]), "{record}");
+        let plain = ["plain_min_ms", "plain_p50_ms", "plain_max_ms"];
+        assert!(ordered(plain) && ordered(["ratio_min", "ratio", "ratio_max"]));
+        assert!(number("min_ms") > 0.0 && number("ratio_min") > 0.0);
+        assert_eq!(record["runs"], 2);
+        let (stored, bytes) = (number("stored_bytes"), number("bytes"));
+        // What does not compress is there in full; of the rest half is.
+        let whole = text(record, "data") == "random" || text(record, "compression") == "none";
+        assert_eq!(stored > bytes, whole, "{record}");
+    }
+}
+
+#[test]
+fn swaps_are_measured_beside_a_plain_file() {
+    swap_check(&["file"], &[70_000, 1 << 20]);
+}
+
 #[test]
 fn a_measurement_on_one_cpu_ends() {
     for kind in ["latency", "bandwidth"] {

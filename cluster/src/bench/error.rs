@@ -89,6 +89,12 @@ pub enum BenchError {
         /// Why.
         source: praas_runtime::invocation::InvokeError,
     },
+    /// A process could not be swapped.
+    #[error(transparent)]
+    Swap(#[from] praas_runtime::swap::SwapError),
+    /// A storage cannot be used.
+    #[error("cannot use the storage")]
+    Storage(#[source] praas_runtime::swap::StorageError),
     /// The results cannot be written.
     #[error("cannot write the results: {0}")]
     Output(#[source] io::Error),

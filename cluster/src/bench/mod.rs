@@ -26,6 +26,7 @@
 //! | `remote.rs` | the same with another host |
 //! | `reduction/` | vectors added into state, beside Redis |
 //! | `state_read/` | state objects read by one-sided operations, beside Redis |
+//! | `swap/` | swapping out and in, beside plain files, Redis and S3 |
 //! | `links/` | both sides of every kind of traffic |
 //! | `blocks.rs`, `statistics.rs` | blocks by turns, and what they say |
 //! | `output.rs`, `svg.rs`, `machine.rs` | tables, lines, plots |
@@ -45,6 +46,7 @@ mod rig;
 mod state_read;
 mod statistics;
 mod svg;
+mod swap;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -66,6 +68,7 @@ pub use self::reduction::ReductionOptions;
 pub use self::remote::{Remote, SECRET_ENV, secret_read};
 pub use self::state_read::StateReadOptions;
 pub use self::statistics::{Estimate, estimate};
+pub use self::swap::SwapOptions;
 
 /// The hidden subcommand under which this program is started again as the peer; nothing follows
 /// it. The program must then do nothing but call [`peer_main`].

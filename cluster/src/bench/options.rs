@@ -9,6 +9,7 @@ use super::plan::{BLOCK, Memory, Plan, RUNS_DEFAULT};
 use super::reduction::ReductionOptions;
 use super::remote::{self, Remote, SECRET_ENV};
 use super::state_read::StateReadOptions;
+use super::swap::SwapOptions;
 use super::{Bench, BenchError, What, output, serve};
 
 /// `praas bench`.
@@ -36,6 +37,8 @@ pub enum BenchCommand {
     Batch(WindowOptions),
     /// Reading a state object by one-sided operations, beside an invocation and Redis, by size
     StateRead(StateReadOptions),
+    /// Swapping out and in, beside plain files, Redis and S3, by size
+    Swap(SwapOptions),
     /// Do the other side's part for `--connect` on another host
     Serve(ServeOptions),
 }
@@ -64,6 +67,7 @@ impl BenchCommand {
                 let text = super::state_read::run(&options, json, &config)?;
                 return output::text_write(&text);
             }
+            Self::Swap(options) => return super::swap::run(&options, json),
             Self::Serve(options) => return serve(&options, json),
         }?;
         output::plan_run(&Plan { config, ..plan }, &files, json)
