@@ -5,6 +5,7 @@
 //! trust nothing: LZ4 is safe Rust, Zstandard gets a bound.
 
 use serde::{Deserialize, Serialize};
+use zstd::zstd_safe::{self, CCtx, CParameter, DCtx};
 
 /// How chunks are compressed before they are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ const SAMPLE_BYTES: usize = 4 << 10;
 /// Compresses chunks one after the other.
 pub(super) struct Compressor {
     coding: Coding,
-    zstd: Option<zstd::bulk::Compressor<'static>>,
+    zstd: Option<CCtx<'static>>,
     out: Vec<u8>,
 }
 
@@ -58,9 +59,9 @@ impl Compressor {
             Compression::None => (Coding::Raw, None),
             Compression::Lz4 => (Coding::Lz4, None),
             // Without its memory chunks stay as they are.
-            Compression::Zstd => match zstd::bulk::Compressor::new(zstd_level) {
-                Ok(zstd) => (Coding::Zstd, Some(zstd)),
-                Err(_) => (Coding::Raw, None),
+            Compression::Zstd => match compressor_make(zstd_level) {
+                Some(zstd) => (Coding::Zstd, Some(zstd)),
+                None => (Coding::Raw, None),
             },
         };
         Self {
@@ -101,28 +102,44 @@ impl Compressor {
         let room = match self.coding {
             Coding::Raw => return None,
             Coding::Lz4 => lz4_flex::block::get_maximum_output_size(bytes.len()),
-            Coding::Zstd => zstd::zstd_safe::compress_bound(bytes.len()),
+            Coding::Zstd => zstd_safe::compress_bound(bytes.len()),
         };
         if self.out.len() < room {
             self.out.resize(room, 0);
         }
         match &mut self.zstd {
             None => lz4_flex::block::compress_into(bytes, &mut self.out).ok(),
-            Some(zstd) => zstd.compress_to_buffer(bytes, &mut self.out[..]).ok(),
+            Some(zstd) => zstd.compress2(&mut self.out[..], bytes).ok(),
         }
     }
+}
+
+fn compressor_make(level: i32) -> Option<CCtx<'static>> {
+    let mut zstd = CCtx::try_create()?;
+    zstd.set_parameter(CParameter::CompressionLevel(level))
+        .ok()?;
+    Some(zstd)
 }
 
 /// Reads chunks back, one after the other.
 #[derive(Default)]
 pub(super) struct Decompressor {
-    zstd: Option<zstd::bulk::Decompressor<'static>>,
+    zstd: Option<DCtx<'static>>,
 }
+
+/// There is no memory for a decompressor: what a chunk holds is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoMemory;
 
 impl Decompressor {
     /// Fills `into` from stored bytes; whether they were as many as it takes. What is there now is
     /// arbitrary if not, and not known to be right if so.
-    pub(super) fn decompress(&mut self, coding: Coding, stored: &[u8], into: &mut [u8]) -> bool {
+    pub(super) fn decompress(
+        &mut self,
+        coding: Coding,
+        stored: &[u8],
+        into: &mut [u8],
+    ) -> Result<bool, NoMemory> {
         let read = match coding {
             Coding::Raw if stored.len() == into.len() => {
                 into.copy_from_slice(stored);
@@ -130,18 +147,25 @@ impl Decompressor {
             }
             Coding::Raw => None,
             Coding::Lz4 => lz4_flex::block::decompress_into(stored, into).ok(),
-            Coding::Zstd => self.zstd_run(stored, into),
+            Coding::Zstd => self.zstd()?.decompress(into, stored).ok(),
         };
-        read == Some(into.len())
+        Ok(read == Some(into.len()))
     }
 
-    fn zstd_run(&mut self, stored: &[u8], into: &mut [u8]) -> Option<usize> {
-        if self.zstd.is_none() {
-            self.zstd = zstd::bulk::Decompressor::new().ok();
+    fn zstd(&mut self) -> Result<&mut DCtx<'static>, NoMemory> {
+        match &mut self.zstd {
+            Some(zstd) => Ok(zstd),
+            empty => Ok(empty.insert(zstd_make().ok_or(NoMemory)?)),
         }
-        let zstd = self.zstd.as_mut()?;
-        zstd.decompress_to_buffer(stored, into).ok()
     }
+}
+
+fn zstd_make() -> Option<DCtx<'static>> {
+    #[cfg(test)]
+    if tests::MEMORY_SHORT.get() {
+        return None;
+    }
+    DCtx::try_create()
 }
 
 /// Decompresses arbitrary bytes as what a pack may hold; and whatever they are, they come back
@@ -162,16 +186,23 @@ pub fn fuzz_chunk(bytes: &[u8]) {
         let mut compressor = Compressor::new(compression, 3);
         if let Some((coding, stored)) = compressor.compress(bytes) {
             let mut into = vec![1; bytes.len()];
-            assert!(decompressor.decompress(coding, stored, &mut into));
+            assert_eq!(decompressor.decompress(coding, stored, &mut into), Ok(true));
             assert_eq!(into, bytes, "another chunk");
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use proptest::prelude::*;
+
+    thread_local! {
+        /// Whether this thread gets no memory for decompressors.
+        pub(in crate::swap) static MEMORY_SHORT: Cell<bool> = const { Cell::new(false) };
+    }
 
     #[test]
     fn what_does_not_compress_is_left_as_it_is() {
@@ -204,9 +235,11 @@ mod tests {
             let mut decompressor = Decompressor::default();
             for len in [0, 1, 1 << 10, (1 << 20) - 1, (1 << 20) + 1] {
                 let mut into = vec![1; len];
-                assert!(!decompressor.decompress(coding, stored, &mut into), "{len}");
+                let whole = decompressor.decompress(coding, stored, &mut into);
+                assert_eq!(whole, Ok(false), "{len}");
             }
-            assert!(decompressor.decompress(coding, stored, &mut vec![1; 1 << 20]));
+            let whole = decompressor.decompress(coding, stored, &mut vec![1; 1 << 20]);
+            assert_eq!(whole, Ok(true));
         }
     }
 
@@ -226,7 +259,8 @@ mod tests {
             }
             let stored = std::fs::read(&path).unwrap();
             let mut into = vec![0; 17 * usize::from(stored[0])];
-            assert!(Decompressor::default().decompress(coding, &stored[1..], &mut into));
+            let whole = Decompressor::default().decompress(coding, &stored[1..], &mut into);
+            assert_eq!(whole, Ok(true));
             assert_eq!(into, chunk, "{name}");
         }
     }

@@ -91,6 +91,9 @@ impl ObjectSource for Stored {
             ReadError::Rejected(reason) => FetchError::Corrupt(reason.to_string()),
             ReadError::Storage(error) => FetchError::Unavailable(causes(&error)),
             ReadError::Pool(_, error) => FetchError::Pool(error),
+            ReadError::Decompressor(part) => {
+                FetchError::Unavailable(format!("no memory to decompress {part}"))
+            }
         })?;
         Ok(bufs.pop().unwrap_or_default())
     }

@@ -170,6 +170,14 @@ pub enum SwapError {
         /// The pool's limit.
         source: PoolExhausted,
     },
+    /// There is no memory to decompress a part of the process. The stored generation may be whole.
+    #[error("cannot swap in {process}: no memory to decompress {part}")]
+    Decompressor {
+        /// The process.
+        process: String,
+        /// Which part.
+        part: String,
+    },
     /// There are generations, and not one of them verifies.
     #[error("cannot swap in {process}: none of its {} generations verifies", .rejected.len())]
     NoneVerifies {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use praas_transport::{Buf, BufMut, BufPool, PoolExhausted};
 
-use super::compress::{Coding, Decompressor};
+use super::compress::{Coding, Decompressor, NoMemory};
 use super::manifest::{ChunkRef, CommitId, MANIFEST_MAX_BYTES, Manifest, Stream};
 use super::{
     Base, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapError, process_prefix,
@@ -118,6 +118,10 @@ pub(super) fn load_newest<T>(
                     source,
                 });
             }
+            Err(ReadError::Decompressor(part)) => {
+                let process = process.into();
+                return Err(SwapError::Decompressor { process, part });
+            }
         }
     }
     match rejected.is_empty() {
@@ -154,6 +158,8 @@ pub(super) enum ReadError {
     Storage(StorageError),
     /// No memory for a part.
     Pool(String, PoolExhausted),
+    /// No memory to decompress a part.
+    Decompressor(String),
 }
 
 impl From<RejectReason> for ReadError {
@@ -385,17 +391,21 @@ impl Segment<'_> {
         mut stored: &'b [u8],
         decompressor: &mut Decompressor,
         pack: &str,
-    ) -> Result<&'b [u8], RejectReason> {
+    ) -> Result<&'b [u8], ReadError> {
         let chunks = self.into.chunks_mut(chunk_bytes).zip(self.chunks);
         for (at, (into, chunk)) in chunks.enumerate() {
             let (bytes, rest) = stored.split_at(chunk.stored as usize);
             stored = rest;
-            if !decompressor.decompress(chunk.coding, bytes, into) {
-                return Err(RejectReason::Undecodable {
-                    chunk: self.first + at,
-                    part: self.part.to_string(),
-                    pack: pack.into(),
-                });
+            match decompressor.decompress(chunk.coding, bytes, into) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Err(ReadError::Rejected(RejectReason::Undecodable {
+                        chunk: self.first + at,
+                        part: self.part.to_string(),
+                        pack: pack.into(),
+                    }));
+                }
+                Err(NoMemory) => return Err(ReadError::Decompressor(self.part.to_string())),
             }
         }
         Ok(stored)

@@ -350,7 +350,10 @@ impl Commit<'_> {
                 // Which packs it needs is not known here.
                 Err(ReadError::Rejected(RejectReason::UnknownVersion { .. })) => return Ok(()),
                 Err(ReadError::Storage(error)) => return Err(error),
-                Err(ReadError::Rejected(_) | ReadError::Pool(..)) => stale.push(*older),
+                // Memory is not asked for here.
+                Err(ReadError::Rejected(_) | ReadError::Pool(..) | ReadError::Decompressor(_)) => {
+                    stale.push(*older);
+                }
             }
         }
         for manifest in stale {

@@ -479,6 +479,32 @@ fn storage_that_fails_is_no_reason_for_an_older_generation() {
     }
 }
 
+/// That a chunk cannot be decompressed for want of memory is not damage.
+#[test]
+fn no_memory_to_decompress_is_no_reason_for_an_older_generation() {
+    let storage = MemStorage::default();
+    let config = SwapConfig {
+        compression: Compression::Zstd,
+        chunk_bytes: 256,
+        pack_max_bytes: 1 << 10,
+        ..SMALL
+    };
+    for fill in [1, 2] {
+        let mut image = image(1, fill);
+        image.state.push(object("zeros", 6, vec![fill; 256]));
+        swap_out(&storage, &image, &config).unwrap();
+    }
+    compress::tests::MEMORY_SHORT.set(true);
+    let error = load(&storage).unwrap_err();
+    compress::tests::MEMORY_SHORT.set(false);
+    assert!(
+        matches!(&error, SwapError::Decompressor { part, .. } if part == "object 'zeros'"),
+        "{error:?}"
+    );
+    let loaded = loaded(&storage);
+    assert_eq!((loaded.generation, loaded.rejected.len()), (2, 0));
+}
+
 #[test]
 fn images_above_the_limits_are_refused() {
     let refuse = |edit: &dyn Fn(&mut ProcessImage, &mut SwapConfig)| {
