@@ -43,7 +43,7 @@ pub(crate) use sections::{
     mailbox_encode,
 };
 pub use storage::{
-    COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_check,
+    Begun, COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_check,
     name_encode, prefix_check, process_prefix,
 };
 pub use url::{StorageUrl, StorageUrlError, URL_MAX_BYTES, storage_open};

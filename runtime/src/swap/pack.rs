@@ -22,10 +22,12 @@ use super::base::Reuse;
 use super::compress::{Coding, Compressor};
 use super::manifest::{ChunkRef, CommitId, HASH_BYTES, Pack, PackId, Stream};
 use super::reader::Source;
-use super::{StorageError, SwapConfig};
+use super::{Begun, StorageError, SwapConfig};
 
 /// Bytes of chunks that a thread takes from the queue at once.
 const RUN_BYTES: usize = 4 << 20;
+/// Packs that are written and not yet durable, at most: each may be an open file.
+const UNFINISHED_MAX: usize = 64;
 /// With fewer bytes than this for each thread, there are fewer threads.
 const THREAD_MIN_BYTES: usize = 4 << 20;
 
@@ -92,7 +94,9 @@ struct Shared {
     fresh: HashMap<[u8; HASH_BYTES], usize>,
     /// Numbers of packs that may be in storage.
     begun: Vec<u32>,
-    /// Packs that are: number and bytes.
+    /// Those that are to be made durable.
+    unfinished: Vec<Begun>,
+    /// Packs that are in storage: number and bytes.
     packs: Vec<(u32, u64)>,
     numbers: u32,
     failed: bool,
@@ -125,8 +129,13 @@ impl Packing<'_> {
             }));
             all.into_iter().collect::<Result<Vec<_>, StorageError>>()
         });
-        let shared = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-        match placed {
+        let mut shared = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // All packs at once, now that they are on their way to the disk.
+        let finished = placed.and_then(|placed| {
+            Begun::finish(std::mem::take(&mut shared.unfinished))?;
+            Ok(placed)
+        });
+        match finished {
             Ok(placed) => Ok(self.assemble(&todo, placed, shared.packs)),
             Err(error) => {
                 let packs = shared.begun.into_iter().map(|number| self.pack_id(number));
@@ -456,13 +465,19 @@ impl Filling {
         });
         let parts: Vec<&[u8]> = parts.collect();
         let name = packing.source.name(&packing.pack_id(number).name());
-        let written = packing.source.storage.put_new(&name, &parts);
+        let written = packing.source.storage.put_begin(&name, &parts);
         // A pack that exists is somebody else's; a failed one may be there in part.
         if !matches!(written, Err(StorageError::Exists { .. })) {
             lock(shared).begun.push(number);
         }
-        written?;
-        lock(shared).packs.push((number, self.bytes));
+        let begun = written?;
+        let mut locked = lock(shared);
+        locked.packs.push((number, self.bytes));
+        locked.unfinished.push(begun);
+        let many = locked.unfinished.len() >= UNFINISHED_MAX;
+        let unfinished = many.then(|| std::mem::take(&mut locked.unfinished));
+        drop(locked);
+        Begun::finish(unfinished.unwrap_or_default())?;
         self.parts.clear();
         self.memory.clear();
         self.bytes = 0;

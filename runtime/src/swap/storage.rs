@@ -8,6 +8,7 @@
 //!                                  pack-0000000000000003-0000000000000011-0000
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -97,6 +98,15 @@ pub trait Storage: Send + Sync {
     /// error the object may be absent, partial or whole.
     fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<(), StorageError>;
 
+    /// As [`Storage::put_new`], but what was created is durable only once [`Begun::finish`] has said
+    /// so: of many objects that are begun first and finished then, a disk can write all at once.
+    ///
+    /// # Errors
+    /// As [`Storage::put_new`].
+    fn put_begin(&self, name: &str, parts: &[&[u8]]) -> Result<Begun, StorageError> {
+        self.put_new(name, parts).map(|()| Begun::durable())
+    }
+
     /// The length of an object in bytes.
     ///
     /// # Errors
@@ -129,6 +139,77 @@ pub trait Storage: Send + Sync {
     fn check(&self) -> Result<(), StorageError> {
         Ok(())
     }
+}
+
+/// An object that was created, and need not be durable yet.
+#[derive(Debug)]
+#[must_use = "it may not be durable before it is finished"]
+pub struct Begun(Option<Unsynced>);
+
+/// A file that is to be synced, and the directories that it lies in.
+#[derive(Debug)]
+struct Unsynced {
+    name: String,
+    file: File,
+    path: PathBuf,
+    root: PathBuf,
+}
+
+impl Begun {
+    /// One that is durable already.
+    pub fn durable() -> Self {
+        Self(None)
+    }
+
+    /// A file whose sync fails, for tests.
+    #[cfg(test)]
+    pub(super) fn failing(name: &str) -> Self {
+        let (pipe, _) = rustix::pipe::pipe().expect("a pipe");
+        Self(Some(Unsynced {
+            name: name.into(),
+            file: pipe.into(),
+            path: PathBuf::from("/"),
+            root: PathBuf::from("/"),
+        }))
+    }
+
+    /// Makes objects durable, each under its name.
+    ///
+    /// # Errors
+    /// Any of them may not be durable; all are there, as far as anybody can see.
+    pub fn finish(begun: Vec<Self>) -> Result<(), StorageError> {
+        let files = || begun.iter().filter_map(|begun| begun.0.as_ref());
+        for unsynced in files() {
+            let synced = unsynced.file.sync_all();
+            synced.map_err(|source| io_error("sync", &unsynced.name, source))?;
+        }
+        // Each directory once: they have the entries of all.
+        let mut synced = BTreeSet::new();
+        for unsynced in files() {
+            directories_sync(&unsynced.path, &unsynced.root, &mut synced)
+                .map_err(|source| io_error("sync the directory of", &unsynced.name, source))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the entries on the way from the root to an object durable, but for those of directories
+/// that have been synced.
+fn directories_sync<'a>(
+    path: &'a Path,
+    root: &Path,
+    synced: &mut BTreeSet<&'a Path>,
+) -> io::Result<()> {
+    for directory in path.ancestors().skip(1) {
+        if !synced.insert(directory) {
+            break;
+        }
+        File::open(directory)?.sync_all()?;
+        if directory == root {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// What the names of all objects of a process begin with, the final `/` included.
@@ -166,7 +247,7 @@ pub fn name_encode(name: &str) -> String {
 /// Objects as files below a directory, which may be on a file system that nodes share.
 ///
 /// A file is created under its final name with `O_EXCL`, written, synced, and its directories are
-/// synced. What a crash leaves of a file is partial: readers find out by length and hash.
+/// synced; of files that are begun together all are written before the first is synced. What a crash leaves of a file is partial: readers find out by length and hash.
 /// Directories go with the last of their files.
 #[derive(Debug, Clone)]
 pub struct DirStorage {
@@ -217,17 +298,6 @@ impl DirStorage {
         }
     }
 
-    /// Makes the entries on the way from the root to the object durable.
-    fn sync_directories(&self, path: &Path) -> io::Result<()> {
-        for directory in path.ancestors().skip(1) {
-            File::open(directory)?.sync_all()?;
-            if directory == self.root {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     /// Collects names below a directory that begin with `prefix`.
     fn walk(
         &self,
@@ -273,21 +343,33 @@ fn directory_make(path: &Path) -> io::Result<()> {
 
 impl Storage for DirStorage {
     fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
-        let path = self.path(name)?;
-        let fail = |operation| move |source| io_error(operation, name, source);
-        let mut file = self.create(&path).map_err(fail("create"))?;
-        let written = write_parts(&mut file, parts)
-            .map_err(fail("write"))
-            .and_then(|()| file.sync_all().map_err(fail("sync")))
-            .and_then(|()| {
-                self.sync_directories(&path)
-                    .map_err(fail("sync its directory"))
-            });
-        if written.is_err() {
+        let begun = self.put_begin(name, parts)?;
+        let finished = Begun::finish(vec![begun]);
+        if finished.is_err() {
             // The error at hand says more than a second one would.
-            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(self.root.join(name));
         }
-        written
+        finished
+    }
+
+    fn put_begin(&self, name: &str, parts: &[&[u8]]) -> Result<Begun, StorageError> {
+        let path = self.path(name)?;
+        let mut file = self
+            .create(&path)
+            .map_err(|source| io_error("create", name, source))?;
+        if let Err(source) = write_parts(&mut file, parts) {
+            let _ = fs::remove_file(&path);
+            return Err(io_error("write", name, source));
+        }
+        // Has the disk begin. That the pages are not to be kept is what it says, too; those that
+        // are still on their way are kept all the same. It is advice: to go without costs time.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        Ok(Begun(Some(Unsynced {
+            name: name.into(),
+            file,
+            path,
+            root: self.root.clone(),
+        })))
     }
 
     fn size(&self, name: &str) -> Result<u64, StorageError> {

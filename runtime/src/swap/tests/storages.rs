@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::{commit, image};
-use crate::swap::{Storage, StorageError};
+use crate::swap::{Begun, Storage, StorageError};
 
 /// Objects in memory; clones are copies.
 #[derive(Debug, Default)]
@@ -138,6 +138,23 @@ impl Storage for Faulty {
             }
         })?;
         self.inner.put_new(name, parts)
+    }
+
+    /// Making it durable is an operation of its own, which may fail: then it may be gone, or cut
+    /// off.
+    fn put_begin(&self, name: &str, parts: &[&[u8]]) -> Result<Begun, StorageError> {
+        self.put_new(name, parts)?;
+        if !self.fails() {
+            return Ok(Begun::durable());
+        }
+        match self.leaves {
+            Leaves::Nothing => self.inner.delete(name)?,
+            Leaves::Half => self
+                .inner
+                .edit(name, |bytes| bytes.truncate(bytes.len() / 2)),
+            Leaves::All => {}
+        }
+        Ok(Begun::failing(name))
     }
 
     fn size(&self, name: &str) -> Result<u64, StorageError> {
