@@ -35,6 +35,9 @@ pub struct ObjectMeta {
     pub bytes: u64,
 }
 
+/// Objects as a snapshot has them: those that are here, and those that are in storage only.
+pub type Parted = (Vec<(String, Buf, ObjectMeta)>, Vec<(String, ObjectMeta)>);
+
 /// Why an operation on state failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
@@ -314,22 +317,28 @@ impl StateStore {
     /// # Errors
     /// Some are in storage still ([`StateStore::fetch_all`]).
     pub fn snapshot(&self) -> Result<Vec<(String, Buf, ObjectMeta)>, StateError> {
-        let objects = self.read();
-        let mut absent = objects
-            .by_key
-            .iter()
-            .filter(|(_, object)| object.is_absent());
-        if let Some((key, _)) = absent.next() {
-            return Err(StateError::Unavailable {
-                key: key.to_string(),
+        let (present, absent) = self.snapshot_parted();
+        match absent.into_iter().next() {
+            None => Ok(present),
+            Some((key, _)) => Err(StateError::Unavailable {
+                key,
                 what: "it is not fetched yet".into(),
-            });
+            }),
         }
-        Ok(objects
-            .by_key
-            .iter()
-            .map(|(key, object)| (key.to_string(), object.buf.clone(), object.meta))
-            .collect())
+    }
+
+    /// All objects at one moment: those that are here, sharing their memory, and those of which
+    /// the bytes are in storage only.
+    pub fn snapshot_parted(&self) -> Parted {
+        let objects = self.read();
+        let (mut present, mut absent) = (Vec::new(), Vec::new());
+        for (key, object) in &objects.by_key {
+            match object.is_absent() {
+                false => present.push((key.to_string(), object.buf.clone(), object.meta)),
+                true => absent.push((key.to_string(), object.meta)),
+            }
+        }
+        (present, absent)
     }
 
     /// Replaces everything by what [`StateStore::snapshot`] gave, versions included.

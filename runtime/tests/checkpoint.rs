@@ -217,7 +217,7 @@ fn a_crash_goes_back_to_the_checkpoint_and_runs_nothing_twice() {
     assert!(object(&checkpoint, "first").is_some() && object(&checkpoint, "second").is_none());
     let messages = &checkpoint.mailbox.messages;
     assert!(matches!(&messages[..], [message] if &*message.payload == b"kept"));
-    let process = keys.start(2, module(), Some(checkpoint));
+    let process = keys.start(2, module(), Some(checkpoint.into()));
     let mut caller = Caller::new(&keys, &process);
     let mut retry = |sequence, function| caller.invoke(sequence, function, Some(1));
     assert_eq!(retry(0, "counts"), (Status::Ok, 1));
@@ -244,7 +244,7 @@ fn a_crash_goes_back_to_the_checkpoint_and_runs_nothing_twice() {
     drop((process, caller));
     let last = image(folder.path());
     assert_eq!(last.kind, ImageKind::Final);
-    let process = keys.start(3, module(), Some(last));
+    let process = keys.start(3, module(), Some(last.into()));
     let mut caller = Caller::new(&keys, &process);
     assert_eq!(caller.invoke(5, "counts", Some(2)), (Status::Ok, 3));
     assert_eq!(caller.invoke(6, "counts", Some(2)), (Status::Ok, 4));

@@ -12,7 +12,9 @@ use praas_runtime::prelude::*;
 use praas_runtime::process::{
     Process, ProcessConfig, ProcessSettings, Restore, STATE_GET, StartError,
 };
-use praas_runtime::swap::{DirStorage, Storage, StorageError, SwapConfig, swap_in, swap_in_lazily};
+use praas_runtime::swap::{
+    Base, DirStorage, Storage, StorageError, SwapConfig, swap_in, swap_in_lazily,
+};
 use praas_transport::{
     BufPool, Credential, Incarnation, Keyring, Kinds, Listen, Role, Secret, Ticket, WaitMode,
 };
@@ -203,8 +205,20 @@ impl Lab {
         Credential::issue(&self.secret, &ticket)
     }
 
+    /// As [`Lab::start`], and the process knows what of it is in storage.
+    fn start_based(&self, incarnation: u64, gate: Gate) -> Process {
+        let mut base = None;
+        let process = self.start_telling(incarnation, gate, |loaded| base = Some(loaded));
+        process.base_set(base.unwrap());
+        process
+    }
+
     /// Starts the process from storage; what it reads once it serves meets the gate.
     fn start(&self, incarnation: u64, gate: Gate) -> Process {
+        self.start_telling(incarnation, gate, |_| {})
+    }
+
+    fn start_telling(&self, incarnation: u64, gate: Gate, tell: impl FnOnce(Base)) -> Process {
         let mut registry = Registry::new();
         registry.module_add(module()).unwrap();
         let config = ProcessConfig {
@@ -228,9 +242,10 @@ impl Lab {
         let started = Process::start_from(config, |pool| -> Result<_, StartError> {
             let loaded = swap_in_lazily(&storage, pool, "app", "p", 1).unwrap();
             self.gated.turn(gate);
-            Ok(loaded.map(|(loaded, absent)| Restore {
-                image: loaded.image,
-                absent,
+            Ok(loaded.map(|(loaded, absent)| {
+                tell(loaded.base);
+                let image = loaded.image;
+                Restore { image, absent }
             }))
         });
         started.unwrap()
@@ -441,4 +456,61 @@ fn a_swap_or_a_checkpoint_has_what_was_absent() {
         .swap_out(&*lab.gated, &SwapConfig::default())
         .unwrap();
     whole();
+}
+
+/// A process that was just swapped in, and is swapped out, reads nothing and writes next to
+/// nothing.
+#[test]
+fn what_was_not_fetched_is_not_for_a_swap_either() {
+    let lab = Lab::new();
+    let process = lab.start_based(2, Gate::Closed);
+    let mut client = lab.client(&process);
+    client.invoke("p", "replaces", b"").unwrap();
+    // Fetchers may have begun; nobody gets further.
+    let committed = process
+        .swap_out(&*lab.gated, &SwapConfig::default())
+        .unwrap();
+    assert!(committed.bytes < 10_000, "{committed:?}");
+    assert!(committed.bytes_reused >= ((LARGE - 2) * LARGE_BYTES) as u64);
+    lab.gated.turn(Gate::Open);
+    let pool = BufPool::new(1 << 30);
+    let loaded = swap_in(&*lab.gated, &pool, "app", "p").unwrap().unwrap();
+    let state = loaded.image.state.iter();
+    let state: BTreeMap<_, _> = state.map(|(key, buf, _)| (&**key, &buf[..])).collect();
+    for number in [0, 3, 4, 5] {
+        assert!(*state[&*name(number)] == pattern(number)[..], "{number}");
+    }
+    assert_eq!(state[&*name(1)], b"new");
+    assert!(!state.contains_key(&*name(2)));
+}
+
+/// Commits delete no packs that are still to be read.
+#[test]
+fn what_is_fetched_after_many_commits_is_still_there() {
+    let lab = Lab::new();
+    let process = lab.start_based(2, Gate::Closed);
+    let mut client = lab.client(&process);
+    for _ in 0..5 {
+        let _: bool = client.invoke_value("p", "replaces", &()).unwrap();
+        process
+            .checkpoint(&*lab.gated, &SwapConfig::default())
+            .unwrap();
+        assert_eq!(process.state_absent(), LARGE - 2);
+    }
+    lab.gated.turn(Gate::Open);
+    absent_wait(&process, 0);
+    for number in [0, 3, 4, 5] {
+        assert_eq!(hash(&mut client, number), hash_expected(number));
+    }
+}
+
+#[test]
+fn what_is_known_to_be_damaged_is_not_swapped_out_unread() {
+    let lab = Lab::new();
+    let process = lab.start_based(2, Gate::Flipping);
+    let mut client = lab.client(&process);
+    let said = hash(&mut client, 1);
+    assert!(said.starts_with("corrupt: "), "{said}");
+    let error = process.swap_out(&*lab.gated, &SwapConfig::default());
+    assert!(error.unwrap_err().to_string().contains("damaged"));
 }

@@ -127,7 +127,7 @@ impl Shared {
 
 impl Process {
     /// Has all of the state here: after a lazy swap-in, waits for what is in storage still. To be
-    /// called before the state is to be somewhere else; not by a worker.
+    /// called before the state is to be somewhere else than in this storage; not by a worker.
     ///
     /// # Errors
     /// An object that is damaged in storage, a storage that fails, no memory.

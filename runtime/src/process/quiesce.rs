@@ -19,9 +19,9 @@ use super::serve::Serve;
 use crate::codec::CodecError;
 use crate::files::{FilesError, FilesLimits};
 use crate::invocation::{Payload, Status};
-use crate::state::StateError;
+use crate::state::{ObjectMeta, StateError};
 use crate::swap::{
-    Base, Committed, ImageKind, ProcessImage, Storage, SwapConfig, SwapError, swap_out_on,
+    Base, Committed, ImageKind, ProcessImage, Storage, SwapConfig, SwapError, swap_out_with,
 };
 
 /// Why a process was not swapped out, or no checkpoint was taken; it serves on.
@@ -60,6 +60,12 @@ pub enum QuiesceError {
     State(#[from] StateError),
 }
 
+/// What outlives a host, and of its state what is in storage only.
+pub(super) struct Outliving {
+    pub(super) image: ProcessImage,
+    pub(super) absent: Vec<(String, ObjectMeta)>,
+}
+
 impl Serve {
     /// All that outlives the host, by reference, as it is at one moment.
     ///
@@ -67,12 +73,12 @@ impl Serve {
     /// endpoint's owner alone, which this is: so whatever is recorded in the image is of a function
     /// that had ended, and the image has its effects. State and mailbox are read under both locks:
     /// no function can have taken a message, and put what it made of it, in between.
-    pub fn image(&self, kind: ImageKind) -> Result<ProcessImage, QuiesceError> {
+    pub(super) fn image(&self, kind: ImageKind) -> Result<Outliving, QuiesceError> {
         let shared = &self.shared;
         let sessions = self.sessions_image(kind);
         let mailbox = shared.mailbox();
-        let state = shared.state.snapshot()?;
-        Ok(ProcessImage {
+        let (state, absent) = shared.state.snapshot_parted();
+        let image = ProcessImage {
             application: shared.identity.application.to_string(),
             process: shared.identity.name.to_string(),
             incarnation: shared.identity.incarnation,
@@ -85,7 +91,8 @@ impl Serve {
             mailbox: mailbox.image()?,
             sessions,
             files: Vec::new(),
-        })
+        };
+        Ok(Outliving { image, absent })
     }
 }
 
@@ -104,10 +111,30 @@ impl Process {
         storage: &dyn Storage,
         config: &SwapConfig,
     ) -> Result<Committed, QuiesceError> {
-        self.state_fetch()?;
         let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
-        let image = self.image(ImageKind::Checkpoint)?;
-        Ok(swap_out_on(storage, &image, config, &mut base)?)
+        self.state_fetch_needed(storage, config, base.as_ref())?;
+        let Outliving { image, absent } = self.image(ImageKind::Checkpoint)?;
+        Ok(swap_out_with(storage, &image, &absent, config, &mut base)?)
+    }
+
+    /// Fetches what is in storage only, as far as the next commit there cannot leave it where it is.
+    /// What is known to be damaged is asked for, too, and fails: a commit is not to hide it.
+    fn state_fetch_needed(
+        &self,
+        storage: &dyn Storage,
+        config: &SwapConfig,
+        base: Option<&Base>,
+    ) -> Result<(), QuiesceError> {
+        let state = &self.engine.shared.state;
+        if state.absent_count() == 0 {
+            return Ok(());
+        }
+        let Some(base) = base else {
+            return Ok(state.fetch_all()?);
+        };
+        let (_, absent) = state.snapshot_parted();
+        let needed = base.bytes_needed(storage, config, &absent)?;
+        Ok(state.fetch_some(|key, _, damaged| damaged || needed.contains(key))?)
     }
 
     /// Tells what of the process is in storage since it was swapped in from there: the first
@@ -128,13 +155,15 @@ impl Process {
         storage: &dyn Storage,
         config: &SwapConfig,
     ) -> Result<Committed, QuiesceError> {
-        // While it serves, for this may take a while.
-        self.state_fetch()?;
         let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        // While it serves, for this may take a while.
+        self.state_fetch_needed(storage, config, base.as_ref())?;
         let outcome = self
             .quiesce()
             .and_then(|()| self.image(ImageKind::Final))
-            .and_then(|image| Ok(swap_out_on(storage, &image, config, &mut base)?));
+            .and_then(|Outliving { image, absent }| {
+                Ok(swap_out_with(storage, &image, &absent, config, &mut base)?)
+            });
         match outcome {
             Ok(committed) => {
                 self.end();
@@ -273,13 +302,13 @@ impl Process {
 
     /// The process as it is at one moment. For a final image messages are turned away from then on,
     /// and no function runs.
-    pub(super) fn image(&self, kind: ImageKind) -> Result<ProcessImage, QuiesceError> {
+    pub(super) fn image(&self, kind: ImageKind) -> Result<Outliving, QuiesceError> {
         let shared = &self.engine.shared;
         let until = clock::now() + Duration::from_millis(shared.settings.quiesce_timeout_ms);
-        let mut image = loop {
-            let image = self.engine.with_core(move |core| image_make(core, kind));
-            match image.flatten().ok_or(QuiesceError::Ended)? {
-                Some(image) => break image?,
+        let mut outliving = loop {
+            let made = self.engine.with_core(move |core| image_make(core, kind));
+            match made.flatten().ok_or(QuiesceError::Ended)? {
+                Some(outliving) => break outliving?,
                 // Quiet when it was asked, and not any more: what it had begun goes on.
                 None if self.quiet_wait(until.saturating_duration_since(clock::now())) => {}
                 None => {
@@ -296,9 +325,9 @@ impl Process {
                 count_max: shared.settings.files_max,
                 bytes_max: shared.settings.files_max_bytes,
             };
-            image.files = files.image(&shared.pool, limits)?;
+            outliving.image.files = files.image(&shared.pool, limits)?;
         }
-        Ok(image)
+        Ok(outliving)
     }
 
     /// Closes everything in good order and lets the threads go.
@@ -331,10 +360,7 @@ impl Process {
 
 /// An image, by the endpoint's owner; `Some(None)` if a function runs that has to end first, `None`
 /// at the end of the process.
-fn image_make(
-    core: &mut Core,
-    kind: ImageKind,
-) -> Option<Option<Result<ProcessImage, QuiesceError>>> {
+fn image_make(core: &mut Core, kind: ImageKind) -> Option<Option<Result<Outliving, QuiesceError>>> {
     // The core is there for a while after the end, and says nothing that counts.
     if core.serve.shared.ended.load(Ordering::SeqCst) {
         return None;

@@ -22,9 +22,10 @@ use praas_transport::{
 };
 
 use super::engine::Core;
-use super::quiesce::QuiesceError;
+use super::quiesce::{Outliving, QuiesceError};
 use super::serve::Serve;
 use super::{Process, ProcessConfig, Restore, StartError, endpoint_make};
+use crate::state::StateError;
 use crate::swap::{ImageKind, ProcessImage};
 use crate::transfer::{
     AM_TRANSFER, FromSource, FromTarget, Notice, Out, PullError, Shape, Source, SourceCounts,
@@ -223,7 +224,11 @@ impl Process {
             return Err(TransferError::StillRunning { running, waited_ms });
         }
         self.one_way_settle(Duration::from_millis(waited_ms))?;
-        let image = self.image(ImageKind::Final)?;
+        let Outliving { image, absent } = self.image(ImageKind::Final)?;
+        if let Some((key, _)) = absent.into_iter().next() {
+            let what = "it is not fetched yet".into();
+            return Err(QuiesceError::from(StateError::Unavailable { key, what }).into());
+        }
         let shared = &self.engine.shared;
         let mut vouched = shared.vouched.clone();
         vouched.extend(shared.restored_from.map(|incarnation| incarnation.0));

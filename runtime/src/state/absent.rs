@@ -94,6 +94,11 @@ impl Absent {
         self.fetching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it was read, and does not verify.
+    fn is_damaged(&self) -> bool {
+        matches!(self.lock().outcome, Some(Err(FetchError::Corrupt(_))))
+    }
+
     /// The bytes: reads them, or waits for whoever does.
     fn fetch(&self) -> Result<Buf, FetchError> {
         let mut fetching = self.lock();
@@ -208,7 +213,7 @@ impl StateStore {
     pub fn fetch(&self, key: &str, absent: &Arc<Absent>) -> Result<Buf, StateError> {
         let fetched = absent.fetch();
         // Those who waited, too: the first of them need not be the one who read it.
-        let buf = fetched.map_err(|error| error.of(key))?;
+        let buf = fetched.map_err(|error| self.fetch_failed(key, absent, error))?;
         let mut objects = self.lock();
         if let Some(object) = objects.by_key.get_mut(key)
             && let Some(there) = &object.absent
@@ -221,14 +226,50 @@ impl StateStore {
         Ok(buf)
     }
 
+    /// What a failure says to who asked. Once an object was written anew, or deleted, commits may
+    /// delete what it was: that it cannot be read any more is no damage.
+    fn fetch_failed(&self, key: &str, absent: &Arc<Absent>, error: FetchError) -> StateError {
+        let objects = self.read();
+        let object = objects.by_key.get(key);
+        let there = object.and_then(|object| object.absent.as_ref());
+        match (there, error) {
+            (Some(there), error) if Arc::ptr_eq(there, absent) => error.of(key),
+            (_, FetchError::Corrupt(_)) => {
+                FetchError::Unavailable("it was written anew meanwhile".into()).of(key)
+            }
+            (_, error) => error.of(key),
+        }
+    }
+
+    /// Fetches those of the absent objects, unless somebody else does, that are `wanted`, which is
+    /// told what is known of them and whether they are known to be damaged.
+    ///
+    /// # Errors
+    /// As [`StateStore::fetch`], of the first that fails.
+    pub fn fetch_some(
+        &self,
+        wanted: impl Fn(&str, &ObjectMeta, bool) -> bool,
+    ) -> Result<(), StateError> {
+        let absent: Vec<_> = {
+            let objects = self.read();
+            let all = objects.by_key.iter();
+            let absent = all.filter_map(|(key, object)| {
+                let absent = object.absent.as_ref()?;
+                let wanted = wanted(key, &object.meta, absent.is_damaged());
+                wanted.then(|| (key.clone(), Arc::clone(absent)))
+            });
+            absent.collect()
+        };
+        let mut absent = absent.into_iter();
+        absent.try_for_each(|(key, absent)| self.fetch(&key, &absent).map(drop))
+    }
+
     /// Fetches all that is absent, unless somebody else does.
     ///
     /// # Errors
     /// As [`StateStore::fetch`], of the first that fails.
     pub fn fetch_all(&self) -> Result<(), StateError> {
-        let absent = self.absent();
-        let mut absent = absent.into_iter();
-        absent.try_for_each(|(key, absent)| self.fetch(&key, &absent).map(drop))
+        self.fetch_some(|_, _, _| true)
     }
 
     /// The keys of absent objects, in order.

@@ -6,11 +6,11 @@
 //!   pack gone, mostly dead, one of many small -> none of it: what still lives is written anew
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::manifest::{ChunkRef, CommitId, HASH_BYTES, Manifest, ObjectEntry, Pack, Stream};
-use super::{Listing, SwapConfig};
+use super::{Listing, Storage, SwapConfig, SwapError, process_prefix};
 use crate::state::ObjectMeta;
 
 /// What the last commit of a process, or the image that it began with, has in storage: the next
@@ -38,6 +38,32 @@ impl Base {
 
     pub(super) fn id(&self) -> CommitId {
         self.manifest.id
+    }
+
+    /// Which of these objects the next commit to `storage` has to have the bytes of: it cannot leave
+    /// them where they are. Whatever is not as it is here is among them.
+    ///
+    /// # Errors
+    /// The storage cannot be listed.
+    pub fn bytes_needed<'a>(
+        &self,
+        storage: &dyn Storage,
+        config: &SwapConfig,
+        objects: &'a [(String, ObjectMeta)],
+    ) -> Result<BTreeSet<&'a str>, SwapError> {
+        let manifest = self.manifest();
+        let prefix = process_prefix(&manifest.application, &manifest.process);
+        let listing = Listing::read(storage, &prefix).map_err(|source| SwapError::Storage {
+            process: manifest.process.clone(),
+            source,
+        })?;
+        let reuse = Reuse::new(self, &listing, config);
+        let goes = |(key, meta): &&(String, ObjectMeta)| {
+            let stays = reuse.as_ref().and_then(|reuse| reuse.whole(key, meta));
+            stays.is_none()
+        };
+        let needed = objects.iter().filter(goes);
+        Ok(needed.map(|(key, _)| key.as_str()).collect())
     }
 
     /// Whether its manifest and all its packs are still there, by their names.
@@ -82,10 +108,17 @@ impl<'a> Reuse<'a> {
     }
 
     /// Where an object lies that has not been written since.
-    pub(super) fn object(&self, key: &str, meta: &ObjectMeta, bytes: usize) -> Option<&'a Stream> {
+    pub(super) fn object(&self, key: &str, meta: &ObjectMeta, bytes: u64) -> Option<&'a Stream> {
         let known = self.objects.get(key)?;
-        let same = known.version == meta.version && known.stream.bytes == bytes as u64;
+        let same = known.version == meta.version && known.stream.bytes == bytes;
         same.then_some(&known.stream)
+    }
+
+    /// Where an object lies that has not been written since, if all of it is to stay there.
+    pub(super) fn whole(&self, key: &str, meta: &ObjectMeta) -> Option<&'a Stream> {
+        let stream = self.object(key, meta, meta.bytes)?;
+        let stays = stream.chunks.iter().all(|chunk| self.stays(chunk));
+        stays.then_some(stream)
     }
 
     /// Whether a chunk of the base is to stay where it is.

@@ -10,8 +10,8 @@
 //! back to then, since the process has served from this one; so a chunk that does not verify is an
 //! error of its object.
 //!
-//! The generation that is read from stays: only commits delete, and a process commits only once
-//! all of its state is here.
+//! What is read from stays: only commits delete, and each refers to the packs in which something
+//! lies that is not here yet.
 
 use std::error::Error;
 use std::sync::Arc;

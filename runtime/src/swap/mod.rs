@@ -47,7 +47,7 @@ pub use storage::{
     name_encode, prefix_check, process_prefix,
 };
 pub use url::{StorageUrl, StorageUrlError, URL_MAX_BYTES, storage_open};
-pub use writer::{Committed, swap_out, swap_out_on};
+pub use writer::{Committed, swap_out, swap_out_on, swap_out_with};
 
 use crate::invocation::SessionImage;
 use crate::mailbox::MailboxImage;
@@ -151,6 +151,15 @@ pub enum SwapError {
         process: String,
         /// What is wrong.
         what: String,
+    },
+    /// A part of the state is in storage only, and not where this commit could leave it. Nothing was
+    /// written; once it was fetched the commit can be tried again.
+    #[error("cannot swap out {process}: object '{key}' is not fetched yet")]
+    Absent {
+        /// The process.
+        process: String,
+        /// The object.
+        key: String,
     },
     /// The storage failed.
     #[error("cannot swap {process}")]

@@ -33,7 +33,10 @@ const THREAD_MIN_BYTES: usize = 4 << 20;
 
 /// Bytes that are to be stored.
 pub(super) struct Content<'a> {
+    /// Empty if they are known, and all of them stay where they are: then nobody asks for them.
     pub(super) bytes: &'a [u8],
+    /// How many they are.
+    pub(super) length: usize,
     /// Where they lie, if they are known not to have changed.
     pub(super) known: Option<&'a Stream>,
 }
@@ -180,16 +183,13 @@ impl Packing<'_> {
     }
 
     fn chunks(&self, content: &Content<'_>) -> usize {
-        content
-            .bytes
-            .len()
-            .div_ceil(self.config.chunk_bytes as usize)
+        content.length.div_ceil(self.config.chunk_bytes as usize)
     }
 
     fn range(&self, todo: Todo) -> Range<usize> {
         let start = todo.chunk as usize * self.config.chunk_bytes as usize;
         let end = start + self.config.chunk_bytes as usize;
-        start..end.min(self.contents[todo.content as usize].bytes.len())
+        start..end.min(self.contents[todo.content as usize].length)
     }
 
     fn chunk(&self, todo: Todo) -> &[u8] {
@@ -231,7 +231,7 @@ impl Packing<'_> {
                 packs.chunk(place, &mut counts)
             });
             streams.push(Stream {
-                bytes: content.bytes.len() as u64,
+                bytes: content.length as u64,
                 chunks: chunks.collect(),
             });
         }

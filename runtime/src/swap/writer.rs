@@ -19,6 +19,7 @@ use super::{
     Base, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapConfig, SwapError,
     process_prefix, sections,
 };
+use crate::state::ObjectMeta;
 
 /// Generations that stay: the one just written, and the last before it that verifies.
 const KEPT: usize = 2;
@@ -71,6 +72,22 @@ pub fn swap_out_on(
     config: &SwapConfig,
     base: &mut Option<Base>,
 ) -> Result<Committed, SwapError> {
+    swap_out_with(storage, image, &[], config, base)
+}
+
+/// As [`swap_out_on`], and of the state there are objects besides whose bytes are in storage only:
+/// the commit leaves them where the base has them.
+///
+/// # Errors
+/// As [`swap_out_on`]. [`SwapError::Absent`] if one of them cannot be left where it is, before
+/// anything is written: [`Base::bytes_needed`] tells them beforehand.
+pub fn swap_out_with(
+    storage: &dyn Storage,
+    image: &ProcessImage,
+    absent: &[(String, ObjectMeta)],
+    config: &SwapConfig,
+    base: &mut Option<Base>,
+) -> Result<Committed, SwapError> {
     check_image(image, config).map_err(|what| SwapError::BadImage {
         process: image.process.clone(),
         what,
@@ -81,6 +98,7 @@ pub fn swap_out_on(
             prefix: process_prefix(&image.application, &image.process),
         },
         image,
+        absent,
         config,
         base: base.as_ref(),
     };
@@ -140,6 +158,8 @@ fn check_image(image: &ProcessImage, config: &SwapConfig) -> Result<(), String> 
 struct Commit<'a> {
     source: Source<'a>,
     image: &'a ProcessImage,
+    /// Objects that are in storage only.
+    absent: &'a [(String, ObjectMeta)],
     config: &'a SwapConfig,
     base: Option<&'a Base>,
 }
@@ -162,11 +182,12 @@ impl Commit<'_> {
             config: self.config,
             id,
             reuse: reuse.as_ref(),
-            contents: self.contents(reuse.as_ref(), rest),
+            contents: self.contents(reuse.as_ref(), rest)?,
         };
         // Most of a manifest, before anything is written for it.
         let names = self.image.state.iter().map(|(key, ..)| key.len());
         let names: usize = names
+            .chain(self.absent.iter().map(|(key, _)| key.len()))
             .chain(self.image.files.iter().map(|(name, _)| name.len()))
             .sum();
         self.check_bytes(names + packing.chunks_total() * CHUNK_REF_BYTES)?;
@@ -193,21 +214,42 @@ impl Commit<'_> {
         Ok((committed, manifest))
     }
 
-    /// What is to be stored, in the order of the manifest's streams.
+    /// What is to be stored: objects that are here, objects that are absent, and then in the order
+    /// of the manifest's streams.
     fn contents<'b>(
         &'b self,
         reuse: Option<&'b Reuse<'b>>,
         rest: impl Iterator<Item = &'b [u8]>,
-    ) -> Vec<Content<'b>> {
-        let state = self.image.state.iter().map(|(key, buf, meta)| Content {
-            bytes: buf,
-            known: reuse.and_then(|reuse| reuse.object(key, meta, buf.len())),
+    ) -> Result<Vec<Content<'b>>, SwapError> {
+        let content = |bytes: &'b [u8], known| Content {
+            bytes,
+            length: bytes.len(),
+            known,
+        };
+        let state = self.image.state.iter().map(|(key, buf, meta)| {
+            let known = reuse.and_then(|reuse| reuse.object(key, meta, buf.len() as u64));
+            Ok(content(buf, known))
+        });
+        let absent = self.absent.iter().map(|(key, meta)| {
+            let known = reuse.and_then(|reuse| reuse.whole(key, meta));
+            // A length comes with its chunks, so it is far from the end of usize.
+            let length = meta.bytes as usize;
+            let bytes = &[];
+            match known {
+                Some(_) => Ok(Content {
+                    bytes,
+                    length,
+                    known,
+                }),
+                None => Err(SwapError::Absent {
+                    process: self.image.process.clone(),
+                    key: key.clone(),
+                }),
+            }
         });
         let files = self.image.files.iter().map(|(_, buf)| &buf[..]);
-        let unknown = files
-            .chain(rest)
-            .map(|bytes| Content { bytes, known: None });
-        state.chain(unknown).collect()
+        let unknown = files.chain(rest).map(|bytes| Ok(content(bytes, None)));
+        state.chain(absent).chain(unknown).collect()
     }
 
     fn fail(&self, source: StorageError) -> SwapError {
@@ -266,14 +308,20 @@ impl Commit<'_> {
 
     fn manifest(&self, id: CommitId, bodies: usize, packed: Packed) -> Manifest {
         let mut streams = packed.streams.into_iter();
-        let state = self.image.state.iter().zip(&mut streams);
-        let objects = state.map(|((key, _, meta), stream)| ObjectEntry {
+        let here = self.image.state.iter().map(|(key, _, meta)| (key, meta));
+        let absent = self.absent.iter().map(|(key, meta)| (key, meta));
+        let objects = here.chain(absent).zip(&mut streams);
+        let objects = objects.map(|((key, meta), stream)| ObjectEntry {
             key: key.clone(),
             version: meta.version,
             written_unix_ms: meta.written_unix_ms,
             stream,
         });
-        let objects = objects.collect();
+        let mut objects: Vec<_> = objects.collect();
+        if !self.absent.is_empty() {
+            // As they are where all are here: where one was says nothing about it.
+            objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        }
         let files = self.image.files.iter().zip(&mut streams);
         let files = files.map(|((name, _), stream)| FileEntry {
             name: name.clone(),

@@ -7,8 +7,7 @@ use praas_runtime::abi::ModuleTable;
 use praas_runtime::client::{Client, ClientConfig, Directory};
 use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
-use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
-use praas_runtime::swap::ProcessImage;
+use praas_runtime::process::{Process, ProcessConfig, ProcessSettings, Restore, StartError};
 use praas_transport::{
     Credential, Incarnation, Keyring, Kinds, Listen, Role, Secret, Ticket, WaitMode,
 };
@@ -38,12 +37,13 @@ impl Keys {
         Credential::issue(&self.secret, &ticket)
     }
 
-    /// Process `p` of application `app`, with two workers.
+    /// Process `p` of application `app`, with two workers; some of its state may be in storage
+    /// still.
     pub fn start(
         &self,
         incarnation: u64,
         module: &'static ModuleTable,
-        restore: Option<ProcessImage>,
+        restore: Option<Restore>,
     ) -> Process {
         let mut registry = Registry::new();
         registry.module_add(module).unwrap();
@@ -52,7 +52,7 @@ impl Keys {
             wait: WaitMode::Warm,
             ..ProcessSettings::default()
         };
-        Process::start(ProcessConfig {
+        let config = ProcessConfig {
             application: "app".into(),
             process: "p".into(),
             incarnation: Incarnation(incarnation),
@@ -63,9 +63,9 @@ impl Keys {
             transports: Kinds::all(),
             settings,
             registry,
-            restore,
-        })
-        .unwrap()
+            restore: None,
+        };
+        Process::start_from(config, |_| Ok::<_, StartError>(restore)).unwrap()
     }
 
     pub fn client(&self, process: &Process) -> Client {

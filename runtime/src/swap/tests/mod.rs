@@ -11,6 +11,7 @@ use crate::invocation::Status;
 use crate::mailbox::MailMessage;
 use storages::{Faulty, Leaves, MemStorage, Overtaken};
 
+mod absent;
 mod incremental;
 mod storages;
 
