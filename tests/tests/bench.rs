@@ -186,17 +186,20 @@ fn connecting_is_measured_over_every_transport() {
 }
 
 /// Swapping out and in, of every kind of data and compression; `places` are those that can be had.
-fn swap_check(places: &[&str], bytes: &[u64]) {
+fn swap_check(places: &[&str], bytes: &[u64], more: &[&str]) {
     let sizes: Vec<String> = bytes.iter().map(u64::to_string).collect();
-    let records = records(&[
+    let (named, sizes) = (places.join(","), sizes.join(","));
+    let mut arguments = vec![
         "swap",
         "--storage",
-        &places.join(","),
+        &named,
         "--bytes",
-        &sizes.join(","),
+        &sizes,
         "--runs",
         "2",
-    ]);
+    ];
+    arguments.extend(more);
+    let records = records(&arguments);
     let mut expected = Vec::new();
     for place in places {
         for bytes in bytes {
@@ -232,7 +235,39 @@ fn swap_check(places: &[&str], bytes: &[u64]) {
 
 #[test]
 fn swaps_are_measured_beside_a_plain_file() {
-    swap_check(&["file"], &[70_000, 1 << 20]);
+    swap_check(&["file"], &[70_000, 1 << 20], &[]);
+}
+
+/// Servers that cannot be had are left out, and said to be.
+#[test]
+fn swaps_are_measured_beside_plain_requests() {
+    let tools = Path::new(env!("CARGO_BIN_EXE_praas")).ancestors().nth(2);
+    let s3 = tools.expect("target").join("storage-tools/bin/s3s-fs");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut redis = std::env::split_paths(&path).map(|dir| dir.join("redis-server"));
+    let mut places = Vec::new();
+    if redis.any(|program| program.is_file()) {
+        places.push("redis");
+    }
+    if s3.is_file() {
+        places.push("s3");
+    }
+    let s3 = s3.to_str().expect("a path");
+    match places.is_empty() {
+        true => println!("SKIP: neither redis-server nor s3s-fs"),
+        false => swap_check(&places, &[1 << 20], &["--s3", s3]),
+    }
+    let mut none = praas(&[
+        "swap",
+        "--storage",
+        "redis,s3",
+        "--bytes",
+        "1M",
+        "--s3",
+        "none",
+    ]);
+    let done = output(none.args(["--redis", "none", "--json"]));
+    assert!(done.status.success() && done.stdout.is_empty());
 }
 
 #[test]

@@ -67,7 +67,7 @@ impl BenchCommand {
                 let text = super::state_read::run(&options, json, &config)?;
                 return output::text_write(&text);
             }
-            Self::Swap(options) => return super::swap::run(&options, json),
+            Self::Swap(options) => return super::swap::run(&options, json, &config),
             Self::Serve(options) => return serve(&options, json),
         }?;
         output::plan_run(&Plan { config, ..plan }, &files, json)

@@ -23,7 +23,7 @@ use praas_runtime::codec;
 use praas_runtime::context::{Context, FunctionError};
 use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
-use praas_runtime::process::{Process, ProcessConfig, ProcessSettings, StateRead};
+use praas_runtime::process::{Process, ProcessConfig, ProcessSettings, StartError, StateRead};
 use praas_transport::{
     Access, Credential, Endpoint, Identity, Incarnation, Keyring, Kinds, Listen, Role, Secret,
     Ticket, TransportConfig, TransportKind, UnixPlace, WaitMode,
@@ -255,6 +255,14 @@ fn key_read(memory: &OwnedFd) -> Result<[u8; 32], BenchError> {
     Ok(key)
 }
 
+/// Adds the functions that are above.
+pub(super) fn functions_add(registry: &mut Registry) -> Result<(), BenchError> {
+    let added = registry.module_add(module());
+    added
+        .map(drop)
+        .map_err(|error| BenchError::Peer(error.to_string()))
+}
+
 fn process_start(
     setup: &Setup,
     listen: Listen,
@@ -262,8 +270,7 @@ fn process_start(
     credential: Credential,
 ) -> Result<Process, BenchError> {
     let mut registry = Registry::new();
-    let added = registry.module_add(module());
-    added.map_err(|error| BenchError::Peer(error.to_string()))?;
+    functions_add(&mut registry)?;
     let config = setup.config.clone();
     process_start_with(registry, config, WaitMode::Hot, listen, ring, credential)
 }
@@ -277,7 +284,24 @@ pub(super) fn process_start_with(
     ring: Arc<Keyring>,
     credential: Credential,
 ) -> Result<Process, BenchError> {
-    Process::start(ProcessConfig {
+    let config = process_config(registry, transport, wait, listen, ring, credential);
+    Process::start(config).map_err(start_error)
+}
+
+pub(super) fn start_error(error: StartError) -> BenchError {
+    BenchError::Peer(format!("cannot start: {error}"))
+}
+
+/// What such a process is started with.
+pub(super) fn process_config(
+    registry: Registry,
+    transport: TransportConfig,
+    wait: WaitMode,
+    listen: Listen,
+    ring: Arc<Keyring>,
+    credential: Credential,
+) -> ProcessConfig {
+    ProcessConfig {
         application: APPLICATION.into(),
         process: PROCESS.into(),
         incarnation: INCARNATION,
@@ -295,6 +319,5 @@ pub(super) fn process_start_with(
         },
         registry,
         restore: None,
-    })
-    .map_err(|error| BenchError::Peer(format!("cannot start: {error}")))
+    }
 }

@@ -15,10 +15,12 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use hyper::Method;
 use object_store::aws::AmazonS3;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
+use object_store::signer::Signer;
 use object_store::{
     Attribute, Attributes, Error, GetOptions, GetRange, MultipartId, ObjectStore, ObjectStoreExt,
     PutMode, PutMultipartOptions, PutOptions, PutPayload,
@@ -38,6 +40,8 @@ const PARTS_MAX: u64 = 10_000;
 const PROBE: &str = "~exclusive";
 /// What says which creation an object comes from.
 const MARK: &str = "praas-creation";
+/// How long a signed URL holds.
+const SIGNED_FOR: Duration = Duration::from_secs(3600);
 /// Milliseconds before a creation is tried again, doubled each time.
 const AGAIN_MS: u64 = 50;
 
@@ -87,6 +91,15 @@ impl S3Storage {
             exclusive: OnceLock::new(),
             exclusive_parts: OnceLock::new(),
         })
+    }
+
+    /// What anybody may ask the server with who has it, for an hour: one object, one method.
+    pub(crate) fn url_signed(&self, method: Method, name: &str) -> Result<String, StorageError> {
+        let path = self.path(name)?;
+        let signed = self.store.signed_url(method, &path, SIGNED_FOR);
+        let url = self.runtime.block_on(signed);
+        url.map(String::from)
+            .map_err(|error| failed("sign a request for", name, error))
     }
 
     fn path(&self, name: &str) -> Result<Path, StorageError> {

@@ -13,13 +13,16 @@ use std::sync::Arc;
 use praas_runtime::client::{CallOptions, Client, ClientConfig, Directory, FunctionRef};
 use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
-use praas_transport::{Keyring, Role, Secret, TransportConfig, TransportKind, WaitMode};
+use praas_runtime::process::{Process, Restore, StartError};
+use praas_runtime::swap::{StorageUrl, swap_in_lazily};
+use praas_transport::{BufPool, Keyring, Role, Secret, TransportConfig, TransportKind, WaitMode};
 use serde::{Deserialize, Serialize};
 
 use super::MODULE_PEER_COMMAND;
 use crate::bench::BenchError;
 use crate::bench::control::{Answer, Control, LINE_PATIENCE};
 use crate::bench::peer::{self, APPLICATION, KEY_ID, PROCESS};
+use crate::storage::storage_open;
 
 /// What the process needs to know: the first line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +32,16 @@ struct Setup {
     cpu: Option<usize>,
     config: TransportConfig,
     key: [u8; 32],
+    swapped: Option<Swapped>,
+}
+
+/// Where a process's state is that it begins with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in crate::bench) struct Swapped {
+    /// The storage.
+    pub(in crate::bench) url: String,
+    /// Bytes of objects from which on they come later.
+    pub(in crate::bench) lazy_min_bytes: u64,
 }
 
 /// The process's part.
@@ -53,7 +66,7 @@ pub(in crate::bench) fn serve() -> Result<(), BenchError> {
     }
 }
 
-fn process_start(setup: &Setup) -> Result<praas_runtime::process::Process, BenchError> {
+fn process_start(setup: &Setup) -> Result<Process, BenchError> {
     let ring = Arc::new(Keyring::new());
     ring.insert(APPLICATION, KEY_ID, Secret::from_bytes(setup.key));
     let mut registry = Registry::new();
@@ -61,17 +74,38 @@ fn process_start(setup: &Setup) -> Result<praas_runtime::process::Process, Bench
         let loaded = registry.module_load(module);
         loaded.map_err(|error| BenchError::Peer(error.to_string()))?;
     }
+    peer::functions_add(&mut registry)?;
     peer::pin(setup.cpu)?;
     let listen = peer::listen_at(setup.transport, IpAddr::V4(Ipv4Addr::LOCALHOST));
     // Several of them share a CPU, by turns: who is not called sleeps.
-    peer::process_start_with(
+    let config = peer::process_config(
         registry,
         setup.config.clone(),
         WaitMode::Adaptive,
         listen,
         ring,
         peer::credential(setup.key, Role::Process),
-    )
+    );
+    let started = Process::start_from(config, |pool| match &setup.swapped {
+        Some(swapped) => swapped.restore(pool).map(Some),
+        None => Ok(None),
+    });
+    started.map_err(peer::start_error)
+}
+
+impl Swapped {
+    /// Loads what is there, as a host does.
+    fn restore(&self, pool: &BufPool) -> Result<Restore, StartError> {
+        let failed = |error: &dyn std::fmt::Display| StartError::Restore(error.to_string());
+        let url: StorageUrl = self.url.parse().map_err(|error| failed(&error))?;
+        let storage = storage_open(&url).map_err(|error| failed(&error))?;
+        let (application, process) = (peer::APPLICATION, peer::PROCESS);
+        let loaded = swap_in_lazily(&storage, pool, application, process, self.lazy_min_bytes);
+        let loaded = loaded.map_err(|error| failed(&error))?;
+        let (loaded, absent) = loaded.ok_or_else(|| failed(&"there is no image"))?;
+        let image = loaded.image;
+        Ok(Restore { image, absent })
+    }
 }
 
 /// A process of its own, and a client of it.
@@ -88,6 +122,17 @@ impl ProcessBeside {
         transport: TransportKind,
         cpu: Option<usize>,
         config: &TransportConfig,
+    ) -> Result<Self, BenchError> {
+        Self::start_from(module, transport, cpu, config, None)
+    }
+
+    /// Starts it with what was swapped out.
+    pub(in crate::bench) fn start_from(
+        module: Option<&Path>,
+        transport: TransportKind,
+        cpu: Option<usize>,
+        config: &TransportConfig,
+        swapped: Option<Swapped>,
     ) -> Result<Self, BenchError> {
         let key = Secret::generate().map_err(|error| BenchError::Secret(error.to_string()))?;
         let key = *key.as_bytes();
@@ -109,6 +154,7 @@ impl ProcessBeside {
             cpu,
             config: config.clone(),
             key,
+            swapped,
         })?;
         let place: Resolved = control.answer()?;
         let directory = Directory::Fixed(BTreeMap::from([(PROCESS.to_owned(), place)]));

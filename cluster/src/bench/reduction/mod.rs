@@ -23,7 +23,8 @@ use praas_transport::{TransportConfig, TransportKind};
 use serde::Serialize;
 
 use self::host::Host;
-pub(super) use self::host::{ProcessBeside, serve as module_serve};
+pub(super) use self::host::{ProcessBeside, Swapped, serve as module_serve};
+pub(super) use self::modules::program_find;
 pub(super) use self::redis::Redis;
 use super::options::pin_parse;
 use super::rig::{Pinned, cpus_of};

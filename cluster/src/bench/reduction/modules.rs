@@ -56,7 +56,7 @@ pub(super) fn c_build(dir: &Path) -> Result<PathBuf, BenchError> {
 }
 
 /// A program of the path.
-pub(super) fn program_find(name: &str) -> Option<PathBuf> {
+pub(in crate::bench) fn program_find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|folder| folder.join(name))

@@ -7,7 +7,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of the longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
 const KEY: &[u8] = b"sum";
+const SOCKET: &str = "redis.sock";
 
 trait Socket: Read + Write + Send {}
 impl<T: Read + Write + Send> Socket for T {}
@@ -30,7 +31,7 @@ pub(in crate::bench) struct Redis {
     lines: BufReader<Box<dyn Socket>>,
     command: Vec<u8>,
     child: Child,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn failed(what: &str) -> impl Fn(std::io::Error) -> BenchError {
@@ -47,7 +48,7 @@ impl Redis {
         cpu: Option<usize>,
     ) -> Result<Self, BenchError> {
         let dir = tempfile::tempdir().map_err(failed("make a directory for"))?;
-        let path = dir.path().join("redis.sock");
+        let path = dir.path().join(SOCKET);
         // Nobody else listens there when it is closed again, as a rule.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
         let address = free.map_err(failed("find a port for"))?;
@@ -81,7 +82,7 @@ impl Redis {
             lines: BufReader::with_capacity(64 << 10, socket),
             command: Vec::new(),
             child,
-            _dir: dir,
+            dir,
         })
     }
 
@@ -139,6 +140,53 @@ impl Redis {
     pub(in crate::bench) fn get(&mut self, sum: &mut Vec<u8>) -> Result<(), BenchError> {
         self.send(&[b"GET", KEY])?;
         self.answer(sum)
+    }
+
+    /// The Unix socket at which it listens.
+    pub(in crate::bench) fn socket(&self) -> PathBuf {
+        self.dir.path().join(SOCKET)
+    }
+
+    /// Sets one of many values; the bytes are sent from where they are.
+    pub(in crate::bench) fn piece_set(
+        &mut self,
+        number: usize,
+        bytes: &[u8],
+    ) -> Result<(), BenchError> {
+        let key = format!("piece {number}");
+        let (keys, length) = (key.len(), bytes.len());
+        let head = format!("*3\r\n$3\r\nSET\r\n${keys}\r\n{key}\r\n${length}\r\n");
+        let socket = self.lines.get_mut();
+        let sent = socket.write_all(head.as_bytes());
+        let sent = sent.and_then(|()| socket.write_all(bytes));
+        let sent = sent.and_then(|()| socket.write_all(b"\r\n"));
+        sent.map_err(failed("write to"))?;
+        self.answer(&mut Vec::new())
+    }
+
+    /// Gets it back into memory of the same length.
+    pub(in crate::bench) fn piece_get(
+        &mut self,
+        number: usize,
+        into: &mut [u8],
+    ) -> Result<(), BenchError> {
+        self.send(&[b"GET", format!("piece {number}").as_bytes()])?;
+        let mut line = String::new();
+        let mut end = [0; 2];
+        let read = self.lines.read_line(&mut line);
+        read.map_err(failed("read from"))?;
+        if line.trim_end() != format!("${}", into.len()) {
+            return Err(BenchError::Peer(format!("redis-server says {line:?}")));
+        }
+        let read = self.lines.read_exact(into);
+        let read = read.and_then(|()| self.lines.read_exact(&mut end));
+        read.map_err(failed("read from"))
+    }
+
+    /// Deletes all that there is.
+    pub(in crate::bench) fn clear_all(&mut self) -> Result<(), BenchError> {
+        self.send(&[b"FLUSHALL", b"SYNC"])?;
+        self.answer(&mut Vec::new())
     }
 
     pub(super) fn clear(&mut self) -> Result<(), BenchError> {

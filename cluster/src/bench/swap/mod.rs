@@ -17,27 +17,46 @@
 //! cache, for both.
 
 mod content;
+mod first;
 mod place;
+#[cfg(feature = "s3")]
+mod s3;
+mod second;
 mod table;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use praas_runtime::swap::{Compression, SwapConfig, swap_in, swap_out};
-use praas_transport::BufPool;
+use praas_runtime::swap::{Compression, ProcessImage, SwapConfig, swap_in, swap_out};
+use praas_transport::{BufPool, TransportConfig};
 use serde::Serialize;
 
 use self::content::Content;
 use self::place::{Kind, Place};
+use self::table::Sink;
 use super::options::Sizes;
 use super::statistics::median;
-use super::{BenchError, machine::commit, output};
+use super::{BenchError, machine::commit};
 
 /// Bytes that are left to everybody else, of memory as of a disk.
 const SPARE_BYTES: u64 = 512 << 20;
 /// Bytes of the largest state that is measured.
 const BYTES_MAX: usize = 16 << 30;
+
+/// Bytes of the largest state of which first calls and second swaps are measured.
+const STATE_BYTES_MAX: usize = 1 << 30;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// Out and in, beside what is plain.
+    Speed,
+    /// From a process's start to its first answer.
+    FirstCall,
+    /// What a second swap writes.
+    Second,
+}
 
 /// `praas bench swap`.
 #[derive(Debug, Clone, clap::Args)]
@@ -55,10 +74,14 @@ pub struct SwapOptions {
     /// What the bytes are: random, which does not compress, or half, of which half compresses away
     #[arg(long, value_enum, value_name = "KIND,...", value_delimiter = ',', default_values_t = [Content::Random, Content::Half])]
     data: Vec<Content>,
+    /// What to measure: the speed of swapping out and in; from a process's start to its first answer,
+    /// lazily and eagerly; what a second swap writes. The latter two up to 1 GiB
+    #[arg(long, value_enum, value_name = "WHAT,...", value_delimiter = ',', default_values_t = [What::Speed, What::FirstCall, What::Second])]
+    what: Vec<What>,
     /// Runs, each with swap and what is plain by turns
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Little of all of it: 1 MiB and 32 MiB, three runs
+    /// Little of all of it: 1 MiB and 32 MiB, two runs
     #[arg(long)]
     quick: bool,
     /// The folder to swap to [default: one of our own where temporary files are]
@@ -99,7 +122,7 @@ impl SwapOptions {
 
     fn runs(&self) -> u32 {
         match self.quick {
-            true => self.runs.min(3),
+            true => self.runs.min(2),
             false => self.runs,
         }
     }
@@ -144,26 +167,12 @@ struct Record {
     commit: &'static str,
 }
 
-/// Where results go, as they come.
-struct Sink {
-    json: bool,
-    headed: bool,
-}
-
-impl Sink {
-    fn put(&mut self, record: &Record) -> Result<(), BenchError> {
-        if self.json {
-            return output::text_write(&super::reduction::lines(std::slice::from_ref(record))?);
-        }
-        if !std::mem::replace(&mut self.headed, true) {
-            output::text_write(&table::head())?;
-        }
-        output::text_write(&table::row(record))
-    }
-}
-
 /// `praas bench swap`.
-pub(super) fn run(options: &SwapOptions, json: bool) -> Result<(), BenchError> {
+pub(super) fn run(
+    options: &SwapOptions,
+    json: bool,
+    config: &TransportConfig,
+) -> Result<(), BenchError> {
     let bytes = options.bytes();
     if bytes.is_empty() || options.storage.is_empty() || options.data.is_empty() {
         return Err(BenchError::Nothing("a list"));
@@ -174,30 +183,55 @@ pub(super) fn run(options: &SwapOptions, json: bool) -> Result<(), BenchError> {
     if let Some(large) = bytes.iter().find(|bytes| **bytes > BYTES_MAX) {
         return Err(BenchError::Size(*large));
     }
-    let mut sink = Sink {
-        json,
-        headed: false,
-    };
+    let mut sink = Sink::new(json);
     let folder = Folder::new(options.folder.as_deref())?;
     for kind in &options.storage {
         let Some(mut place) = Place::start(*kind, options, &folder.path)? else {
             continue;
         };
-        for bytes in &bytes {
-            let Some(()) = room_check(*kind, *bytes, &folder.path) else {
-                continue;
-            };
-            for data in &options.data {
-                let image = data.image(*bytes, 1);
-                for compression in options.compression() {
-                    for record in measure(options.runs(), &mut place, *data, &image, compression)? {
-                        sink.put(&record)?;
-                    }
-                }
+        let fits = |bytes: &&usize| room_check(*kind, **bytes, &folder.path).is_some();
+        let bytes: Vec<usize> = bytes.iter().filter(fits).copied().collect();
+        for what in &options.what {
+            for bytes in &bytes {
+                measure_what(options, *what, *bytes, &mut place, &mut sink, config)?;
             }
         }
     }
     Ok(())
+}
+
+/// All lines of one size.
+fn measure_what(
+    options: &SwapOptions,
+    what: What,
+    bytes: usize,
+    place: &mut Place,
+    sink: &mut Sink,
+    config: &TransportConfig,
+) -> Result<(), BenchError> {
+    let runs = options.runs();
+    let small = bytes <= STATE_BYTES_MAX;
+    match what {
+        What::Speed => {
+            for data in &options.data {
+                let image = data.image(bytes, 1);
+                for compression in options.compression() {
+                    let records = measure(runs, place, *data, &image, compression)?;
+                    records.iter().try_for_each(|record| sink.put(record))?;
+                }
+            }
+            Ok(())
+        }
+        What::FirstCall if small => {
+            let records = first::measure(runs, place, options.data[0], bytes, config)?;
+            records.iter().try_for_each(|record| sink.put(record))
+        }
+        What::Second if small => {
+            let records = second::measure(place, options.data[0], bytes)?;
+            records.iter().try_for_each(|record| sink.put(record))
+        }
+        What::FirstCall | What::Second => Ok(()),
+    }
 }
 
 /// The folder that everything lies in; what was not there before goes at the end.
@@ -291,7 +325,7 @@ fn measure(
     runs: u32,
     place: &mut Place,
     data: Content,
-    image: &praas_runtime::swap::ProcessImage,
+    image: &ProcessImage,
     compression: Compression,
 ) -> Result<[Record; 2], BenchError> {
     let state: Vec<&[u8]> = image.state.iter().map(|(_, buf, _)| &buf[..]).collect();
@@ -348,7 +382,7 @@ fn measure(
 /// One swap, out and in.
 fn swap(
     place: &mut Place,
-    image: &praas_runtime::swap::ProcessImage,
+    image: &ProcessImage,
     compression: Compression,
     bytes: usize,
     times: &mut Times,
@@ -359,18 +393,14 @@ fn swap(
     };
     let storage = place.storage()?;
     let out = timed(|| swap_out(&*storage, image, &config));
-    let (out, committed) = out.map_err(swap_error)?;
+    let (out, committed) = out?;
     let pool = BufPool::new(bytes * 2 + (64 << 20));
     let back = timed(|| swap_in(&*storage, &pool, content::APPLICATION, content::PROCESS));
-    let (back, loaded) = back.map_err(swap_error)?;
-    let whole = loaded.is_some_and(|loaded| {
-        let pairs = loaded.image.state.iter().zip(&image.state);
-        let same = |((_, back, _), (_, out, _)): (
-            &(_, praas_transport::Buf, _),
-            &(_, praas_transport::Buf, _),
-        )| back.len() == out.len();
-        loaded.image.state.len() == image.state.len() && pairs.clone().all(same)
-    });
+    let (back, loaded) = back?;
+    let lengths = |image: &ProcessImage| -> Vec<usize> {
+        image.state.iter().map(|(_, buf, _)| buf.len()).collect()
+    };
+    let whole = loaded.is_some_and(|loaded| lengths(&loaded.image) == lengths(image));
     if !whole {
         return Err(BenchError::Peer("has given back another state".into()));
     }
@@ -378,10 +408,6 @@ fn swap(
     times.back.push(ms(back));
     times.stored = committed.bytes;
     place.clear()
-}
-
-fn swap_error(error: praas_runtime::swap::SwapError) -> BenchError {
-    BenchError::Swap(error)
 }
 
 /// The median of values, the least and the greatest.
