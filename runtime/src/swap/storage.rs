@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,8 @@ const ENCODED_MAX_BYTES: usize = 200;
 /// Attempts to create a file whose directory goes away meanwhile.
 const CREATES_MAX: usize = 16;
 
+/// Bytes that are copied before the disk is told to begin with them.
+const STEP_BYTES: usize = 8 << 20;
 /// Slices in one vectored write.
 const SLICES_MAX: usize = 1024;
 
@@ -361,9 +364,6 @@ impl Storage for DirStorage {
             let _ = fs::remove_file(&path);
             return Err(io_error("write", name, source));
         }
-        // Has the disk begin. That the pages are not to be kept is what it says, too; those that
-        // are still on their way are kept all the same. It is advice: to go without costs time.
-        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
         Ok(Begun(Some(Unsynced {
             name: name.into(),
             file,
@@ -478,22 +478,43 @@ fn io_error(operation: &'static str, name: &str, source: io::Error) -> StorageEr
     }
 }
 
+/// Writes the parts one after the other, and has the disk begin while the next are copied.
 fn write_parts(file: &mut File, parts: &[&[u8]]) -> io::Result<()> {
-    for parts in parts.chunks(SLICES_MAX) {
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let mut left = &mut slices[..];
-        // An empty slice at the front would make a write of nothing look like a full disk.
-        IoSlice::advance_slices(&mut left, 0);
-        while !left.is_empty() {
-            match file.write_vectored(left) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => IoSlice::advance_slices(&mut left, written),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+    let mut begun = 0;
+    let (mut step, mut bytes) = (Vec::new(), 0);
+    for piece in parts.iter().flat_map(|part| part.chunks(STEP_BYTES)) {
+        step.push(IoSlice::new(piece));
+        bytes += piece.len();
+        if bytes >= STEP_BYTES || step.len() == SLICES_MAX {
+            write_step(file, &mut step)?;
+            disk_begin(file, begun, bytes);
+            begun += bytes as u64;
+            (step, bytes) = (Vec::new(), 0);
+        }
+    }
+    write_step(file, &mut step)?;
+    disk_begin(file, begun, bytes);
+    Ok(())
+}
+
+fn write_step(file: &mut File, mut left: &mut [IoSlice<'_>]) -> io::Result<()> {
+    while !left.is_empty() {
+        match file.write_vectored(left) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut left, written),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Has the disk begin with what was written. That the pages need not be kept is what this says,
+/// too; those that are on their way to the disk are. It is advice: to go without costs time.
+fn disk_begin(file: &File, offset: u64, bytes: usize) {
+    if let Some(bytes) = NonZeroU64::new(bytes as u64) {
+        let _ = rustix::fs::fadvise(file, offset, Some(bytes), rustix::fs::Advice::DontNeed);
+    }
 }
 
 #[cfg(test)]
