@@ -25,6 +25,7 @@
 //! used before. So no process has two live incarnations, whatever is lost in between.
 
 mod agents;
+mod drain;
 mod policy;
 #[cfg(test)]
 mod policy_tests;
@@ -35,6 +36,8 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 mod transfer;
+#[cfg(test)]
+mod transfer_tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 

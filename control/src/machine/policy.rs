@@ -329,6 +329,8 @@ impl Registry {
         let settings = app.policy;
         match entry.record.state {
             ProcessState::Ready if entry.vouched => self.ready_step(key, &settings),
+            // A host of the transfer may be the process yet. It is looked at again when that is over.
+            ProcessState::Failed if entry.transfer.is_some() => {}
             ProcessState::Failed => match entry.watch.hold(now, &settings) {
                 Hold::ByHand => {}
                 Hold::Until(at) => self.due_set(key, at),

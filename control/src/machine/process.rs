@@ -21,6 +21,8 @@ enum Step {
     Remove,
     /// Call a transfer off that stands in the way.
     TransferAbort,
+    /// Let a transfer's source end instead of having it saved.
+    RescueEnd,
 }
 
 impl Entry {
@@ -29,6 +31,7 @@ impl Entry {
         if let Some(transfer) = &self.transfer {
             return match want {
                 Want::Stopped | Want::Deleted if !transfer.record.committed => Step::TransferAbort,
+                Want::Stopped | Want::Deleted if transfer.is_rescuing() => Step::RescueEnd,
                 // The old host goes by itself; the new one need not wait for that.
                 Want::Stopped if live && self.vouched && self.doing != Doing::Stop => Step::Stop,
                 _ => Step::Wait,
@@ -82,6 +85,10 @@ impl Registry {
                 Step::Start if self.start_held(key) => false,
                 Step::TransferAbort => {
                     self.transfer_abort(key, "the process is to stop");
+                    true
+                }
+                Step::RescueEnd => {
+                    self.transfer_rescue_end(key);
                     true
                 }
                 Step::Start => self.start(key),
@@ -151,8 +158,12 @@ impl Registry {
         best.map(|(name, _, link)| (name.clone(), link))
     }
 
-    /// Starts a new incarnation; `false` if there is no node for it.
+    /// Starts a new incarnation; `false` if there is no node for it, or there is a transfer, one
+    /// of whose hosts is the process.
     pub(super) fn start(&mut self, key: &Key) -> bool {
+        if self.entry(key).is_none_or(|entry| entry.transfer.is_some()) {
+            return false;
+        }
         let Some((node, link)) = self.place() else {
             return false;
         };
@@ -295,11 +306,11 @@ impl Registry {
             (ProcessState::Gone, Doing::Start | Doing::Swap) => ProcessState::Failed,
             (state, _) => state,
         };
+        let state = self.transfer_died(key, state);
         let error = match state {
             ProcessState::Failed => Some(error.unwrap_or_else(|| "its host ended".into())),
             _ => None,
         };
-        self.transfer_died(key, state);
         self.command_end(key);
         self.checkpoint_lost(key, "its host has ended");
         let why = error.clone().unwrap_or_default();

@@ -169,7 +169,8 @@ impl Registry {
         let app = self.app(name)?;
         let in_use = |entry: &&Entry| {
             let record = &entry.record;
-            record.state != ProcessState::Gone || record.images || !entry.waiters.is_empty()
+            let rests = entry.waiters.is_empty() && entry.transfer.is_none();
+            record.state != ProcessState::Gone || record.images || !rests
         };
         if let Some(entry) = app.processes.values().find(in_use) {
             let detail = format!(
@@ -177,10 +178,10 @@ impl Registry {
                  first",
                 entry.record.name,
                 entry.record.state,
-                if entry.record.images {
-                    " and may have swap images"
-                } else {
-                    ""
+                match (entry.record.images, &entry.transfer) {
+                    (_, Some(_)) => ", and whose transfer is not over",
+                    (true, None) => " and may have swap images",
+                    (false, None) => "",
                 }
             );
             return Err(Failure::new(ErrorKind::Conflict, detail));

@@ -17,7 +17,9 @@
 //! stored, with both agents' inventories, says what is to be done.
 //!
 //! If the target dies after the commit and before it served, the source still has everything: it
-//! is told to swap out, and the process starts from that image.
+//! is told to swap out, and the process starts from that image. If the source dies before the
+//! commit, the target may have the only copy: it is given up only once it is known to have less,
+//! its node is dead, or time is up. Nothing else is started as long as there is a transfer.
 
 use super::requests::{limit_check, never_created, not_found};
 use super::{Action, Key, Origin, Registry, Reply, Want};
@@ -67,6 +69,8 @@ pub(super) struct Transfer {
     /// What the source said last of its part.
     source: Option<HostTransfer>,
     source_dead: bool,
+    /// The source has ended and left an image of all that it was.
+    source_saved: bool,
     /// The link over which whoever is to do something now was told.
     told: Option<u64>,
     retry: u64,
@@ -78,6 +82,16 @@ impl Transfer {
     /// Whether the process is where it was to go, and is to go nowhere else.
     fn is_done(&self) -> bool {
         self.phase == Phase::Ending && self.next.is_none()
+    }
+
+    /// Whether the target is dead, and the source still has everything.
+    pub(super) fn is_rescuing(&self) -> bool {
+        self.phase == Phase::Rescuing
+    }
+
+    /// Whether the target, of which nothing is known for now, may have the only copy.
+    fn is_last_copy(&self) -> bool {
+        self.source_dead && !self.phase.is_early() && !self.record.committed
     }
 }
 
@@ -175,7 +189,7 @@ impl Registry {
         }
     }
 
-    fn transfer_begin(&mut self, now: u64, key: &Key, to_node: String) {
+    pub(super) fn transfer_begin(&mut self, now: u64, key: &Key, to_node: String) {
         let Some(entry) = self.entry(key) else {
             return;
         };
@@ -238,6 +252,7 @@ impl Registry {
                 deadline,
                 source: None,
                 source_dead: false,
+                source_saved: false,
                 told: None,
                 retry: 0,
                 next: None,
@@ -259,10 +274,15 @@ impl Registry {
             (true, Some(ProcessState::Failed)) => Phase::Rescuing,
             (true, _) => Phase::Ending,
         };
+        self.incarnation_next = self.incarnation_next.max(record.to_incarnation + 1);
+        if state.is_none() {
+            // Nobody could ever end it.
+            let change = Change::TransferRemoved(key.application, key.process);
+            return self.actions.push(Action::Persist(change));
+        }
         for node in [&record.from_node, &record.to_node] {
             self.nodes.entry(node.clone()).or_default();
         }
-        self.incarnation_next = self.incarnation_next.max(record.to_incarnation + 1);
         let dead = state.is_some_and(|state| !state.is_live());
         let committed = record.committed;
         self.transfer_add(now, &key, record, phase);
@@ -271,7 +291,7 @@ impl Registry {
         }
     }
 
-    fn transfer(&self, key: &Key) -> Option<&Transfer> {
+    pub(super) fn transfer(&self, key: &Key) -> Option<&Transfer> {
         self.entry(key)?.transfer.as_ref()
     }
 
@@ -360,6 +380,10 @@ impl Registry {
         match (record.committed, is_source, is_target) {
             (false, true, _) => {
                 transfer.source = live.then_some(report.transfer);
+                if live {
+                    // It was declared dead, and was not.
+                    transfer.source_dead = false;
+                }
                 false
             }
             (false, _, true) => {
@@ -393,14 +417,20 @@ impl Registry {
 
     /// The source wrote an image: it is as good as what the target had.
     fn transfer_rescued(&mut self, key: &Key, report: &HostReport) {
-        let rescuing = self.transfer(key).map(|transfer| transfer.phase) == Some(Phase::Rescuing);
+        let rescuing = self.transfer(key).is_some_and(Transfer::is_rescuing);
+        if let Some(transfer) = self.transfer_mut(key) {
+            transfer.source_saved = true;
+        }
         let generation = report.swap_generation;
         self.update(key, |entry| {
             let record = &mut entry.record;
             record.images = true;
             record.swap_generation = record.swap_generation.max(generation);
-            if rescuing && record.state == ProcessState::Failed {
+            if record.state != ProcessState::Gone {
+                // Also if the target is yet to serve: it may fail to, and nobody writes another.
                 record.restorable = true;
+            }
+            if rescuing && record.state == ProcessState::Failed {
                 record.state = ProcessState::Swapped;
                 record.error = None;
             }
@@ -433,7 +463,8 @@ impl Registry {
         let served = entry.record.state == ProcessState::Ready;
         match transfer.phase {
             Phase::Offering if offered => self.transfer_start(key),
-            Phase::Serving if served => {
+            // What was declared dead may turn out to serve.
+            Phase::Serving | Phase::Rescuing if served => {
                 self.transfer_phase(key, Phase::Ending);
                 if let Some(entry) = self.entry(key) {
                     let shown = Reply::Process(Box::new(entry.show(self.now)));
@@ -487,9 +518,13 @@ impl Registry {
 
     /// The target has everything: it is the process from now on.
     fn transfer_commit(&mut self, key: &Key, report: &HostReport) {
+        let known = self.entry(key).map(|entry| entry.record.incarnation);
         let Some(transfer) = self.transfer_mut(key) else {
             return;
         };
+        if known != Some(transfer.record.from_incarnation) {
+            return self.transfer_abort(key, "the process is not what was transferred any more");
+        }
         transfer.record.committed = true;
         let record = transfer.record.clone();
         let change = Change::Transfer(record.clone());
@@ -543,11 +578,17 @@ impl Registry {
         Some(transfer)
     }
 
-    /// The process's own host is dead, and the process is to be `state`.
-    pub(super) fn transfer_died(&mut self, key: &Key, state: ProcessState) {
+    /// Somebody wants the process stopped while its source is being rescued: it just ends.
+    pub(super) fn transfer_rescue_end(&mut self, key: &Key) {
+        self.transfer_phase(key, Phase::Ending);
+    }
+
+    /// The process's own host is dead, and the process is to be `state`, or what is returned.
+    pub(super) fn transfer_died(&mut self, key: &Key, state: ProcessState) -> ProcessState {
         let Some(transfer) = self.transfer_mut(key) else {
-            return;
+            return state;
         };
+        let saved = transfer.source_saved;
         match (transfer.record.committed, transfer.phase) {
             (false, phase) => {
                 // The target may have everything: it says so, or that it has not.
@@ -560,10 +601,23 @@ impl Registry {
                 self.transfer_phase(key, Phase::Rescuing);
                 let why = "the host that it went to died";
                 self.waiters_fail(key, Want::Transferred, ErrorKind::ProcessFailed, why);
+                if saved {
+                    return ProcessState::Swapped;
+                }
             }
-            (true, Phase::Serving) => self.transfer_phase(key, Phase::Ending),
+            (true, Phase::Serving) => {
+                self.transfer_phase(key, Phase::Ending);
+                let why = "it does not serve any more";
+                self.waiters_fail(key, Want::Transferred, ErrorKind::Conflict, why);
+            }
+            // The target served unheard, and has left an image, which is newer than any that the
+            // source can make.
+            (true, Phase::Rescuing) if state == ProcessState::Swapped => {
+                self.transfer_phase(key, Phase::Ending);
+            }
             (true, _) => {}
         }
+        state
     }
 
     /// An agent answers a command; whether it was about a transfer.
@@ -644,7 +698,8 @@ impl Registry {
             }
             let record = &transfer.record;
             let offering = transfer.phase.is_early() && record.from_node == node;
-            if !record.committed && (record.to_node == node || offering) {
+            let arriving = record.to_node == node && !transfer.is_last_copy();
+            if !record.committed && (arriving || offering) {
                 self.transfer_abort(&key, &format!("the agent of node {node:?} is away"));
                 self.drive(&key);
             }
@@ -688,7 +743,12 @@ impl Registry {
         };
         let vouched = entry.vouched && entry.record.state == ProcessState::Starting;
         if !transfer.record.committed {
-            if transfer.deadline <= now {
+            let node = &transfer.record.to_node;
+            if transfer.is_last_copy() && self.lease_lapsed(now, node) {
+                let why = format!("node {node:?} was silent for too long");
+                self.transfer_abort(key, &why);
+                self.drive(key);
+            } else if transfer.deadline <= now {
                 let limit = self.limits.transfer_timeout_ms;
                 let why = format!("it took more than {limit} ms (setting transfer_timeout_ms)");
                 self.transfer_abort(key, &why);
@@ -736,81 +796,31 @@ impl Registry {
         })
     }
 
+    /// When all that was on a node will have ended, if its agent stays away.
+    fn lease_lapse(&self, node: &str) -> Option<u64> {
+        let silent_since = self.nodes.get(node)?.silent_since?;
+        let lease_ms = self.limits.lease_ms;
+        (lease_ms > 0).then(|| silent_since.saturating_add(lease_ms))
+    }
+
     /// When [`Registry::transfers_step`] has something to do though nobody says anything.
     pub(super) fn transfer_due(&self) -> Option<u64> {
         let transfers = self.transfers.iter().filter_map(|key| {
             let transfer = self.transfer(key)?;
-            match transfer.record.committed {
-                false => Some(transfer.deadline),
-                true => {
-                    let silent = self.nodes.get(&transfer.record.from_node);
-                    let silent = silent.and_then(|node| node.silent_since);
-                    let lease_ms = self.limits.lease_ms;
-                    let lapse = silent.map(|since| since.saturating_add(lease_ms));
-                    let lapse = lapse.filter(|_| lease_ms > 0);
-                    let due = [Some(transfer.retry), lapse].into_iter().flatten();
-                    due.filter(|due| *due > self.now).min()
-                }
-            }
+            let record = &transfer.record;
+            let (node, at) = match record.committed {
+                false => (&record.to_node, transfer.deadline),
+                true => (&record.from_node, transfer.retry),
+            };
+            let lapse = self.lease_lapse(node);
+            let lapse = lapse.filter(|_| record.committed || transfer.is_last_copy());
+            let due = [Some(at), lapse].into_iter().flatten();
+            due.filter(|due| *due > self.now).min()
         });
         let drains = self.nodes.values().filter_map(|node| {
             let waits = node.drained && node.live > 0 && node.drain_due > self.now;
             waits.then_some(node.drain_due)
         });
         transfers.chain(drains).min()
-    }
-
-    /// Starts nothing on a node any more, and moves what is there; or starts there again.
-    pub(super) fn node_drain(&mut self, name: &str, undo: bool) -> Result<Reply, Failure> {
-        let Some(node) = self.nodes.get_mut(name) else {
-            let shown: String = name.chars().take(255).collect();
-            return Err(not_found(format!("there is no node {shown:?}")));
-        };
-        if node.drained == undo {
-            node.drained = !undo;
-            node.drain_due = 0;
-            let change = Change::NodeDrained(name.into(), !undo);
-            self.actions.push(Action::Persist(change));
-        }
-        Ok(Reply::Nodes(self.nodes_show()))
-    }
-
-    /// Moves what serves on drained nodes, a few at a time.
-    fn drains_step(&mut self, now: u64) {
-        let due = |node: &super::NodeEntry| node.drained && node.live > 0 && node.drain_due <= now;
-        let nodes: Vec<String> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| due(node))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for node in nodes {
-            let away = |key: &&Key| {
-                let transfer = self.transfer(key);
-                transfer.is_some_and(|t| t.record.from_node == node && !t.record.committed)
-            };
-            let under_way = self.transfers.iter().filter(away).count();
-            let room = self.limits.drain_transfers_max.saturating_sub(under_way);
-            let mut keys = self.keys(|entry| {
-                let here = entry.record.node.as_deref() == Some(node.as_str());
-                here && entry.serves() && entry.transfer.is_none()
-            });
-            keys.truncate(room);
-            for key in keys {
-                let Some((to, _)) = self.place_except(Some(&node)) else {
-                    break;
-                };
-                self.transfer_begin(now, &key, to);
-            }
-        }
-    }
-
-    /// Processes that are on their way to a node.
-    pub(super) fn arriving(&self, node: &str) -> u32 {
-        let to = |key: &&Key| {
-            let transfer = self.transfer(key);
-            transfer.is_some_and(|t| t.record.to_node == node && !t.record.committed)
-        };
-        self.transfers.iter().filter(to).count() as u32
     }
 }

@@ -1,0 +1,396 @@
+//! Transfers in which something else happens, case by case.
+
+use super::tests::{Bench, limits, process, report, spec, swapped};
+use super::{Action, Event, Registry, Request, Verb};
+use crate::agent::{FromAgent, HostReport, HostTransfer, StartCommand, ToAgent};
+use crate::api::{ProcessState, Settings};
+use crate::error::ErrorKind;
+use crate::store::{Change, Snapshot};
+use praas_transport::Secret;
+
+/// The links of the nodes that a process goes from and to.
+const FROM: u64 = 1;
+const TO: u64 = 2;
+
+fn transfer() -> Request {
+    Request::ProcessTransfer {
+        application: "a".into(),
+        process: "p".into(),
+        to: None,
+    }
+}
+
+/// A report of a host that lives.
+fn said(start: &StartCommand, state: ProcessState, transfer: HostTransfer) -> FromAgent {
+    FromAgent::Report(HostReport {
+        transfer,
+        ..report(start, state)
+    })
+}
+
+fn prepared(target: &StartCommand) -> FromAgent {
+    said(target, ProcessState::Starting, HostTransfer::Prepared)
+}
+
+fn word(message: &ToAgent) -> &'static str {
+    match message {
+        ToAgent::Start(_) => "start",
+        ToAgent::SwapOut(_) => "swap",
+        ToAgent::Stop(_) => "stop",
+        ToAgent::DeleteImages { .. } => "delete",
+        ToAgent::TransferOut(_) => "out",
+        ToAgent::TransferThaw(_) => "thaw",
+        ToAgent::TransferServe(_) => "serve",
+        _ => "other",
+    }
+}
+
+/// A bench whose process is on its way from node n to node m.
+struct Moving {
+    bench: Bench,
+    source: StartCommand,
+    target: StartCommand,
+    asked: u64,
+}
+
+impl Moving {
+    /// The target is told to start, the source is frozen.
+    fn begin(settings: &str) -> Self {
+        let mut spec = spec("a");
+        spec.settings = serde_json::from_str::<Settings>(settings).unwrap();
+        let mut bench = Bench::with(Request::ApplicationCreate {
+            spec,
+            secret: Secret::from_bytes([1; 32]),
+            now_unix_ms: 5,
+        });
+        bench.registry.limits.lease_ms = 5_000;
+        let source = bench.ready();
+        bench.hello(TO, "m", vec![]);
+        let asked = bench.ask_wait(transfer(), 1_000_000);
+        assert!(matches!(
+            bench.told().as_slice(),
+            [(FROM, ToAgent::TransferOut(_))]
+        ));
+        bench.say(
+            FROM,
+            said(&source, ProcessState::Ready, HostTransfer::Sending),
+        );
+        let target = bench.started();
+        bench.say(
+            TO,
+            said(&target, ProcessState::Starting, HostTransfer::Receiving),
+        );
+        bench.say(
+            FROM,
+            said(&source, ProcessState::Quiescing, HostTransfer::Frozen),
+        );
+        assert_eq!(bench.told(), vec![]);
+        Self {
+            bench,
+            source,
+            target,
+            asked,
+        }
+    }
+
+    /// The target has everything, and is told to serve.
+    fn committed(settings: &str) -> Self {
+        let mut moving = Self::begin(settings);
+        moving.bench.say(TO, prepared(&moving.target));
+        assert_eq!(moving.words(), [(TO, "serve")]);
+        moving
+    }
+
+    fn words(&mut self) -> Vec<(u64, &'static str)> {
+        let told = self.bench.told();
+        let words = told.iter().map(|(link, message)| (*link, word(message)));
+        words.collect()
+    }
+
+    fn source_says(&mut self, state: ProcessState) {
+        let said = FromAgent::Report(report(&self.source, state));
+        self.bench.say(FROM, said);
+    }
+
+    fn target_says(&mut self, state: ProcessState) {
+        let said = FromAgent::Report(report(&self.target, state));
+        self.bench.say(TO, said);
+    }
+
+    /// Answers the last command of the source's agent, which is to be `word`.
+    fn source_answers(&mut self, word_wanted: &str, result: Result<(), String>) {
+        let told = self.bench.told();
+        let request = match told.as_slice() {
+            [(FROM, message @ (ToAgent::SwapOut(command) | ToAgent::Stop(command)))]
+                if word(message) == word_wanted =>
+            {
+                command.request
+            }
+            other => panic!("{other:?}"),
+        };
+        self.bench.say(FROM, FromAgent::Answer { request, result });
+    }
+
+    /// Time passes, in which whatever is due is done.
+    fn pass(&mut self, ms: u64) {
+        let until = self.bench.now + ms;
+        let due = |bench: &Bench| bench.registry.deadline_next();
+        while let Some(at) = due(&self.bench).filter(|at| *at <= until) {
+            self.bench.now = self.bench.now.max(at);
+            self.bench.handle(Event::Tick);
+        }
+        self.bench.now = until;
+        self.bench.handle(Event::Tick);
+    }
+
+    /// A control plane that has only what was stored; no agent has connected.
+    fn restart(&mut self) {
+        let snapshot = stored(&self.bench.actions);
+        let limits = self.bench.registry.limits.clone();
+        let now = self.bench.now;
+        self.bench.registry = Registry::restore(limits, snapshot, 100_000, now);
+        self.bench.told();
+        self.bench.answers();
+    }
+
+    fn is_over(&self) -> bool {
+        self.bench.registry.transfers.is_empty()
+    }
+}
+
+/// What a store has that was told of all this.
+fn stored(actions: &[Action]) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for action in actions {
+        let Action::Persist(change) = action else {
+            continue;
+        };
+        match change.clone() {
+            Change::Application(record) => snapshot.applications = vec![record],
+            Change::Process(record) => snapshot.processes = vec![record],
+            Change::ProcessRemoved(..) => snapshot.processes.clear(),
+            Change::Transfer(record) => snapshot.transfers = vec![record],
+            Change::TransferRemoved(..) => snapshot.transfers.clear(),
+            Change::IncarnationNext(next) => snapshot.incarnation_next = next,
+            _ => {}
+        }
+    }
+    snapshot
+}
+
+const ALWAYS: &str = r#"{"restart": "always"}"#;
+
+#[test]
+fn nothing_starts_by_itself_while_the_target_may_be_the_process() {
+    let mut moving = Moving::begin(ALWAYS);
+    moving.source_says(ProcessState::Failed);
+    moving.pass(60_000);
+    assert_eq!(moving.words(), [], "the target may have everything");
+    moving.bench.say(TO, prepared(&moving.target));
+    assert_eq!(moving.words(), [(TO, "serve")]);
+    moving.target_says(ProcessState::Ready);
+    assert_eq!(moving.bench.kinds(), [(moving.asked, None)]);
+    assert!(moving.is_over());
+    assert_eq!(moving.bench.show().incarnation, moving.target.incarnation);
+}
+
+#[test]
+fn nothing_starts_by_itself_while_the_source_is_rescued() {
+    let mut moving = Moving::committed(ALWAYS);
+    moving.target_says(ProcessState::Failed);
+    moving.pass(60_000);
+    assert_eq!(moving.words(), [(FROM, "swap")]);
+    moving.bench.say(FROM, swapped(&moving.source, 7));
+    assert!(moving.is_over());
+    assert_eq!(moving.bench.show().state, ProcessState::Swapped);
+    moving.bench.ask(process(Verb::Ensure));
+    let again = moving.bench.started();
+    assert!(again.restore && again.swap_generation == 7);
+}
+
+#[test]
+fn what_was_left_without_an_image_starts_by_itself_once_the_transfer_is_over() {
+    let mut moving = Moving::committed(ALWAYS);
+    moving.target_says(ProcessState::Failed);
+    assert_eq!(moving.words(), [(FROM, "swap")]);
+    moving.source_says(ProcessState::Failed);
+    moving.pass(60_000);
+    assert_eq!(moving.bench.started().incarnation, 3);
+}
+
+#[test]
+fn nothing_starts_by_itself_after_a_restart_in_the_middle_of_a_transfer() {
+    let mut moving = Moving::begin(ALWAYS);
+    moving.source_says(ProcessState::Failed);
+    moving.restart();
+    moving.pass(3_000);
+    moving.bench.hello(3, "n", vec![]);
+    assert_eq!(moving.words(), []);
+    let told = HostReport {
+        transfer: HostTransfer::Prepared,
+        ..report(&moving.target, ProcessState::Starting)
+    };
+    moving.bench.hello(4, "m", vec![told]);
+    assert_eq!(moving.words(), [(4, "serve")]);
+}
+
+#[test]
+fn an_image_of_the_source_that_was_written_before_the_target_failed_is_used() {
+    let mut moving = Moving::committed("{}");
+    // The source's agent is stopped, and has all its hosts swap out.
+    moving.bench.say(FROM, swapped(&moving.source, 7));
+    assert_eq!(moving.words(), []);
+    moving.target_says(ProcessState::Failed);
+    assert!(moving.is_over());
+    assert_eq!(moving.bench.show().state, ProcessState::Swapped);
+    moving.bench.ask(process(Verb::Ensure));
+    let again = moving.bench.started();
+    assert!(again.restore && again.swap_generation == 7);
+    assert!(!again.swapped, "the target may have served");
+}
+
+#[test]
+fn an_image_of_the_source_is_known_of_after_a_restart() {
+    let mut moving = Moving::committed("{}");
+    moving.bench.say(FROM, swapped(&moving.source, 7));
+    moving.restart();
+    moving.bench.hello(3, "n", vec![]);
+    moving.bench.hello(4, "m", vec![]);
+    assert!(moving.is_over());
+    moving.bench.told();
+    moving.bench.ask(process(Verb::SwapIn));
+    let again = moving.bench.started();
+    assert!(again.restore && again.swap_generation == 7);
+}
+
+#[test]
+fn a_rescue_ends_once_the_target_is_known_to_have_left_an_image() {
+    let mut moving = Moving::committed("{}");
+    moving.bench.handle(Event::Lost { link: TO });
+    moving.pass(10_000);
+    // The target was heard by nobody, served, and wrote an image: the source's would be older.
+    moving.source_answers("swap", Err("it is fenced".into()));
+    moving.pass(1_000);
+    moving.source_answers("swap", Err("it is fenced".into()));
+    let image = HostReport {
+        swap_generation: 8,
+        ..report(&moving.target, ProcessState::Swapped)
+    };
+    moving.bench.hello(3, "m", vec![image]);
+    moving.source_answers("stop", Ok(()));
+    assert!(moving.is_over());
+    assert_eq!(moving.bench.show().state, ProcessState::Swapped);
+    moving.bench.ask(process(Verb::Ensure));
+    let again = moving.bench.started();
+    assert!(again.restore && again.swap_generation == 8);
+}
+
+#[test]
+fn a_rescue_ends_with_a_source_that_finds_itself_fenced() {
+    let mut moving = Moving::committed("{}");
+    moving.bench.handle(Event::Lost { link: TO });
+    moving.pass(10_000);
+    assert_eq!(moving.words(), [(FROM, "swap")]);
+    moving.source_says(ProcessState::Failed);
+    assert!(moving.is_over());
+    moving.bench.ask(process(Verb::Ensure));
+    assert!(moving.bench.started().restore, "the target's image");
+}
+
+#[test]
+fn a_target_that_may_be_all_there_is_survives_the_end_of_its_agents_link() {
+    let mut moving = Moving::begin("{}");
+    moving.source_says(ProcessState::Failed);
+    moving.bench.handle(Event::Lost { link: TO });
+    moving.pass(1_000);
+    // The agent dials once more before the end of its link is seen.
+    let receiving = HostReport {
+        transfer: HostTransfer::Receiving,
+        ..report(&moving.target, ProcessState::Starting)
+    };
+    moving.bench.hello(3, "m", vec![receiving]);
+    let told = HostReport {
+        transfer: HostTransfer::Prepared,
+        ..report(&moving.target, ProcessState::Starting)
+    };
+    moving.bench.hello(4, "m", vec![told]);
+    assert_eq!(moving.words(), [(4, "serve")]);
+    assert_eq!(moving.bench.kinds(), []);
+}
+
+#[test]
+fn a_target_that_may_be_all_there_is_is_given_up_if_it_is_gone() {
+    let mut moving = Moving::begin("{}");
+    moving.source_says(ProcessState::Failed);
+    moving.bench.handle(Event::Lost { link: TO });
+    moving.bench.hello(3, "m", vec![]);
+    assert!(moving.is_over());
+    let failed = Some(ErrorKind::ProcessFailed);
+    assert_eq!(moving.bench.kinds(), [(moving.asked, failed)]);
+}
+
+#[test]
+fn a_target_that_may_be_all_there_is_is_given_up_with_its_nodes_lease() {
+    let mut moving = Moving::begin("{}");
+    moving.source_says(ProcessState::Failed);
+    moving.bench.handle(Event::Lost { link: TO });
+    moving.pass(4_999);
+    assert!(!moving.is_over());
+    moving.pass(1);
+    assert!(moving.is_over());
+    let failed = Some(ErrorKind::ProcessFailed);
+    assert_eq!(moving.bench.kinds(), [(moving.asked, failed)]);
+}
+
+#[test]
+fn a_transfer_whose_source_lives_ends_with_the_targets_link() {
+    let mut moving = Moving::begin("{}");
+    moving.bench.handle(Event::Lost { link: TO });
+    assert!(moving.is_over());
+    assert_eq!(moving.words(), [(FROM, "thaw")]);
+}
+
+#[test]
+fn a_process_is_stopped_while_its_source_cannot_be_rescued() {
+    let mut moving = Moving::committed("{}");
+    moving.target_says(ProcessState::Failed);
+    moving.source_answers("swap", Err("storage is full".into()));
+    moving.bench.answers();
+    let stopped = moving.bench.ask(process(Verb::Stop));
+    moving.source_answers("stop", Ok(()));
+    assert_eq!(moving.bench.kinds(), [(stopped, None)]);
+    assert!(moving.is_over());
+    assert_eq!(moving.bench.show().state, ProcessState::Gone);
+}
+
+#[test]
+fn an_application_stays_as_long_as_a_process_of_it_is_transferred() {
+    let mut moving = Moving::committed("{}");
+    let stopped = moving.bench.ask(process(Verb::Stop));
+    moving.target_says(ProcessState::Gone);
+    let (asked, conflict) = (moving.asked, Some(ErrorKind::Conflict));
+    assert_eq!(
+        moving.bench.kinds(),
+        [(asked, conflict), (stopped, None)],
+        "nobody waits on"
+    );
+    let refused = moving.bench.ask(Request::ApplicationDelete("a".into()));
+    assert_eq!(moving.bench.kinds(), [(refused, conflict)]);
+    moving.source_says(ProcessState::Gone);
+    let deleted = moving.bench.ask(Request::ApplicationDelete("a".into()));
+    assert_eq!(moving.bench.kinds(), [(deleted, None)]);
+}
+
+#[test]
+fn a_stored_transfer_of_a_process_that_is_not_stored_is_forgotten() {
+    let moving = Moving::committed("{}");
+    let snapshot = Snapshot {
+        processes: vec![],
+        ..stored(&moving.bench.actions)
+    };
+    assert_eq!(snapshot.transfers.len(), 1);
+    let mut registry = Registry::restore(limits(), snapshot, 100_000, 0);
+    let forgotten = Action::Persist(Change::TransferRemoved("a".into(), "p".into()));
+    assert!(registry.handle(0, Event::Tick).contains(&forgotten));
+    assert!(registry.transfers.is_empty());
+}
