@@ -17,6 +17,7 @@
 //! one stored change. Both machines are without clock, thread and socket.
 
 mod message;
+mod ranges;
 mod source;
 mod target;
 #[cfg(test)]

@@ -4,13 +4,14 @@
 //!   Offered --Begin--> Copying --all looked at--> Waiting --Have--> Measuring --little left--+
 //!                         ^                                             |                    |
 //!                         +---------------- much left ------------------+                    v
-//!   Complete <--Complete-- Ended <--all sent-- Last <------frozen------------------------ Freezing
+//!   Complete <--Complete-- Ended <-End is out- Ending <--all queued-- Last <--frozen-- Freezing
 //! ```
 //!
 //! Until `End` goes out the source may give up by itself and serve on: the target cannot have
 //! all. From then on only the control plane can know, and the source stays as it is.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 
 use praas_transport::Buf;
 
@@ -99,11 +100,18 @@ pub enum Notice {
 #[derive(Debug)]
 enum Phase {
     Offered,
-    Copying { after: Option<String> },
+    Copying {
+        after: Option<String>,
+    },
     Waiting,
-    Measuring { after: Option<String>, left: u64 },
+    Measuring {
+        after: Option<String>,
+        left: u64,
+    },
     Freezing,
     Last,
+    /// `End` is yet to go.
+    Ending,
     Ended,
     Complete,
     Failed,
@@ -127,12 +135,14 @@ pub struct Source {
     limits: SourceLimits,
     phase: Phase,
     /// The version of each object that was sent.
-    sent: HashMap<Box<str>, u64>,
+    sent: BTreeMap<Box<str>, u64>,
     queue: VecDeque<Out>,
     entries: u64,
     /// Bytes that were posted and have not come back.
     flight: u64,
     counts: SourceCounts,
+    /// Objects that were sent, and are none of the last.
+    gone: std::vec::IntoIter<Box<str>>,
     last: std::vec::IntoIter<(String, Buf, ObjectMeta)>,
     rest: VecDeque<(What, Buf)>,
     vouched: Vec<u64>,
@@ -146,11 +156,12 @@ impl Source {
             token,
             limits,
             phase: Phase::Offered,
-            sent: HashMap::new(),
+            sent: BTreeMap::new(),
             queue: VecDeque::new(),
             entries: 0,
             flight: 0,
             counts: SourceCounts::default(),
+            gone: Vec::new().into_iter(),
             last: Vec::new().into_iter(),
             rest: VecDeque::new(),
             vouched: Vec::new(),
@@ -220,6 +231,9 @@ impl Source {
 
     /// There was no room for it.
     pub fn put_back(&mut self, out: Out) {
+        if matches!(out, Out::Word(FromSource::End { .. })) {
+            self.phase = Phase::Ending;
+        }
         self.queue.push_front(out);
     }
 
@@ -232,6 +246,18 @@ impl Source {
         self.vouched = vouched;
         self.phase = Phase::Last;
         self.counts.frozen_bytes = self.counts.bytes;
+        let known = std::mem::take(&mut self.sent);
+        let mut state = image.state.iter().map(|(key, ..)| key.as_str()).peekable();
+        let mut gone = Vec::new();
+        for (key, version) in known {
+            // Both are in order.
+            while state.next_if(|first| **first < *key).is_some() {}
+            match state.peek() == Some(&&*key) {
+                true => drop(self.sent.insert(key, version)),
+                false => gone.push(key),
+            }
+        }
+        self.gone = gone.into_iter();
         self.last = image.state.into_iter();
         let (mailbox, bodies) = mailbox_encode(&image.mailbox);
         self.rest.push_back((What::Mailbox, Buf::from_vec(mailbox)));
@@ -280,7 +306,7 @@ impl Source {
         if self.flight >= self.limits.window_bytes {
             return Step::Idle;
         }
-        if let Some(out) = self.queue.pop_front() {
+        if let Some(out) = self.queue_pop() {
             return Step::Send(out);
         }
         match std::mem::replace(&mut self.phase, Phase::Failed) {
@@ -292,10 +318,18 @@ impl Source {
                 return Step::Idle;
             }
         }
-        match self.queue.pop_front() {
+        match self.queue_pop() {
             Some(out) => Step::Send(out),
             None => Step::Again,
         }
+    }
+
+    fn queue_pop(&mut self) -> Option<Out> {
+        let out = self.queue.pop_front()?;
+        if matches!(out, Out::Word(FromSource::End { .. })) {
+            self.phase = Phase::Ended;
+        }
+        Some(out)
     }
 
     /// Announces parts and queues their bytes.
@@ -327,6 +361,13 @@ impl Source {
 
     fn copy(&mut self, objects: &dyn Objects, after: Option<String>) {
         let listed = objects.list(after.as_deref(), LOOK);
+        let gone = self.gone_find(after.as_deref(), &listed);
+        if !gone.is_empty() {
+            // Before what may have come in its place: both may be more than there may be.
+            self.deleted(gone);
+            self.phase = Phase::Copying { after };
+            return;
+        }
         if listed.is_empty() {
             self.counts.rounds += 1;
             let round = self.counts.rounds;
@@ -355,6 +396,40 @@ impl Source {
         self.phase = Phase::Copying { after };
     }
 
+    /// Objects that were sent and are not there any more, a few: those after a key up to the last
+    /// that is listed, or all if none is.
+    fn gone_find(&self, after: Option<&str>, listed: &[(String, ObjectMeta)]) -> Vec<Box<str>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let to = listed.last().map(|(key, _)| key.as_str());
+        let to = to.map_or(Bound::Unbounded, Bound::Included);
+        let mut listed = listed.iter().map(|(key, _)| key.as_str()).peekable();
+        let sent = self.sent.range::<str, _>((from, to));
+        let gone = sent.filter(|(key, _)| {
+            while listed.next_if(|first| *first < &***key).is_some() {}
+            listed.peek() != Some(&&***key)
+        });
+        gone.map(|(key, _)| key.clone()).take(LOOK).collect()
+    }
+
+    /// Queues words that objects are gone.
+    fn deleted(&mut self, keys: Vec<Box<str>>) {
+        let (mut deleted, mut word_bytes) = (Vec::new(), 0);
+        for key in keys {
+            self.sent.remove(&key);
+            if word_bytes >= ENTRIES_BYTES {
+                let full = std::mem::take(&mut deleted);
+                self.queue.push_back(Out::Word(FromSource::Deleted(full)));
+                word_bytes = 0;
+            }
+            word_bytes += key.len() + 4;
+            deleted.push(key.into());
+        }
+        if !deleted.is_empty() {
+            let word = FromSource::Deleted(deleted);
+            self.queue.push_back(Out::Word(word));
+        }
+    }
+
     /// Whether another round is worth while.
     fn measure(&mut self, objects: &dyn Objects, after: Option<String>, mut left: u64) {
         let listed = objects.list(after.as_deref(), LOOK);
@@ -374,6 +449,12 @@ impl Source {
     }
 
     fn last_step(&mut self) {
+        let gone: Vec<Box<str>> = self.gone.by_ref().take(LOOK).collect();
+        if !gone.is_empty() {
+            self.deleted(gone);
+            self.phase = Phase::Last;
+            return;
+        }
         let (mut parts, mut word_bytes) = (Vec::new(), 0);
         let mut looked = 0;
         while word_bytes < ENTRIES_BYTES
@@ -393,30 +474,17 @@ impl Source {
         self.phase = Phase::Last;
     }
 
-    /// After the last object: those that are gone, then what is no object, then the end.
+    /// After the last object: what is no object, then the end.
     fn rest_step(&mut self) {
         self.phase = Phase::Last;
-        if !self.sent.is_empty() {
-            let (mut deleted, mut word_bytes) = (Vec::new(), 0);
-            let keys: Vec<Box<str>> = self.sent.keys().take(LOOK).cloned().collect();
-            for key in keys {
-                if word_bytes >= ENTRIES_BYTES {
-                    break;
-                }
-                word_bytes += key.len() + 4;
-                self.sent.remove(&key);
-                deleted.push(key.into());
-            }
-            self.queue
-                .push_back(Out::Word(FromSource::Deleted(deleted)));
-        } else if let Some((what, buf)) = self.rest.pop_front() {
+        if let Some((what, buf)) = self.rest.pop_front() {
             self.announce(vec![(what, buf)]);
         } else {
             self.counts.frozen_bytes = self.counts.bytes - self.counts.frozen_bytes;
             let vouched = std::mem::take(&mut self.vouched);
             let end = FromSource::End { vouched };
             self.queue.push_back(Out::Word(end));
-            self.phase = Phase::Ended;
+            self.phase = Phase::Ending;
         }
     }
 }

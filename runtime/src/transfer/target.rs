@@ -8,12 +8,15 @@ use std::collections::{BTreeMap, HashMap};
 use praas_transport::{Buf, BufMut, BufPool, PoolExhausted};
 
 use super::message::{Entry, FromSource, FromTarget, What};
+use super::ranges::Ranges;
 use crate::mailbox::MailboxImage;
 use crate::state::{KEY_MAX_BYTES, ObjectMeta};
 use crate::swap::{ImageKind, ProcessImage, mailbox_decode, sessions_decode};
 
 /// Entries that may be announced and not be there.
 const AWAITED_MAX: usize = 1 << 16;
+/// Ranges of bytes that may be there of entries that are not whole, all together.
+const RANGES_MAX: usize = 1 << 16;
 /// Incarnations that one may vouch for besides itself; older ones are forgotten.
 pub const VOUCHED_MAX: usize = 64;
 /// Bytes of a file's name.
@@ -51,7 +54,7 @@ enum Place {
     /// None are there yet.
     Empty,
     /// It comes in several pieces.
-    Partial { buf: BufMut, have: u64 },
+    Partial { buf: BufMut, have: Ranges },
 }
 
 #[derive(Debug)]
@@ -79,6 +82,8 @@ pub struct Target {
     state_bytes: u64,
     entries: u64,
     awaited: HashMap<u64, Awaited>,
+    /// Of all that are awaited.
+    ranges: usize,
     objects: BTreeMap<String, Object>,
     mailbox: Option<Buf>,
     bodies: BTreeMap<u64, Buf>,
@@ -90,7 +95,8 @@ pub struct Target {
 }
 
 impl Target {
-    /// Takes at most so many bytes of state, into memory of the pool.
+    /// Takes at most so many bytes of state, and twice as many while the source goes on changing
+    /// it, into memory of the pool.
     pub fn new(pool: BufPool, state_max_bytes: u64) -> Self {
         Self {
             pool,
@@ -98,6 +104,7 @@ impl Target {
             state_bytes: 0,
             entries: 0,
             awaited: HashMap::new(),
+            ranges: 0,
             objects: BTreeMap::new(),
             mailbox: None,
             bodies: BTreeMap::new(),
@@ -134,6 +141,10 @@ impl Target {
                 }
             }
             FromSource::Round { round } => self.round = Some(round),
+            FromSource::End { .. } if self.state_bytes > self.state_max_bytes => {
+                let limit = self.state_max_bytes;
+                return Err(PullError::TooLarge { limit });
+            }
             FromSource::End { vouched } if vouched.len() <= VOUCHED_MAX => {
                 self.vouched = vouched;
                 self.ended = true;
@@ -165,7 +176,9 @@ impl Target {
                 let before = self.objects.insert(key.clone(), object);
                 self.state_bytes -= before.map_or(0, |before| before.cost);
                 self.state_bytes = self.state_bytes.saturating_add(cost);
-                if self.state_bytes > self.state_max_bytes {
+                // What comes in rounds is of different moments: of what is announced some may be
+                // gone already. The limit itself holds for all of one moment, at the end.
+                if self.state_bytes > self.state_max_bytes.saturating_mul(2) {
                     let limit = self.state_max_bytes;
                     return Err(PullError::TooLarge { limit });
                 }
@@ -222,21 +235,32 @@ impl Target {
                 if let Place::Empty = place {
                     let bytes = usize::try_from(all).map_err(|_| PullError::Malformed("length"))?;
                     let buf = self.pool.alloc(bytes)?;
-                    *place = Place::Partial { buf, have: 0 };
+                    let have = Ranges::default();
+                    *place = Place::Partial { buf, have };
                 }
                 let Place::Partial { buf: into, have } = place else {
                     return Err(PullError::Malformed("a piece twice"));
                 };
+                // The memory was another's: all of it is to be written, once.
+                let ranges = have.len();
+                if !have.insert(offset, offset + len) {
+                    return Err(PullError::Malformed("a piece twice"));
+                }
+                self.ranges -= ranges;
                 let at = offset as usize;
                 into[at..at + buf.len()].copy_from_slice(&buf);
-                *have += len;
-                match *have {
-                    have if have > all => return Err(PullError::Malformed("a piece twice")),
-                    have if have < all => None,
-                    _ => Some(std::mem::take(into).freeze()),
+                match have.cover(all) {
+                    true => Some(std::mem::take(into).freeze()),
+                    false => {
+                        self.ranges += have.len();
+                        None
+                    }
                 }
             }
         };
+        if self.ranges > RANGES_MAX {
+            return Err(PullError::Malformed("pieces in too wild an order"));
+        }
         if let Some(buf) = whole
             && let Some(awaited) = self.awaited.remove(&number)
         {

@@ -186,7 +186,16 @@ fn what_is_too_large_or_twice_is_refused() {
     target.heard(FromSource::Entries(vec![object(50)])).unwrap();
     // It takes the place of the first.
     target.heard(FromSource::Entries(vec![object(99)])).unwrap();
-    let over = target.heard(FromSource::Entries(vec![object(100)]));
+    // Others of its time may be gone.
+    target
+        .heard(FromSource::Entries(vec![object(199)]))
+        .unwrap();
+    let over = target.heard(FromSource::Entries(vec![object(200)]));
+    assert_eq!(over, Err(PullError::TooLarge { limit: 100 }));
+    let end = FromSource::End {
+        vouched: Vec::new(),
+    };
+    let over = target.heard(end);
     assert_eq!(over, Err(PullError::TooLarge { limit: 100 }));
     assert!(target.piece_room(0, 1, 50).is_err());
     assert!(target.piece_room(0, u64::MAX, 2).is_err());
@@ -194,4 +203,91 @@ fn what_is_too_large_or_twice_is_refused() {
     let twice = target.piece(0, 0, Buf::from_vec(vec![0; 50]));
     assert!(matches!(twice, Err(PullError::Malformed(_))), "{twice:?}");
     assert!(!target.is_complete());
+}
+
+#[test]
+fn pieces_that_overlap_make_nothing_whole() {
+    let mut target = Target::new(BufPool::new(1 << 20), 1000);
+    let entry = |key: &str| Entry {
+        what: What::Object {
+            key: key.into(),
+            version: 1,
+            written_unix_ms: 0,
+        },
+        bytes: 100,
+    };
+    let piece = |len, with| Buf::from_vec(vec![with; len]);
+    target
+        .heard(FromSource::Entries(vec![entry("k"), entry("l")]))
+        .unwrap();
+    target.piece(0, 0, piece(50, 1)).unwrap();
+    for (offset, len) in [(0, 50), (49, 51), (0, 100), (20, 10)] {
+        let twice = target.piece(0, offset, piece(len, 2));
+        assert!(matches!(twice, Err(PullError::Malformed(_))), "{offset}");
+        assert!(!target.is_complete());
+    }
+    // In any order they do.
+    let mut target = Target::new(BufPool::new(1 << 20), 1000);
+    target.heard(FromSource::Entries(vec![entry("k")])).unwrap();
+    target.heard(FromSource::Round { round: 1 }).unwrap();
+    for offset in [60, 0, 80, 20, 40] {
+        assert_eq!(target.says(), None);
+        target.piece(0, offset, piece(20, offset as u8)).unwrap();
+    }
+    assert_eq!(target.says(), Some(FromTarget::Have { round: 1 }));
+}
+
+#[test]
+fn what_is_gone_makes_room_for_what_came_in_its_place() {
+    // Less than two generations of objects are ever there, and each round finds another.
+    let mut pair = Pair::new();
+    pair.target = Target::new(BufPool::new(1 << 24), 1000);
+    let mut generation = 0;
+    let mut replace = |store: &StateStore| {
+        for at in 0..8 {
+            // Older ones come after: what replaces them is looked at first.
+            let _ = store.delete(&format!("key{}{at}", 100 - generation));
+            let key = format!("key{}{at}", 99 - generation);
+            store.put(&key, &[1; 100]).unwrap();
+        }
+        generation += 1;
+    };
+    replace(&pair.store);
+    let mut rounds = 0;
+    while pair.step() || pair.notices.is_empty() {
+        if pair.source.counts().rounds > rounds {
+            rounds = pair.source.counts().rounds;
+            replace(&pair.store);
+        }
+    }
+    assert_eq!(pair.notices, [Notice::Freeze]);
+    assert_eq!(rounds, limits().rounds_max);
+    pair.freeze();
+    while pair.step() {}
+    assert_eq!(pair.notices.last(), Some(&Notice::Complete));
+    let image = pair.target.image("a", "p", Incarnation(1)).unwrap();
+    assert_eq!(image.state.len(), 8);
+}
+
+#[test]
+fn an_end_that_finds_no_room_leaves_no_doubt() {
+    let mut pair = Pair::new();
+    while pair.step() {}
+    pair.freeze();
+    let end = loop {
+        match pair.source.step(&pair.store) {
+            Step::Send(Out::Word(end @ FromSource::End { .. })) => break end,
+            Step::Idle => panic!("no end"),
+            _ => {}
+        }
+    };
+    assert!(pair.source.in_doubt());
+    pair.source.put_back(Out::Word(end));
+    assert!(!pair.source.in_doubt());
+    assert!(pair.source.give_up("it took too long"));
+    let Step::Send(Out::Word(word)) = pair.source.step(&pair.store) else {
+        panic!();
+    };
+    assert!(matches!(word, FromSource::Failed { .. }));
+    assert!(matches!(pair.source.step(&pair.store), Step::Idle));
 }
