@@ -136,8 +136,11 @@ impl Hosts {
         host.linked = true;
         let ending = host.record.ending;
         let moved = host.transfer_found(&hello);
+        // How long it may take to have everything is the control plane's to say; not how long to
+        // serve then.
+        let arrives = hello.transfer != host::HostTransfer::None && host.serves.is_empty();
         let due = match (ending, host.record.state) {
-            (None, ProcessState::Starting) if hello.transfer != host::HostTransfer::None => None,
+            (None, ProcessState::Starting) if arrives => None,
             (Some(Ending::Stop), _) => host.deadline.filter(|(_, due)| *due == Due::Stopped),
             (_, ProcessState::Starting) => Some((now + self.limits.start, Due::Ready)),
             _ => None,

@@ -483,3 +483,34 @@ fn a_checkpoint_that_is_known_is_not_taken_for_a_swap() {
         lab.expect(&["remove", &report]);
     }
 }
+
+#[test]
+fn a_host_that_is_told_again_to_serve_does_so_in_time_or_is_killed() {
+    let mut lab = Lab::new();
+    lab.start("p", 7, "{}");
+    lab.hosts.spawned(&key("p"), 4711, 1, 0);
+    let prepared = FromHost::Transfer {
+        state: HostTransfer::Prepared,
+        error: None,
+    };
+    lab.say(prepared);
+    lab.hosts.actions_take();
+    assert_eq!(lab.hosts.deadline_next(), None, "it is not its to say");
+    lab.hosts.unlinked(lab.now, &key("p"));
+    lab.command(7, ToAgent::TransferServe);
+    lab.expect(&[]);
+    let hello = HostHello {
+        pid: 4711,
+        application: "a".into(),
+        process: "p".into(),
+        incarnation: 7,
+        addresses: Vec::new(),
+        swap_generation: 3,
+        rejected: Vec::new(),
+        transfer: HostTransfer::Prepared,
+    };
+    lab.hosts.redialled(lab.now, &key("p"), hello);
+    lab.expect(&["send TransferServe to 1"]);
+    lab.hosts.tick(lab.now + LIMIT);
+    lab.expect(&["kill"]);
+}

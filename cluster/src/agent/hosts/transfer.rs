@@ -110,7 +110,7 @@ impl Hosts {
         };
         let out = host.out.take_if(|_| over || error.is_some());
         let serves = host.record.state == ProcessState::Ready && before != ProcessState::Ready;
-        if host.record.state == ProcessState::Starting {
+        if host.record.state == ProcessState::Starting && host.serves.is_empty() {
             // How long it may take to have everything is the control plane's to say.
             self.deadline_set(key, None);
         }
