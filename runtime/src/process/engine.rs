@@ -85,6 +85,8 @@ pub(super) struct Shared {
     /// Somebody waits for functions to finish.
     pub quiet_wanted: AtomicBool,
     pub quiet: (Mutex<()>, Condvar),
+    /// The transfer that is under way is called off: whoever waits for its sake waits no longer.
+    pub transfer_cancelled: AtomicBool,
     /// The engine itself, for starting spares.
     pub engine: OnceLock<Weak<Engine>>,
     /// State objects to be fetched from storage.

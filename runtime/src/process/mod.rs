@@ -434,6 +434,7 @@ fn shared_make(
         one_way_closed: AtomicBool::new(false),
         quiet_wanted: AtomicBool::new(false),
         quiet: (Mutex::new(()), Condvar::new()),
+        transfer_cancelled: AtomicBool::new(false),
         engine: OnceLock::new(),
         stepped: None,
     };

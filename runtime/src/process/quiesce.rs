@@ -258,7 +258,7 @@ impl Process {
             if pending == 0 {
                 return Ok(());
             }
-            if clock::now() >= until {
+            if clock::now() >= until || self.transfer_cancelled() {
                 let waited_ms = patience.as_millis() as u64;
                 return Err(QuiesceError::OneWay { pending, waited_ms });
             }
@@ -271,7 +271,7 @@ impl Process {
         let shared = &self.engine.shared;
         let until = clock::now() + patience;
         if let Some(meanwhile) = shared.stepped {
-            while !shared.is_quiet() && clock::now() < until {
+            while !shared.is_quiet() && clock::now() < until && !self.transfer_cancelled() {
                 meanwhile();
             }
             return shared.is_quiet();
@@ -287,7 +287,7 @@ impl Process {
                 break true;
             }
             let left = until.saturating_duration_since(clock::now());
-            if left.is_zero() {
+            if left.is_zero() || self.transfer_cancelled() {
                 break false;
             }
             // A notice may fall between the look and the wait: look again soon.

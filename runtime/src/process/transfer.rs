@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use praas_transport::clock;
+use praas_transport::sync::atomic::Ordering;
 use praas_transport::{
     Address, Buf, BufPool, ChannelId, ChannelInfo, CloseReason, Dial, Disposition, Endpoint, Flow,
     Handler, Incarnation, Incoming, LargeMessage, Message, Ops, Posted, PostedBuf, SendFailure,
@@ -126,6 +127,10 @@ impl Process {
         let installed = self.engine.with_core(move |core| {
             let free = core.serve.transfer.is_none() && !core.serve.quiescing;
             if free {
+                core.serve
+                    .shared
+                    .transfer_cancelled
+                    .store(false, Ordering::SeqCst);
                 core.serve.transfer = Some(Box::new(Sending {
                     source: Source::new(offer.token, limits),
                     offer,
@@ -141,8 +146,7 @@ impl Process {
         }
         // Before anybody may come: what is in storage still is not to be waited for by the
         // endpoint's owner.
-        let fetched = self.state_fetch().map_err(QuiesceError::from);
-        let outcome = fetched.map_err(TransferError::from).and_then(|()| {
+        let outcome = self.transfer_fetch().and_then(|()| {
             step(TransferStep::Offered);
             self.transfer_follow(&heard, &mut step)
         });
@@ -162,8 +166,28 @@ impl Process {
         self.engine.with_core(|core| {
             if let Some(sending) = &core.serve.transfer {
                 sending.tell(News::Cancelled);
+                let cancelled = &core.serve.shared.transfer_cancelled;
+                cancelled.store(true, Ordering::SeqCst);
             }
         });
+    }
+
+    /// Whether the transfer that is under way was called off.
+    pub(super) fn transfer_cancelled(&self) -> bool {
+        let cancelled = &self.engine.shared.transfer_cancelled;
+        cancelled.load(Ordering::SeqCst)
+    }
+
+    /// As [`Process::state_fetch`], for as long as there is a transfer.
+    fn transfer_fetch(&self) -> Result<(), TransferError> {
+        let state = &self.engine.shared.state;
+        for (key, absent) in state.absent() {
+            if self.transfer_cancelled() {
+                return Err(TransferError::Cancelled);
+            }
+            state.fetch(&key, &absent).map_err(QuiesceError::from)?;
+        }
+        Ok(())
     }
 
     /// Waits until the target has all, and freezes the process in between.
@@ -176,14 +200,17 @@ impl Process {
         let mut frozen_until: Option<Instant> = None;
         loop {
             let news = match heard.recv_timeout(LOOK) {
-                Ok(news) => news,
+                Ok(news) => Some(news),
                 Err(RecvTimeoutError::Disconnected) => return Err(QuiesceError::Ended.into()),
-                Err(RecvTimeoutError::Timeout) => {
-                    if frozen_until.is_some_and(|until| until <= clock::now()) {
-                        return Err(TransferError::TooSlow(timeout_ms));
-                    }
-                    continue;
-                }
+                Err(RecvTimeoutError::Timeout) => None,
+            };
+            // Also while there is always more to be done. What is the end anyway comes first.
+            let goes_on = matches!(news, None | Some(News::More));
+            if goes_on && frozen_until.is_some_and(|until| until <= clock::now()) {
+                return Err(TransferError::TooSlow(timeout_ms));
+            }
+            let Some(news) = news else {
+                continue;
             };
             match news {
                 News::More => {
@@ -199,8 +226,13 @@ impl Process {
                 }
                 News::Notice(Notice::Freeze) => {
                     step(TransferStep::Freezing);
-                    self.freeze()?;
-                    frozen_until = Some(clock::now() + Duration::from_millis(timeout_ms));
+                    // Whoever waited may have been told not to.
+                    let frozen = self.freeze();
+                    let quiet_at = frozen.map_err(|error| match self.transfer_cancelled() {
+                        true => TransferError::Cancelled,
+                        false => error,
+                    })?;
+                    frozen_until = Some(quiet_at + Duration::from_millis(timeout_ms));
                 }
                 News::Notice(Notice::Complete) => return Ok(()),
                 News::Notice(Notice::Doubt(why)) => {
@@ -214,8 +246,8 @@ impl Process {
     }
 
     /// Turns invocations away, waits for those that run, and hands all that is left to the source.
-    /// Functions are not cancelled for a transfer.
-    fn freeze(&self) -> Result<(), TransferError> {
+    /// Functions are not cancelled for a transfer. Says since when none runs.
+    fn freeze(&self) -> Result<Instant, TransferError> {
         self.turn_away()?;
         let crew = &self.engine.shared.crew;
         let waited_ms = self.engine.shared.settings.quiesce_timeout_ms;
@@ -223,6 +255,7 @@ impl Process {
             let running = crew.running() + crew.blocked();
             return Err(TransferError::StillRunning { running, waited_ms });
         }
+        let quiet_at = clock::now();
         self.one_way_settle(Duration::from_millis(waited_ms))?;
         let Outliving { image, absent } = self.image(ImageKind::Final)?;
         if let Some((key, _)) = absent.into_iter().next() {
@@ -247,7 +280,7 @@ impl Process {
             } = core;
             serve.transfer_pump(endpoint);
         });
-        Ok(())
+        Ok(quiet_at)
     }
 
     /// Takes the sending side away. With an error the target is told, and this says whether it may
@@ -264,6 +297,10 @@ impl Process {
             };
             serve.transfer_pump(endpoint);
             let sending = serve.transfer.take()?;
+            serve
+                .shared
+                .transfer_cancelled
+                .store(false, Ordering::SeqCst);
             serve.held = doubt || sending.source.in_doubt();
             if let Some(channel) = sending.channel.filter(|_| !doubt) {
                 endpoint.close(channel);

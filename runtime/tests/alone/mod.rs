@@ -45,6 +45,12 @@ impl Keys {
         module: &'static ModuleTable,
         restore: Option<Restore>,
     ) -> Process {
+        let config = self.config(incarnation, module);
+        Process::start_from(config, |_| Ok::<_, StartError>(restore)).unwrap()
+    }
+
+    /// What such a process is started with.
+    pub fn config(&self, incarnation: u64, module: &'static ModuleTable) -> ProcessConfig {
         let mut registry = Registry::new();
         registry.module_add(module).unwrap();
         let settings = ProcessSettings {
@@ -52,7 +58,7 @@ impl Keys {
             wait: WaitMode::Warm,
             ..ProcessSettings::default()
         };
-        let config = ProcessConfig {
+        ProcessConfig {
             application: "app".into(),
             process: "p".into(),
             incarnation: Incarnation(incarnation),
@@ -64,8 +70,7 @@ impl Keys {
             settings,
             registry,
             restore: None,
-        };
-        Process::start_from(config, |_| Ok::<_, StartError>(restore)).unwrap()
+        }
     }
 
     pub fn client(&self, process: &Process) -> Client {
