@@ -62,6 +62,9 @@ pub struct ControlConfig {
     pub transfer_timeout_ms: u64,
     /// Processes that are transferred away from one drained node at a time.
     pub drain_transfers_max: usize,
+    /// Milliseconds at most until a process that could not be transferred away is tried again: the
+    /// first time after one second, then after twice as long each time.
+    pub drain_retry_max_ms: u64,
     /// Applications that there may be.
     pub applications_max: usize,
     /// Processes, in any state, that there may be.
@@ -111,6 +114,7 @@ impl Default for ControlConfig {
             metrics_processes_max: 1_000,
             transfer_timeout_ms: 600_000,
             drain_transfers_max: 2,
+            drain_retry_max_ms: 60_000,
             applications_max: 10_000,
             processes_max: 100_000,
             waiters_max: 10_000,
@@ -159,6 +163,7 @@ impl ControlConfig {
             ("events_queued_max", self.events_queued_max),
             ("agent_queue_max_bytes", self.agent_queue_max_bytes),
             ("pressure_swaps_max", self.pressure_swaps_max),
+            ("drain_transfers_max", self.drain_transfers_max),
         ] {
             if value == 0 {
                 return Err(ConfigError {
@@ -167,6 +172,13 @@ impl ControlConfig {
                     rule: "it must be at least 1",
                 });
             }
+        }
+        if self.drain_retry_max_ms == 0 {
+            return Err(ConfigError {
+                name: "drain_retry_max_ms",
+                value: "0".into(),
+                rule: "it must be at least 1",
+            });
         }
         for (name, value) in [
             ("memory_high_percent", self.memory_high_percent),

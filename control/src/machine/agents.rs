@@ -137,10 +137,16 @@ impl Registry {
             }
             self.dirty.insert(application);
         }
+        self.drain_look = true;
+        self.waiters_drive();
+        self.policy_hello(&name);
+    }
+
+    /// There may be a node for those who wait.
+    pub(super) fn waiters_drive(&mut self) {
         for key in self.keys(|entry| !entry.waiters.is_empty()) {
             self.drive(&key);
         }
-        self.policy_hello(&name);
     }
 
     fn report(&mut self, link: u64, report: HostReport) {
@@ -354,7 +360,7 @@ impl Registry {
             connected: node.link.is_some(),
             cpus: node.cpus,
             memory_bytes: node.memory_bytes,
-            processes: node.live,
+            processes: node.live + self.leaving(name),
             resident_bytes: node.resident_bytes,
             drained: node.drained,
         });

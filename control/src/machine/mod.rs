@@ -43,6 +43,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use praas_transport::{Address, Secret};
 
+use self::drain::Moves;
 pub use self::policy::PolicyCounts;
 use self::policy::{Policy, Watch};
 use self::transfer::{Transfer, TransferCommand};
@@ -256,6 +257,8 @@ pub struct Limits {
     pub transfer_timeout_ms: u64,
     /// Transfers away from one drained node at a time.
     pub drain_transfers_max: usize,
+    /// Milliseconds at most until what could not be moved away is tried again.
+    pub drain_retry_max_ms: u64,
 }
 
 impl From<&ControlConfig> for Limits {
@@ -275,6 +278,7 @@ impl From<&ControlConfig> for Limits {
             pressure_swaps_max: config.pressure_swaps_max,
             transfer_timeout_ms: config.transfer_timeout_ms,
             drain_transfers_max: config.drain_transfers_max,
+            drain_retry_max_ms: config.drain_retry_max_ms,
         }
     }
 }
@@ -342,6 +346,7 @@ struct Entry {
     watch: Watch,
     /// Two hosts are about it.
     transfer: Option<Transfer>,
+    moves: Moves,
 }
 
 #[derive(Debug)]
@@ -368,7 +373,7 @@ struct NodeEntry {
     silent_since: Option<u64>,
     /// Nothing is started there.
     drained: bool,
-    /// When another process is moved away at the earliest, after one could not be.
+    /// When what could not be moved away is tried again; zero if nothing waits for that.
     drain_due: u64,
 }
 
@@ -393,6 +398,8 @@ pub struct Registry {
     transfer_commands: HashMap<u64, TransferCommand>,
     /// Processes with a transfer.
     transfers: BTreeSet<Key>,
+    /// What could be moved away from drained nodes is not what it was.
+    drain_look: bool,
     /// The time of the event that is being handled.
     now: u64,
     deadlines: BTreeMap<(u64, u64), Key>,
@@ -427,6 +434,7 @@ impl Registry {
             commands: HashMap::new(),
             transfer_commands: HashMap::new(),
             transfers: BTreeSet::new(),
+            drain_look: true,
             now,
             deadlines: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -586,6 +594,7 @@ impl Registry {
         };
         let (record, member) = (entry.record.clone(), entry.member());
         change(entry);
+        self.drain_look = true;
         let live_on = |record: &ProcessRecord| match record.state.is_live() {
             true => record.node.clone(),
             false => None,
@@ -719,6 +728,7 @@ impl Entry {
             command: 0,
             waiters: VecDeque::new(),
             transfer: None,
+            moves: Moves::default(),
         }
     }
 

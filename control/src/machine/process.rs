@@ -136,15 +136,15 @@ impl Registry {
 
     /// The node for a new host: connected, with the fewest processes for its processors.
     fn place(&self) -> Option<(String, u64)> {
-        self.place_except(None)
+        self.place_except(&[])
     }
 
-    /// The same, but for one node. Drained nodes are none.
-    pub(super) fn place_except(&self, except: Option<&str>) -> Option<(String, u64)> {
+    /// The same, but for some nodes. Drained nodes are none.
+    pub(super) fn place_except(&self, except: &[&str]) -> Option<(String, u64)> {
         let candidates = self
             .nodes
             .iter()
-            .filter(|(name, node)| !node.drained && except != Some(name.as_str()))
+            .filter(|(name, node)| !node.drained && !except.contains(&name.as_str()))
             .filter_map(|(name, node)| Some((name, node, node.link?)));
         // a/b < c/d without division: a*d < c*b.
         let best = candidates.min_by(|(a_name, a, _), (b_name, b, _)| {
@@ -287,6 +287,7 @@ impl Registry {
 
     /// Nothing is under way for the process any more.
     pub(super) fn command_end(&mut self, key: &Key) {
+        self.drain_look = true;
         if let Some(entry) = self.entry_mut(key) {
             entry.doing = Doing::Nothing;
             let command = std::mem::take(&mut entry.command);

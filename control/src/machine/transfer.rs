@@ -170,7 +170,8 @@ impl Registry {
         }
         let from = entry.record.node.as_deref();
         let Some(to) = to else {
-            let place = self.place_except(from).map(|(node, _)| node);
+            let from: Vec<&str> = from.into_iter().collect();
+            let place = self.place_except(&from).map(|(node, _)| node);
             let none = || Failure::new(ErrorKind::NoAgent, "there is no other node for it");
             return place.map(Some).ok_or_else(none);
         };
@@ -210,6 +211,7 @@ impl Registry {
         let change = Change::IncarnationNext(self.incarnation_next);
         self.actions.push(Action::Persist(change));
         self.transfer_add(now, key, record, Phase::Waiting);
+        self.move_begun(key);
         self.transfer_offer(key);
     }
 
@@ -526,6 +528,10 @@ impl Registry {
             return self.transfer_abort(key, "the process is not what was transferred any more");
         }
         transfer.record.committed = true;
+        self.move_ended(key, None);
+        let Some(transfer) = self.transfer(key) else {
+            return;
+        };
         let record = transfer.record.clone();
         let change = Change::Transfer(record.clone());
         self.actions.push(Action::Persist(change));
@@ -560,9 +566,7 @@ impl Registry {
         if let Some((link, incarnation)) = target.filter(|_| !transfer.phase.is_early()) {
             self.stray_stop(link, key, incarnation);
         }
-        if let Some(node) = self.nodes.get_mut(&transfer.record.from_node) {
-            node.drain_due = self.now.saturating_add(RETRY_MS);
-        }
+        self.move_ended(key, Some(&transfer.record.to_node));
         self.waiters_fail(key, Want::Transferred, ErrorKind::ProcessFailed, why);
     }
 
@@ -761,14 +765,8 @@ impl Registry {
         let dead = transfer.source_dead || self.lease_lapsed(now, &transfer.record.from_node);
         if dead && transfer.phase != Phase::Serving {
             let next = self.transfer_over(key).and_then(|over| over.next);
-            let serves = self.entry(key).is_some_and(super::Entry::serves);
-            match next {
-                Some(to) if serves => self.transfer_begin(now, key, to),
-                Some(_) => {
-                    let why = "it does not serve any more";
-                    self.waiters_fail(key, Want::Transferred, ErrorKind::Conflict, why);
-                }
-                None => {}
+            if let Some(to) = next {
+                self.transfer_next(now, key, to);
             }
             return self.drive(key);
         }
@@ -785,6 +783,18 @@ impl Registry {
             }
             self.transfer_command(link, key, told, incarnation);
         }
+    }
+
+    /// After one transfer another: things may have changed since it was asked for.
+    fn transfer_next(&mut self, now: u64, key: &Key, to: String) {
+        let takes = |node: &super::NodeEntry| !node.drained && node.link.is_some();
+        let serves = self.entry(key).is_some_and(super::Entry::serves);
+        let why = match self.nodes.get(&to).is_some_and(takes) {
+            true if serves => return self.transfer_begin(now, key, to),
+            true => "it does not serve any more".into(),
+            false => format!("node {to:?} is drained, or its agent is away"),
+        };
+        self.waiters_fail(key, Want::Transferred, ErrorKind::Conflict, &why);
     }
 
     /// Whether all that was on a node has ended by now.
@@ -817,10 +827,6 @@ impl Registry {
             let due = [Some(at), lapse].into_iter().flatten();
             due.filter(|due| *due > self.now).min()
         });
-        let drains = self.nodes.values().filter_map(|node| {
-            let waits = node.drained && node.live > 0 && node.drain_due > self.now;
-            waits.then_some(node.drain_due)
-        });
-        transfers.chain(drains).min()
+        transfers.chain(self.drain_due()).min()
     }
 }

@@ -1,7 +1,7 @@
 //! Transfers in which something else happens, case by case.
 
 use super::tests::{Bench, limits, process, report, spec, swapped};
-use super::{Action, Event, Registry, Request, Verb};
+use super::{Action, Event, Registry, Reply, Request, Verb};
 use crate::agent::{FromAgent, HostReport, HostTransfer, StartCommand, ToAgent};
 use crate::api::{ProcessState, Settings};
 use crate::error::ErrorKind;
@@ -393,4 +393,160 @@ fn a_stored_transfer_of_a_process_that_is_not_stored_is_forgotten() {
     let forgotten = Action::Persist(Change::TransferRemoved("a".into(), "p".into()));
     assert!(registry.handle(0, Event::Tick).contains(&forgotten));
     assert!(registry.transfers.is_empty());
+}
+
+fn drain(node: &str, undo: bool) -> Request {
+    Request::NodeDrain {
+        node: node.into(),
+        undo,
+    }
+}
+
+/// Processes that serve on node n, which is to be drained, one at a time.
+fn crowd(names: &[&str]) -> Bench {
+    let mut bench = Bench::new();
+    bench.registry.limits.drain_transfers_max = 1;
+    bench.hello(FROM, "n", vec![]);
+    for name in names {
+        bench.ask(Request::Process {
+            application: "a".into(),
+            process: (*name).into(),
+            verb: Verb::Create,
+        });
+        let start = bench.started();
+        bench.say(FROM, FromAgent::Report(report(&start, ProcessState::Ready)));
+    }
+    bench.answers();
+    bench
+}
+
+/// Who is asked to leave, and to where; it refuses.
+fn refusal(bench: &mut Bench) -> Option<(String, String)> {
+    let told = bench.told();
+    let [(FROM, ToAgent::TransferOut(out))] = told.as_slice() else {
+        assert!(
+            told.iter().all(|(_, message)| word(message) == "thaw"),
+            "{told:?}"
+        );
+        return None;
+    };
+    let transfer = bench.registry.transfers.first().unwrap().clone();
+    let to = bench.registry.transfer(&transfer).unwrap();
+    let asked = (out.process.clone(), to.record.to_node.clone());
+    let (request, result) = (out.request, Err("a function does not end".into()));
+    bench.say(FROM, FromAgent::Answer { request, result });
+    bench.actions.retain(
+        |action| !matches!(action, Action::Tell { message, .. } if word(message) == "thaw"),
+    );
+    Some(asked)
+}
+
+fn pass(bench: &mut Bench, ms: u64) {
+    bench.now += ms;
+    bench.handle(Event::Tick);
+}
+
+#[test]
+fn what_cannot_be_moved_waits_longer_each_time_and_others_go_before_it() {
+    let mut bench = crowd(&["p", "q", "r"]);
+    bench.hello(TO, "m", vec![]);
+    bench.ask(drain("n", false));
+    let asked = |name: &str| Some((name.to_owned(), "m".to_owned()));
+    for name in ["p", "q", "r"] {
+        assert_eq!(refusal(&mut bench), asked(name));
+        bench.now += 1;
+    }
+    assert_eq!(refusal(&mut bench), None);
+    // Each has its own time: one, two and four seconds after the one before.
+    for at in [1_000, 3_000, 7_000] {
+        assert_eq!(bench.registry.drain_due(), Some(at));
+        bench.now = at - 1;
+        pass(&mut bench, 0);
+        assert_eq!(refusal(&mut bench), None);
+        for name in ["p", "q", "r"] {
+            pass(&mut bench, 1);
+            assert_eq!(refusal(&mut bench), asked(name), "{at}");
+        }
+    }
+    // There is an end to that.
+    bench.registry.limits.drain_retry_max_ms = 5_000;
+    for _ in 0..3 {
+        pass(&mut bench, 60_000);
+        assert!(refusal(&mut bench).is_some());
+    }
+    assert_eq!(bench.registry.drain_due(), Some(bench.now + 5_000));
+    // Once more by hand, all are tried at once.
+    bench.ask(drain("n", true));
+    bench.ask(drain("n", false));
+    assert_eq!(refusal(&mut bench), asked("p"));
+}
+
+#[test]
+fn another_node_is_tried_after_one_that_did_not_take_a_process() {
+    let mut bench = crowd(&["p"]);
+    bench.hello(TO, "m", vec![]);
+    bench.hello(3, "o", vec![]);
+    bench.ask(drain("n", false));
+    for (node, wait_ms) in [("m", 1_000), ("o", 2_000), ("m", 4_000)] {
+        assert_eq!(refusal(&mut bench), Some(("p".into(), node.into())));
+        pass(&mut bench, wait_ms);
+    }
+    // If there is another.
+    bench.handle(Event::Lost { link: TO });
+    assert_eq!(refusal(&mut bench), Some(("p".into(), "o".into())));
+    pass(&mut bench, 60_000);
+    assert_eq!(refusal(&mut bench), Some(("p".into(), "o".into())));
+}
+
+#[test]
+fn a_drained_node_is_not_empty_before_its_hosts_have_ended() {
+    let mut moving = Moving::begin("{}");
+    moving.bench.ask(drain("n", false));
+    moving.bench.answers();
+    let left = |moving: &mut Moving| {
+        moving.bench.ask(Request::NodeList);
+        match moving.bench.answers().pop() {
+            Some((_, Ok(Reply::Nodes(nodes)))) => {
+                let node = nodes.iter().find(|node| node.name == "n");
+                node.unwrap().processes
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(left(&mut moving), 1);
+    moving.bench.say(TO, prepared(&moving.target));
+    assert_eq!(left(&mut moving), 1, "the target may fail to serve");
+    moving.target_says(ProcessState::Ready);
+    assert_eq!(left(&mut moving), 1, "its host is still there");
+    moving.source_says(ProcessState::Gone);
+    assert_eq!(left(&mut moving), 0);
+}
+
+#[test]
+fn who_waits_for_a_node_gets_one_that_is_drained_no_more() {
+    let mut bench = Bench::new();
+    bench.hello(FROM, "n", vec![]);
+    bench.ask(drain("n", false));
+    bench.ask(process(Verb::Create));
+    assert_eq!(bench.told(), vec![]);
+    bench.ask(drain("n", true));
+    assert_eq!(bench.started().incarnation, 1);
+}
+
+#[test]
+fn a_process_does_not_go_on_to_a_node_that_was_drained_meanwhile() {
+    let mut moving = Moving::committed("{}");
+    moving.target_says(ProcessState::Ready);
+    moving.bench.answers();
+    let back = moving.bench.ask(Request::ProcessTransfer {
+        application: "a".into(),
+        process: "p".into(),
+        to: Some("n".into()),
+    });
+    assert_eq!(moving.bench.kinds(), []);
+    moving.bench.ask(drain("n", false));
+    moving.bench.answers();
+    moving.source_says(ProcessState::Gone);
+    assert_eq!(moving.bench.kinds(), [(back, Some(ErrorKind::Conflict))]);
+    assert!(moving.is_over());
 }
