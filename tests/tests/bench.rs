@@ -613,3 +613,46 @@ fn a_peer_that_dies_in_the_middle_is_an_error() {
         assert!(told.iter().any(|told| errors.contains(told)), "{errors}");
     }
 }
+
+#[test]
+fn a_transfer_is_measured_beside_a_channel() {
+    let size = ["--bytes", "2M", "--objects", "16", "--transfers", "2"];
+    let calls = [
+        "--rate",
+        "200",
+        "--quiet-ms",
+        "50",
+        "--transport",
+        "shm,tcp",
+    ];
+    let all = [&["transfer"], &size[..], &calls[..]].concat();
+    let records = records(&all);
+    assert_eq!(records.len(), 2);
+    for (record, transport) in records.iter().zip(["shm", "tcp"]) {
+        assert_eq!(
+            (text(record, "bench"), text(record, "transport")),
+            ("transfer", transport)
+        );
+        assert_eq!(
+            (&record["bytes"], &record["transfers"]),
+            (&(2 << 20).into(), &2.into())
+        );
+        for name in ["total_ms", "channel_ms", "frozen_ms", "gap_ms", "rounds"] {
+            let [median, max] = ["median", "max"].map(|of| record[name][of].as_f64());
+            assert!(median > Some(0.0) && max >= median, "{name} of {record}");
+        }
+        // All of it went, and what callers wrote meanwhile.
+        assert!(
+            record["served_bytes"]["min"].as_f64() >= Some(2e6),
+            "{record}"
+        );
+        assert!(record["channel_share"].as_f64() > Some(0.0), "{record}");
+        for when in ["during", "outside"] {
+            let figures = &record[when];
+            assert!(figures["calls"].as_u64() > Some(0), "{record}");
+            assert!(figures["max_us"].as_f64() >= figures["p50_us"].as_f64());
+        }
+    }
+    let done = output(&mut praas(&["transfer", "--bytes", "2G", "--objects", "1"]));
+    assert_eq!(done.status.code(), Some(2));
+}

@@ -95,6 +95,14 @@ pub enum BenchError {
     /// A storage cannot be used.
     #[error("cannot use the storage")]
     Storage(#[source] praas_runtime::swap::StorageError),
+    /// The cluster that is measured does not do what it should.
+    #[error("cannot {doing}")]
+    Cluster {
+        /// What was asked of it.
+        doing: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The results cannot be written.
     #[error("cannot write the results: {0}")]
     Output(#[source] io::Error),
@@ -104,6 +112,16 @@ impl BenchError {
     pub(super) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }
+    }
+
+    pub(super) fn cluster<E: std::error::Error + Send + Sync + 'static>(
+        doing: impl Into<String>,
+    ) -> impl FnOnce(E) -> Self {
+        let doing = doing.into();
+        move |source| Self::Cluster {
+            doing,
+            source: Box::new(source),
+        }
     }
 
     /// Whether it is about how it was asked for.

@@ -27,6 +27,7 @@
 //! | `reduction/` | vectors added into state, beside Redis |
 //! | `state_read/` | state objects read by one-sided operations, beside Redis |
 //! | `swap/` | swapping out and in, beside plain files, Redis and S3 |
+//! | `transfer/` | a process that moves between two nodes while it is called |
 //! | `links/` | both sides of every kind of traffic |
 //! | `blocks.rs`, `statistics.rs` | blocks by turns, and what they say |
 //! | `output.rs`, `svg.rs`, `machine.rs` | tables, lines, plots |
@@ -47,6 +48,7 @@ mod state_read;
 mod statistics;
 mod svg;
 mod swap;
+mod transfer;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -69,6 +71,7 @@ pub use self::remote::{Remote, SECRET_ENV, secret_read};
 pub use self::state_read::StateReadOptions;
 pub use self::statistics::{Estimate, estimate};
 pub use self::swap::SwapOptions;
+pub use self::transfer::TransferOptions;
 
 /// The hidden subcommand under which this program is started again as the peer; nothing follows
 /// it. The program must then do nothing but call [`peer_main`].

@@ -10,6 +10,7 @@ use super::reduction::ReductionOptions;
 use super::remote::{self, Remote, SECRET_ENV};
 use super::state_read::StateReadOptions;
 use super::swap::SwapOptions;
+use super::transfer::TransferOptions;
 use super::{Bench, BenchError, What, output, serve};
 
 /// `praas bench`.
@@ -39,6 +40,8 @@ pub enum BenchCommand {
     StateRead(StateReadOptions),
     /// Swapping out and in, beside plain files, Redis and S3, by size
     Swap(SwapOptions),
+    /// Moving a process between two nodes while it is called, beside a channel of the same bytes
+    Transfer(TransferOptions),
     /// Do the other side's part for `--connect` on another host
     Serve(ServeOptions),
 }
@@ -68,6 +71,10 @@ impl BenchCommand {
                 return output::text_write(&text);
             }
             Self::Swap(options) => return super::swap::run(&options, json, &config),
+            Self::Transfer(options) => {
+                let text = super::transfer::run(&options, json, &config)?;
+                return output::text_write(&text);
+            }
             Self::Serve(options) => return serve(&options, json),
         }?;
         output::plan_run(&Plan { config, ..plan }, &files, json)
@@ -362,7 +369,7 @@ impl FromStr for Sizes {
     }
 }
 
-fn size_parse(text: &str) -> Result<usize, String> {
+pub(super) fn size_parse(text: &str) -> Result<usize, String> {
     let wrong = || format!("'{text}' is no size: use bytes, or as in 64K, 4M, 1G");
     let trimmed = text.trim();
     let at = trimmed.find(|c: char| !c.is_ascii_digit());

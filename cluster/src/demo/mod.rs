@@ -29,7 +29,7 @@ use praas_kmeans::{Job, Progress};
 use praas_transport::{Kinds, TransportKind, address_choose};
 
 pub use self::error::DemoError;
-use self::private::PrivateCluster;
+pub(crate) use self::private::PrivateCluster;
 pub use self::report::Demo;
 use self::show::Show;
 use self::signals::Signals;

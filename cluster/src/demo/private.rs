@@ -21,32 +21,35 @@ const STOP: Duration = Duration::from_secs(20);
 
 /// A cluster in a temporary directory.
 #[derive(Debug)]
-pub(super) struct PrivateCluster {
+pub(crate) struct PrivateCluster {
     /// `None` once it was taken down: it does not come up again then.
-    dir: Mutex<Option<(TempDir, Guard)>>,
+    dir: Mutex<Option<Dirs>>,
     run_dir: RunDir,
+}
+
+/// Directories of the first node, and of others.
+#[derive(Debug)]
+struct Dirs {
+    first: (TempDir, Guard),
+    others: Vec<(TempDir, Guard, RunDir)>,
 }
 
 impl PrivateCluster {
     /// Makes the directory; nothing runs yet.
-    pub(super) fn new() -> Result<Self, DemoError> {
-        let failed = |source| DemoError::system("make a temporary run directory", source);
-        let dir = tempfile::Builder::new()
-            .prefix("praas-demo-")
-            .tempdir()
-            .map_err(failed)?;
-        // The directory itself, so that whoever purges it leaves nothing.
-        let run_dir = RunDir::create(dir.path()).map_err(failed)?;
-        let guard = Guard::start(&run_dir)
-            .map_err(|source| DemoError::system("start who cleans up if this is killed", source))?;
+    pub(crate) fn new() -> Result<Self, DemoError> {
+        let (dir, guard, run_dir) = dir_make()?;
+        let dirs = Dirs {
+            first: (dir, guard),
+            others: Vec::new(),
+        };
         Ok(Self {
-            dir: Mutex::new(Some((dir, guard))),
+            dir: Mutex::new(Some(dirs)),
             run_dir,
         })
     }
 
     /// Starts control plane and agent; the settings in `above` go above all.
-    pub(super) fn start(&self, above: &[String]) -> Result<Session, DemoError> {
+    pub(crate) fn start(&self, above: &[String]) -> Result<Session, DemoError> {
         let dir = self.lock();
         if dir.is_none() {
             return Err(DemoError::Interrupted("a signal"));
@@ -60,6 +63,42 @@ impl PrivateCluster {
         };
         launch::up(&self.run_dir, &options)?;
         Ok(Session::open(&self.run_dir)?)
+    }
+
+    /// Starts the agent of another node, as this machine is to be taken for two.
+    pub(crate) fn node_add(&self, name: &str, above: &[String]) -> Result<RunDir, DemoError> {
+        let mut dirs = self.lock();
+        let Some(dirs) = dirs.as_mut() else {
+            return Err(DemoError::Interrupted("a signal"));
+        };
+        let (dir, guard, run_dir) = dir_make()?;
+        let control = self.run_dir.control();
+        let linked = [
+            (&control.control_addr, run_dir.control().control_addr),
+            (&control.admin_token, run_dir.control().admin_token),
+            (&control.cluster_secret, run_dir.control().cluster_secret),
+        ];
+        for (from, to) in linked {
+            let doing = || format!("link {}", to.display());
+            let made = std::os::unix::fs::symlink(from, &to);
+            made.map_err(|source| DemoError::system(doing(), source))?;
+        }
+        dirs.others.push((dir, guard, run_dir.clone()));
+        let mut settings = self.settings();
+        settings.push(format!("agent.node={name}"));
+        settings.extend_from_slice(above);
+        let options = UpOptions {
+            settings,
+            timeout: LAUNCH,
+            ..UpOptions::default()
+        };
+        launch::agent_up(&run_dir, &options)?;
+        Ok(run_dir)
+    }
+
+    /// Where the first node's files are.
+    pub(crate) fn run_dir(&self) -> &RunDir {
+        &self.run_dir
     }
 
     /// What settings of the user's own cluster, which may be in the environment, must not change:
@@ -82,26 +121,40 @@ impl PrivateCluster {
     }
 
     /// A client of an application there.
-    pub(super) fn client(&self, application: &str, transports: Kinds) -> Result<Client, DemoError> {
+    pub(crate) fn client(&self, application: &str, transports: Kinds) -> Result<Client, DemoError> {
         Ok(Session::open(&self.run_dir)?.client(application, transports)?)
     }
 
     /// Takes it down in good order, else by force.
-    pub(super) fn stop(&self) -> Result<(), DemoError> {
+    pub(crate) fn stop(&self) -> Result<(), DemoError> {
         self.down(&[DownMode::Stop, DownMode::Kill])
     }
 
     /// Takes it down at once.
-    pub(super) fn kill(&self) -> Result<(), DemoError> {
+    pub(crate) fn kill(&self) -> Result<(), DemoError> {
         self.down(&[DownMode::Kill])
     }
 
     /// Takes down what is there, in the first way that works, and removes the directory.
     fn down(&self, modes: &[DownMode]) -> Result<(), DemoError> {
         let mut dir = self.lock();
-        let Some((path, guard)) = dir.take() else {
+        let Some(Dirs { first, others }) = dir.take() else {
             return Ok(());
         };
+        let mut outcome = Ok(());
+        for (path, guard, run_dir) in others {
+            // What is to be kept is on the first node by now.
+            let options = DownOptions {
+                mode: DownMode::Kill,
+                purge: true,
+                timeout: STOP,
+                ..DownOptions::default()
+            };
+            outcome = outcome.and(launch::down(&run_dir, &options).map(drop));
+            drop((guard, path));
+        }
+        outcome?;
+        let (path, guard) = first;
         let mut outcome = Ok(());
         for &mode in modes {
             let options = DownOptions {
@@ -126,7 +179,21 @@ impl PrivateCluster {
         removed.map_err(|source| DemoError::system("remove the temporary run directory", source))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<(TempDir, Guard)>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Dirs>> {
         self.dir.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A directory, and who clears it if this is killed.
+fn dir_make() -> Result<(TempDir, Guard, RunDir), DemoError> {
+    let failed = |source| DemoError::system("make a temporary run directory", source);
+    let dir = tempfile::Builder::new()
+        .prefix("praas-demo-")
+        .tempdir()
+        .map_err(failed)?;
+    // The directory itself, so that whoever purges it leaves nothing.
+    let run_dir = RunDir::create(dir.path()).map_err(failed)?;
+    let guard = Guard::start(&run_dir)
+        .map_err(|source| DemoError::system("start who cleans up if this is killed", source))?;
+    Ok((dir, guard, run_dir))
 }

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use praas_runtime::host::{FromHost, HostFrom, HostStart, HostTransfer};
 use praas_runtime::process::{Bound, Process, PullFrom, TransferOffer, TransferStep};
@@ -67,6 +68,8 @@ pub(super) struct Outgoing {
     thread: Option<JoinHandle<()>>,
     /// Whether it is called off, if that can be.
     thaws: bool,
+    /// Since when invocations are turned away.
+    frozen_since: Option<Instant>,
 }
 
 impl Host {
@@ -148,6 +151,7 @@ impl Host {
                 if let Some(world) = late.world {
                     process.world_update(world);
                 }
+                tracing::info!("the process serves here now");
                 self.hello.addresses = process.addresses().to_vec();
                 self.hello.transfer = HostTransfer::None;
                 self.life = Life::Serving(process);
@@ -195,6 +199,7 @@ impl Host {
                 self.outgoing = Some(Outgoing {
                     thread: Some(thread),
                     thaws: false,
+                    frozen_since: None,
                 });
             }
             Err(error) => self.transfer_say(HostTransfer::None, Some(error.to_string())),
@@ -202,10 +207,14 @@ impl Host {
     }
 
     pub(super) fn sending(&mut self, step: TransferStep) -> Option<ExitCode> {
-        if self.outgoing.is_some() {
+        if let Some(outgoing) = &mut self.outgoing {
             let state = match step {
                 TransferStep::Offered => HostTransfer::Sending,
-                TransferStep::Freezing => HostTransfer::Frozen,
+                TransferStep::Freezing => {
+                    tracing::info!("little is left: calls are turned away");
+                    outgoing.frozen_since = Some(Instant::now());
+                    HostTransfer::Frozen
+                }
             };
             self.transfer_say(state, None);
         }
@@ -223,10 +232,14 @@ impl Host {
                     bytes,
                     frozen_bytes,
                 } = counts;
+                let frozen = outgoing
+                    .frozen_since
+                    .map_or(0, |at| at.elapsed().as_micros());
                 tracing::info!(
                     rounds,
                     bytes,
                     frozen_bytes,
+                    frozen_us = frozen as u64,
                     "another host has the process: waiting for the word on who serves"
                 );
                 if outgoing.thaws {

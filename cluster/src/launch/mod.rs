@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use praas_control::ClientError;
 
 pub use self::down::{Down, DownMode, DownOptions, down};
+pub(crate) use self::up::agent_up;
 pub use self::up::{Daemon, Up, UpOptions, up};
 use crate::session::SessionError;
 

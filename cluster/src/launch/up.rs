@@ -105,6 +105,27 @@ pub fn up(run_dir: &RunDir, options: &UpOptions) -> Result<Up, LaunchError> {
     })
 }
 
+/// Starts an agent alone, and waits until the control plane has it. Where that is, and what lets a
+/// user in there, is in the run directory already.
+///
+/// # Errors
+/// As [`up`].
+pub(crate) fn agent_up(run_dir: &RunDir, options: &UpOptions) -> Result<Daemon, LaunchError> {
+    let deadline = Instant::now() + options.timeout;
+    let locked = LaunchLock::take(run_dir.root(), deadline);
+    let (run_dir, _lock) = locked.map_err(|source| LaunchError::RunDir {
+        dir: run_dir.root().into(),
+        source,
+    })?;
+    let launch = Launch {
+        run_dir: &run_dir,
+        options,
+        deadline,
+    };
+    let (agent, _) = launch.ensure(DaemonKind::Agent, |pid| launch.agent_serves(pid))?;
+    Ok(agent)
+}
+
 struct Launch<'a> {
     run_dir: &'a RunDir,
     options: &'a UpOptions,
