@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::process::Child;
 
+use praas_cluster::run_dir::RunDir;
+use praas_cluster::session::Session;
 use praas_tests::cluster_lab::{Lab, eventually, is_there, kill};
+use praas_transport::{Kinds, TransportKind};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -147,6 +150,27 @@ fn an_agent_that_ends_alone_keeps_its_processes_state() {
     });
     state_wait(&lab, "swapped");
     assert_eq!(lab.one(&call)["value"], 10);
+}
+
+#[test]
+fn clients_find_an_agent_again_that_was_killed() {
+    let lab = lab_up();
+    let run_dir = RunDir::open(&lab.run_dir()).unwrap();
+    let session = Session::open(&run_dir).unwrap();
+    let kinds = [TransportKind::Shm, TransportKind::Unix, TransportKind::Tcp];
+    let mut clients = kinds.map(|kind| session.client("a", Kinds::only(kind)).unwrap());
+    for client in &mut clients {
+        let _: u64 = client.invoke_value("p", "count", &1_u64).unwrap();
+    }
+    let up = lab.one(&["up"]);
+    kill(pid(&up["agent"]["pid"]));
+    assert_eq!(lab.one(&["up"])["directory"], up["directory"]);
+    // Whoever wants it now must ask where it is.
+    lab.one(&["swap", "a", "p"]);
+    for (client, expected) in clients.iter_mut().zip(4..) {
+        let count: u64 = client.invoke_value("p", "count", &1_u64).unwrap();
+        assert_eq!(count, expected);
+    }
 }
 
 #[test]

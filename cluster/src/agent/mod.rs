@@ -43,7 +43,7 @@ use std::sync::Arc;
 
 use praas_control::api::CLUSTER_APPLICATION;
 use praas_transport::{
-    Endpoint, Identity, Incarnation, Keyring, Listen, TransportError, UnixPlace,
+    Address, Endpoint, Identity, Incarnation, Keyring, Listen, TransportError, UnixPlace,
 };
 
 pub use self::config::{AgentConfig, ConfigError, Fence};
@@ -115,7 +115,11 @@ pub fn agent_serve(
     std::fs::create_dir_all(&hosts).map_err(|source| file_error(&hosts, source))?;
     let keyring = Arc::new(Keyring::new());
     let node = node_info(config);
+    // Left by an agent that was killed.
+    let before = AgentAddr::read(&run_dir.agent_addr());
+    let before = before.map(|address| address.directory).unwrap_or_default();
     let mut endpoint = endpoint_make(config, &node.name, Arc::clone(&keyring))?;
+    directory_listen(&mut endpoint, config, &before)?;
     let socket_path = run_dir.agent_socket();
     let listener = socket_bind(&socket_path);
     let listener = listener.map_err(|source| file_error(&socket_path, source))?;
@@ -159,14 +163,58 @@ fn endpoint_make(
         incarnation: Incarnation(0),
         client_id: u128::from_le_bytes(client_id) | 1,
     };
-    let mut endpoint = Endpoint::new(config.transport.clone(), identity, Some(keyring))?;
-    endpoint.listen(&Listen::Shm { name: None })?;
-    endpoint.listen(&Listen::Unix(match &config.unix_dir {
-        Some(dir) => UnixPlace::Folder(dir.clone()),
-        None => UnixPlace::Abstract(None),
-    }))?;
-    endpoint.listen(&Listen::Tcp(config.directory_listen))?;
-    Ok(endpoint)
+    Ok(Endpoint::new(
+        config.transport.clone(),
+        identity,
+        Some(keyring),
+    )?)
+}
+
+/// Serves the directory where the agent before did, if that can be: clients know no other place.
+fn directory_listen(
+    endpoint: &mut Endpoint,
+    config: &AgentConfig,
+    before: &[Address],
+) -> Result<(), TransportError> {
+    let mut listen = |again: Option<Listen>, anew: Listen| {
+        if let Some(again) = again {
+            match endpoint.listen(&again) {
+                Ok(_) => return Ok(()),
+                Err(error) => tracing::warn!(%error, "the directory moves: clients must ask anew"),
+            }
+        }
+        endpoint.listen(&anew).map(drop)
+    };
+    let shm = before.iter().find_map(|address| match address {
+        Address::Shm { name, .. } => Some(Listen::Shm {
+            name: Some(name.clone()),
+        }),
+        _ => None,
+    });
+    listen(shm, Listen::Shm { name: None })?;
+    let unix = before.iter().find_map(|address| match address {
+        Address::Unix { name, .. } => Some(name),
+        _ => None,
+    });
+    let (again, anew) = match &config.unix_dir {
+        None => {
+            let name = unix.filter(|name| !name.starts_with('/'));
+            let again = name.map(|name| UnixPlace::Abstract(Some(name.clone())));
+            (again, UnixPlace::Abstract(None))
+        }
+        Some(dir) => {
+            let path = unix.map(PathBuf::from);
+            let path = path.filter(|path| path.parent() == Some(dir));
+            (path.map(UnixPlace::Path), UnixPlace::Folder(dir.clone()))
+        }
+    };
+    listen(again.map(Listen::Unix), Listen::Unix(anew))?;
+    let at = config.directory_listen;
+    let tcp = before.iter().find_map(|address| match address {
+        Address::Tcp(tcp) if at.port() == 0 && tcp.ip() == at.ip() => Some(Listen::Tcp(*tcp)),
+        _ => None,
+    });
+    listen(tcp, Listen::Tcp(at))
 }
 
 fn node_info(config: &AgentConfig) -> NodeInfo {
