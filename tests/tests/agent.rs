@@ -174,6 +174,32 @@ fn clients_find_an_agent_again_that_was_killed() {
 }
 
 #[test]
+fn logs_that_cannot_be_written_end_nothing() {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_praas"));
+    RunDir::create(&lab.run_dir()).unwrap();
+    let logs = lab.run_dir().join("logs");
+    std::fs::create_dir_all(logs.join("a")).unwrap();
+    for log in ["control.log", "agent.log", "a/p.log"] {
+        std::os::unix::fs::symlink("/dev/full", logs.join(log)).unwrap();
+    }
+    let up = lab.one(&["up"]);
+    let module = lab.module();
+    let module = module.to_str().expect("UTF-8");
+    lab.one(&["app", "create", "a", "--module", module]);
+    lab.one(&["process", "create", "a", "p"]);
+    let call = [
+        "invoke", "a", "p", "count", "--data", "5", "--in", "u64", "--out", "u64",
+    ];
+    assert_eq!(lab.one(&call)["value"], 5);
+    lab.one(&["swap", "a", "p"]);
+    assert_eq!(lab.one(&call)["value"], 10);
+    let now = lab.one(&["up"]);
+    for daemon in ["control", "agent"] {
+        assert_eq!(now[daemon]["pid"], up[daemon]["pid"], "{daemon}");
+    }
+}
+
+#[test]
 fn a_second_agent_is_refused() {
     let lab = lab_up();
     let output = Child::wait_with_output(lab.background(&["agent"])).expect("it ends");

@@ -177,7 +177,9 @@ fn log_begin() {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_ansi(std::io::stderr().is_terminal())
+        // That it cannot write would be told where it cannot write, and end the daemon.
+        .log_internal_errors(false);
     // It is set once, here; a second time is a test that does both.
     let _ = subscriber.try_init();
 }

@@ -179,6 +179,8 @@ fn log_start() {
         .with_env_filter(filter)
         .with_ansi(false)
         .with_writer(std::io::stderr)
+        // That it cannot write would be told where it cannot write, and end the process.
+        .log_internal_errors(false)
         .try_init();
 }
 
