@@ -15,16 +15,17 @@ mod callers;
 mod nodes;
 
 use std::fmt::Write as _;
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use praas_transport::{TransportConfig, TransportKind};
+use praas_transport::{Endpoint, TransportConfig, TransportKind};
 use serde::Serialize;
 
 use self::callers::{Callers, Sample};
 use self::nodes::{Counted, Nodes};
 use super::options::size_parse;
 use super::statistics::{estimate, median, percentile};
-use super::{Bench, BenchError, Plan, What, bench_measure, machine::commit};
+use super::{Bench, BenchError, Plan, What, bench_measure, machine::commit, peer};
 
 /// Bytes of the largest object.
 const OBJECT_MAX: usize = 256 << 20;
@@ -32,6 +33,8 @@ const OBJECT_MAX: usize = 256 << 20;
 const WINDOW_BYTES: usize = 64 << 20;
 /// How long the channel is measured.
 const CHANNEL: Duration = Duration::from_millis(300);
+/// Bytes of the smallest pages.
+const PAGE_BYTES: usize = 4096;
 
 /// `praas bench transfer`.
 #[derive(Debug, Clone, clap::Args)]
@@ -65,6 +68,7 @@ pub struct TransferOptions {
 /// One transfer.
 struct Transfer {
     channel_ms: f64,
+    memory_ms: f64,
     total_ms: f64,
     counted: Option<Counted>,
     gap_ms: Option<f64>,
@@ -123,10 +127,14 @@ struct Record {
     total_ms: Option<Spread>,
     /// What the channel takes for the same bytes.
     channel_ms: Option<Spread>,
+    /// What the kernel takes to give a process memory for as many bytes.
+    memory_ms: Option<Spread>,
     /// The channel's time over the transfer's beside it: the share of its bandwidth that is reached.
     channel_share: Option<f64>,
     channel_share_low: Option<f64>,
     channel_share_high: Option<f64>,
+    /// The same of channel and memory together.
+    limit_share: Option<f64>,
     /// From when the source turns calls away until the target has everything, as the source says.
     frozen_ms: Option<Spread>,
     /// The longest time between two answers to the same caller.
@@ -182,6 +190,7 @@ fn measure(
     let quiet = Duration::from_millis(options.quiet_ms);
     for _ in 0..options.transfers {
         let channel_ms = channel_measure(transport, object, config)? * options.bytes as f64;
+        let memory_ms = memory_measure(options.bytes, object, config)?;
         let (moved, samples) = callers.call_while(|| {
             std::thread::park_timeout(quiet);
             let begun = Instant::now();
@@ -196,6 +205,7 @@ fn measure(
         let gap = samples.iter().filter(is_during).map(|sample| sample.gap);
         transfers.push(Transfer {
             channel_ms,
+            memory_ms,
             total_ms: took.as_secs_f64() * 1e3,
             counted: nodes.counted(&moved),
             gap_ms: gap.max().map(|gap| gap.as_secs_f64() * 1e3),
@@ -233,6 +243,30 @@ fn channel_measure(
     Ok(record.p50_ns / object as f64 / 1e6)
 }
 
+/// Milliseconds until a process that has nothing yet has memory for so many bytes, as it gets it
+/// for objects that come to it.
+fn memory_measure(
+    bytes: usize,
+    object: usize,
+    config: &TransportConfig,
+) -> Result<f64, BenchError> {
+    let endpoint = Endpoint::new(config.clone(), peer::identity(""), None)?;
+    let begun = Instant::now();
+    let mut kept = Vec::with_capacity(bytes / object + 1);
+    for at in (0..bytes).step_by(object) {
+        let room = endpoint.pool().alloc(object.min(bytes - at));
+        let mut room = room.map_err(|error| BenchError::Memory {
+            bytes: object,
+            reason: error.to_string(),
+        })?;
+        for byte in room.iter_mut().step_by(PAGE_BYTES) {
+            *byte = 1;
+        }
+        kept.push(room);
+    }
+    Ok(black_box(begun.elapsed()).as_secs_f64() * 1e3)
+}
+
 fn record(
     options: &TransferOptions,
     transport: TransportKind,
@@ -244,6 +278,8 @@ fn record(
         .map(|t| t.channel_ms / t.total_ms)
         .collect();
     let share = estimate(&shares);
+    let limit = |t: &Transfer| (t.channel_ms + t.memory_ms) / t.total_ms;
+    let limits: Vec<f64> = transfers.iter().map(limit).collect();
     let counted = || transfers.iter().filter_map(|transfer| transfer.counted);
     Record {
         bench: "transfer",
@@ -256,6 +292,8 @@ fn record(
         write_bytes: options.write_bytes,
         total_ms: Spread::of(transfers.iter().map(|transfer| transfer.total_ms)),
         channel_ms: Spread::of(transfers.iter().map(|transfer| transfer.channel_ms)),
+        memory_ms: Spread::of(transfers.iter().map(|transfer| transfer.memory_ms)),
+        limit_share: estimate(&limits).map(|share| share.median),
         channel_share: share.map(|share| share.median),
         channel_share_low: share.map(|share| share.interval.0),
         channel_share_high: share.map(|share| share.interval.1),
