@@ -5,20 +5,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use praas_runtime::client::{CallOptions, Client, Directory};
-use praas_runtime::codec;
-use praas_runtime::invocation::InvokeError;
-use praas_runtime::mailbox::Source;
-use praas_runtime::process::{MESSAGE_TAKE, MessageTakeInput, STATE_GET, STATE_PUT, StatePutInput};
-use praas_tests::checker::{Action, End, Event, Image, Outcome, Recorder, Reply, check};
+use praas_runtime::client::{Client, Directory};
+use praas_tests::checker::{Action, End, Event, Image, Outcome, Recorder, Reply, call, check};
 use praas_tests::lab::{Lab, LabHost};
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::{Credential, TransportKind};
 
 const PROCESS: &str = "p";
 const CLIENTS: u64 = 3;
-/// How long a call may take.
-const WITHIN: Duration = Duration::from_secs(20);
 /// How long one history gets before it is checked.
 const ROUND: Duration = Duration::from_secs(3);
 
@@ -69,81 +63,8 @@ fn action(shared: &Shared, source: &str, random: &mut fastrand::Rng) -> Action {
 
 /// Makes a call, and writes down how it went.
 fn one(shared: &Shared, client: &mut Client, action: Action) {
-    let call = shared.number();
-    shared.recorder.note(Event::Called {
-        call,
-        process: PROCESS.into(),
-        action: action.clone(),
-        idempotent: false,
-    });
-    let outcome = outcome(&action, make(client, &action));
-    shared.recorder.note(Event::Returned { call, outcome });
-}
-
-fn make(client: &mut Client, action: &Action) -> Result<Reply, InvokeError> {
-    let options = CallOptions {
-        deadline: Some(Instant::now() + WITHIN),
-        idempotent: false,
-    };
-    let mut invoke = |name: &str, input: &[u8]| {
-        let function = client.function(PROCESS, name)?;
-        client.call(function, input, options)
-    };
-    let number = |bytes: &[u8]| {
-        let number = bytes.first_chunk::<8>().copied().map(u64::from_le_bytes);
-        number.ok_or_else(|| InvokeError::Malformed("no number".into()))
-    };
-    let malformed = |error: codec::CodecError| InvokeError::Malformed(error.to_string());
-    match action {
-        Action::Read { key } => match invoke(STATE_GET, key.as_bytes()) {
-            Ok(bytes) => Ok(Reply::Value(Some(number(&bytes)?))),
-            Err(InvokeError::Function(text)) if text.contains("no state object") => {
-                Ok(Reply::Value(None))
-            }
-            Err(error) => Err(error),
-        },
-        Action::Write { key, value } => {
-            let input = StatePutInput {
-                key: key.clone(),
-                value: value.to_le_bytes().to_vec(),
-            };
-            let input = codec::encode(&input).map_err(malformed)?;
-            invoke(STATE_PUT, &input).map(|_| Reply::Done)
-        }
-        Action::Put { key, message, .. } => {
-            let body = message.to_le_bytes();
-            let put = client.message_put(PROCESS, key, &body, options);
-            put.map(|()| Reply::Done)
-        }
-        Action::Take { key, .. } => {
-            let input = MessageTakeInput {
-                source: Source::Any,
-                key: key.clone(),
-            };
-            let input = codec::encode(&input).map_err(malformed)?;
-            let taken = invoke(MESSAGE_TAKE, &input)?;
-            let taken: Option<(String, Vec<u8>)> = codec::decode(&taken).map_err(malformed)?;
-            let taken = taken.map(|(source, body)| Ok((source, number(&body)?)));
-            Ok(Reply::Message(taken.transpose()?))
-        }
-        other => panic!("nobody does {other:?} here"),
-    }
-}
-
-fn outcome(action: &Action, result: Result<Reply, InvokeError>) -> Outcome {
-    let error = match result {
-        Ok(reply) => return Outcome::Ok(reply),
-        Err(error) => error,
-    };
-    let text = format!("{action:?}: {error}");
-    match error {
-        InvokeError::Unavailable { .. } | InvokeError::MailboxFull(_) => Outcome::NotRun(text),
-        InvokeError::DeadlineExceeded
-        | InvokeError::Cancelled
-        | InvokeError::OutcomeUnknown
-        | InvokeError::ResultExpired => Outcome::Unknown(text),
-        _ => Outcome::Wrong(text),
-    }
+    let numbered = (shared.number(), action);
+    call(&shared.recorder, client, PROCESS, numbered);
 }
 
 /// The process's lives, one after the other.

@@ -24,6 +24,7 @@ mod invocations;
 mod linear;
 mod lives;
 mod models;
+mod real;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +32,7 @@ pub use self::history::{Action, Call, End, Event, History, Image, Outcome, Recor
 pub use self::linear::{Model, Operation, Verdict, linearize};
 pub use self::lives::{Life, Lives, Noted, lives};
 pub use self::models::{ObjectModel, ObjectOp, ObjectState, QueueModel, QueueOp, QueueState};
+pub use self::real::{COUNT, call};
 
 /// What is not as it was promised.
 #[derive(Debug, Clone, PartialEq, Eq)]
