@@ -58,7 +58,7 @@ pub use self::quiesce::QuiesceError;
 use self::serve::Serve;
 pub use self::settings::{ProcessSettings, SettingsError, StateRead};
 #[doc(hidden)]
-pub use self::stepped::Meanwhile;
+pub use self::stepped::{Meanwhile, OutStep, SteppedOut, SteppedPull};
 use self::timers::Timers;
 pub use self::transfer::{Bound, PullFrom, TransferError, TransferOffer, TransferStep};
 use crate::client::{CoreLimits, Directory, Peers};

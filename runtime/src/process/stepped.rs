@@ -10,11 +10,17 @@
 //! It is the same engine: only who calls it differs, and what a wait does. Since waits nest on one
 //! stack, an outer one ends after the inner ones, however early its answer is there.
 
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
 use praas_transport::{BufPool, Endpoint, clock};
 
 use super::engine::{Core, Engine};
+use super::quiesce::QuiesceError;
+use super::transfer::{Bound, News, PullFrom, Puller, TransferError, TransferOffer};
 use super::{Process, ProcessConfig, Restore, StartError, endpoint_make};
 use crate::swap::ProcessImage;
+use crate::transfer::{Notice, PullError, SourceCounts};
 use praas_transport::sync::atomic::Ordering;
 
 /// Lets the others go on, and time pass, while a stepped process waits.
@@ -41,10 +47,14 @@ impl Process {
             .map_err(StartError::from)?;
         let restore = image.map(Restore::from);
         let process = Self::start_on(endpoint, config, restore, Some(meanwhile), Vec::new())?;
-        for _ in 0..STACKED_MAX {
-            process.engine.shared.crew.join();
-        }
+        process.stack_make();
         Ok(process)
+    }
+
+    fn stack_make(&self) {
+        for _ in 0..STACKED_MAX {
+            self.engine.shared.crew.join();
+        }
     }
 
     /// One round on the endpoint, and at most one function; whether anything happened.
@@ -76,6 +86,178 @@ impl Process {
         if let Some(mut core) = self.engine.token.try_take() {
             core.endpoint.die();
         }
+    }
+}
+
+/// A stepped process on its way to another host, as [`Process::transfer_out`] sends it.
+#[derive(Debug)]
+pub struct SteppedOut {
+    heard: Receiver<News>,
+    phase: OutPhase,
+}
+
+#[derive(Debug)]
+enum OutPhase {
+    Offered,
+    /// Functions may run until then.
+    Freezing(Instant),
+    /// The target must have what is left by then.
+    Frozen(Instant),
+}
+
+/// What a step of a [`SteppedOut`] came to.
+#[derive(Debug)]
+pub enum OutStep {
+    /// Nothing is to be done yet.
+    Idle,
+    /// Something was done.
+    Went,
+    /// New invocations are turned away from now on.
+    Freezing,
+    /// The process is frozen, and all of it is on its way.
+    Frozen,
+    /// It is over, as [`Process::transfer_out`] says.
+    Over(Result<SourceCounts, TransferError>),
+}
+
+impl Process {
+    /// Begins what [`Process::transfer_out`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn transfer_out_begin(&self, offer: TransferOffer) -> Result<SteppedOut, TransferError> {
+        let heard = self.transfer_install(offer)?;
+        let phase = OutPhase::Offered;
+        Ok(SteppedOut { heard, phase })
+    }
+
+    /// Goes on with it.
+    pub fn transfer_out_step(&self, out: &mut SteppedOut) -> OutStep {
+        match self.transfer_out_try(out) {
+            Ok(Some(step)) => step,
+            Ok(None) => OutStep::Over(self.transfer_finish(Ok(()))),
+            Err(error) => OutStep::Over(self.transfer_finish(Err(error))),
+        }
+    }
+
+    /// `None` once the target has, or may have, everything.
+    fn transfer_out_try(&self, out: &mut SteppedOut) -> Result<Option<OutStep>, TransferError> {
+        let settings = &self.engine.shared.settings;
+        let (quiesce_ms, freeze_ms) = (
+            settings.quiesce_timeout_ms,
+            settings.transfer_freeze_timeout_ms,
+        );
+        let in_ms = |ms| clock::now() + Duration::from_millis(ms);
+        if let OutPhase::Freezing(until) = out.phase {
+            // Nothing is heard meanwhile, as by the thread that waits here.
+            let pending = |core: &mut Core| core.serve.peers.one_way().pending;
+            let pending = self.engine.with_core(pending);
+            if self.engine.shared.is_quiet() && pending.ok_or(QuiesceError::Ended)? == 0 {
+                self.transfer_rest()?;
+                out.phase = OutPhase::Frozen(in_ms(freeze_ms));
+                return Ok(Some(OutStep::Frozen));
+            }
+            if clock::now() < until {
+                return Ok(Some(OutStep::Idle));
+            }
+            let crew = &self.engine.shared.crew;
+            return Err(TransferError::StillRunning {
+                running: crew.running() + crew.blocked(),
+                waited_ms: quiesce_ms,
+            });
+        }
+        match (out.heard.try_recv(), &out.phase) {
+            (Ok(News::More), _) => self.transfer_more(),
+            (Ok(News::Notice(Notice::Freeze)), _) => {
+                self.turn_away()?;
+                out.phase = OutPhase::Freezing(in_ms(quiesce_ms));
+                return Ok(Some(OutStep::Freezing));
+            }
+            (Ok(News::Notice(Notice::Complete | Notice::Doubt(_))), _) => return Ok(None),
+            (Ok(News::Notice(Notice::Failed(why))), _) => return Err(TransferError::Lost(why)),
+            (Ok(News::Cancelled), _) => return Err(TransferError::Cancelled),
+            (Err(_), OutPhase::Frozen(until)) if *until <= clock::now() => {
+                return Err(TransferError::TooSlow(freeze_ms));
+            }
+            (Err(_), _) => return Ok(Some(OutStep::Idle)),
+        }
+        Ok(Some(OutStep::Went))
+    }
+}
+
+/// A process that is being fetched, as [`Bound::pull`] does, a step at a time.
+#[derive(Debug)]
+pub struct SteppedPull {
+    bound: Bound,
+    puller: Puller,
+    from: PullFrom,
+}
+
+impl SteppedPull {
+    /// Begins to fetch.
+    ///
+    /// # Errors
+    /// As [`Bound::pull`].
+    pub fn begin(mut bound: Bound, from: PullFrom) -> Result<Self, PullError> {
+        let puller = bound.puller(&from)?;
+        Ok(Self {
+            bound,
+            puller,
+            from,
+        })
+    }
+
+    /// One round on the endpoint; whether anything happened.
+    pub fn step(&mut self) -> bool {
+        let endpoint = &mut self.bound.endpoint;
+        let happened = endpoint.progress(&mut self.puller) > 0;
+        let now = clock::now();
+        if endpoint.timer_next().is_some_and(|timer| timer <= now) {
+            Endpoint::wait(endpoint, Some(now));
+        }
+        happened
+    }
+
+    /// Ends as a kill does.
+    pub fn kill(&mut self) {
+        self.bound.kill();
+    }
+
+    /// Whether all is here, or will not come.
+    pub fn is_over(&self) -> bool {
+        self.puller.is_over()
+    }
+
+    /// What was fetched.
+    ///
+    /// # Errors
+    /// As [`Bound::pull`].
+    pub fn end(mut self) -> Result<(Bound, ProcessImage), PullError> {
+        let image = self.bound.pulled(self.puller, &self.from)?;
+        Ok((self.bound, image))
+    }
+}
+
+impl Bound {
+    /// Ends as a kill does.
+    pub fn kill(&mut self) {
+        self.endpoint.die();
+    }
+
+    /// Becomes the process, as [`Bound::serve`] does, that only [`Process::step`] moves.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn serve_stepped(
+        self,
+        image: ProcessImage,
+        meanwhile: Meanwhile,
+    ) -> Result<Process, StartError> {
+        let restore = Some(Restore::from(image));
+        let (endpoint, vouched) = (self.endpoint, self.vouched);
+        let process = Process::start_on(endpoint, self.config, restore, Some(meanwhile), vouched)?;
+        process.stack_make();
+        Ok(process)
     }
 }
 

@@ -87,7 +87,7 @@ pub enum TransferError {
 
 /// What the endpoint's owner tells the thread that waits for the transfer.
 #[derive(Debug)]
-enum News {
+pub(super) enum News {
     Notice(Notice),
     /// There is more to be done at once, and others are to have a turn before.
     More,
@@ -116,6 +116,21 @@ impl Process {
         offer: TransferOffer,
         mut step: impl FnMut(TransferStep),
     ) -> Result<SourceCounts, TransferError> {
+        let heard = self.transfer_install(offer)?;
+        // Before anybody may come: what is in storage still is not to be waited for by the
+        // endpoint's owner.
+        let outcome = self.transfer_fetch().and_then(|()| {
+            step(TransferStep::Offered);
+            self.transfer_follow(&heard, &mut step)
+        });
+        self.transfer_finish(outcome)
+    }
+
+    /// Lets the host that `offer` names come; what follows is heard of.
+    pub(super) fn transfer_install(
+        &self,
+        offer: TransferOffer,
+    ) -> Result<Receiver<News>, TransferError> {
         let (news, heard) = crossbeam_channel::unbounded();
         let settings = &self.engine.shared.settings;
         let limits = SourceLimits {
@@ -141,15 +156,18 @@ impl Process {
             }
             free
         });
-        if !installed.ok_or(QuiesceError::Ended)? {
-            return Err(TransferError::Busy);
+        match installed.ok_or(QuiesceError::Ended)? {
+            true => Ok(heard),
+            false => Err(TransferError::Busy),
         }
-        // Before anybody may come: what is in storage still is not to be waited for by the
-        // endpoint's owner.
-        let outcome = self.transfer_fetch().and_then(|()| {
-            step(TransferStep::Offered);
-            self.transfer_follow(&heard, &mut step)
-        });
+    }
+
+    /// The end of a transfer: the process serves on after an error, unless the target may have
+    /// everything all the same.
+    pub(super) fn transfer_finish(
+        &self,
+        outcome: Result<(), TransferError>,
+    ) -> Result<SourceCounts, TransferError> {
         let counts = self.transfer_end(outcome.as_ref().err().map(ToString::to_string));
         let (counts, doubt) = counts.unwrap_or_default();
         match outcome {
@@ -213,17 +231,7 @@ impl Process {
                 continue;
             };
             match news {
-                News::More => {
-                    self.engine.with_core(|core| {
-                        if let Some(sending) = &mut core.serve.transfer {
-                            sending.more = false;
-                        }
-                        let Core {
-                            endpoint, serve, ..
-                        } = core;
-                        serve.transfer_pump(endpoint);
-                    });
-                }
+                News::More => self.transfer_more(),
                 News::Notice(Notice::Freeze) => {
                     step(TransferStep::Freezing);
                     // Whoever waited may have been told not to.
@@ -245,6 +253,19 @@ impl Process {
         }
     }
 
+    /// Sends what is more to be sent at once.
+    pub(super) fn transfer_more(&self) {
+        self.engine.with_core(|core| {
+            if let Some(sending) = &mut core.serve.transfer {
+                sending.more = false;
+            }
+            let Core {
+                endpoint, serve, ..
+            } = core;
+            serve.transfer_pump(endpoint);
+        });
+    }
+
     /// Turns invocations away, waits for those that run, and hands all that is left to the source.
     /// Functions are not cancelled for a transfer. Says since when none runs.
     fn freeze(&self) -> Result<Instant, TransferError> {
@@ -257,6 +278,12 @@ impl Process {
         }
         let quiet_at = clock::now();
         self.one_way_settle(Duration::from_millis(waited_ms))?;
+        self.transfer_rest()?;
+        Ok(quiet_at)
+    }
+
+    /// Hands all that is left to the source: from here on the process is frozen.
+    pub(super) fn transfer_rest(&self) -> Result<(), TransferError> {
         let Outliving { image, absent } = self.image(ImageKind::Final)?;
         if let Some((key, _)) = absent.into_iter().next() {
             let what = "it is not fetched yet".into();
@@ -280,7 +307,7 @@ impl Process {
             } = core;
             serve.transfer_pump(endpoint);
         });
-        Ok(quiet_at)
+        Ok(())
     }
 
     /// Takes the sending side away. With an error the target is told, and this says whether it may
@@ -488,9 +515,9 @@ pub struct PullFrom {
 
 /// A process that listens where it will serve, and serves nobody yet.
 pub struct Bound {
-    endpoint: Endpoint,
-    config: ProcessConfig,
-    vouched: Vec<u64>,
+    pub(super) endpoint: Endpoint,
+    pub(super) config: ProcessConfig,
+    pub(super) vouched: Vec<u64>,
 }
 
 impl std::fmt::Debug for Bound {
@@ -538,7 +565,21 @@ impl Bound {
         from: &PullFrom,
         mut cancelled: impl FnMut() -> bool,
     ) -> Result<ProcessImage, PullError> {
-        let lost = |error: String| PullError::Lost(error);
+        let mut puller = self.puller(from)?;
+        let wait = self.config.settings.wait;
+        while !puller.is_over() {
+            if cancelled() {
+                puller.failed = Some(PullError::Cancelled);
+                break;
+            }
+            let until = clock::now() + LOOK;
+            self.endpoint.progress_wait(&mut puller, Some(until), wait);
+        }
+        self.pulled(puller, from)
+    }
+
+    /// Dials the source.
+    pub(super) fn puller(&mut self, from: &PullFrom) -> Result<Puller, PullError> {
         let dial = Dial {
             credential: self.config.credential.clone(),
             expect: from.incarnation,
@@ -547,26 +588,25 @@ impl Bound {
         let channel = self
             .endpoint
             .connect_any(&from.addresses, self.config.transports, dial)
-            .map_err(|error| lost(error.to_string()))?;
+            .map_err(|error| PullError::Lost(error.to_string()))?;
         let pool = self.endpoint.pool().clone();
-        let mut puller = Puller {
+        Ok(Puller {
             channel,
             begin: Some(FromTarget::Begin { token: from.token }),
             unsent: None,
             target: Target::new(pool, self.config.settings.state_max_bytes),
             failed: None,
-        };
-        let wait = self.config.settings.wait;
-        while puller.failed.is_none() && !puller.is_done() {
-            if cancelled() {
-                puller.failed = Some(PullError::Cancelled);
-                break;
-            }
-            let until = clock::now() + LOOK;
-            self.endpoint.progress_wait(&mut puller, Some(until), wait);
-        }
+        })
+    }
+
+    /// What was fetched, once it is over.
+    pub(super) fn pulled(
+        &mut self,
+        puller: Puller,
+        from: &PullFrom,
+    ) -> Result<ProcessImage, PullError> {
         if let Some(error) = puller.failed {
-            self.endpoint.close(channel);
+            self.endpoint.close(puller.channel);
             return Err(error);
         }
         let identity = self.endpoint.identity();
@@ -588,7 +628,8 @@ impl Bound {
 }
 
 /// The receiving side while it is all that the endpoint is for.
-struct Puller {
+#[derive(Debug)]
+pub(super) struct Puller {
     channel: ChannelId,
     begin: Option<FromTarget>,
     /// A word that found no room.
@@ -598,8 +639,9 @@ struct Puller {
 }
 
 impl Puller {
-    fn is_done(&self) -> bool {
-        self.target.is_complete() && self.unsent.is_none()
+    /// Whether all is here, or nothing more will come.
+    pub(super) fn is_over(&self) -> bool {
+        self.failed.is_some() || (self.target.is_complete() && self.unsent.is_none())
     }
 
     fn take(&mut self, result: Result<(), PullError>) {
