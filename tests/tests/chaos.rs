@@ -1,7 +1,8 @@
 //! Chaos in a simulation: many seeds, each checked; seeds that once failed, by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use praas_tests::checker::{End, Event};
 use praas_tests::simulation::{Plan, Run, run};
 
 /// How many seeds, if the environment does not say.
@@ -27,21 +28,126 @@ fn chaos() {
     let all: Vec<u64> = (first..first + seeds()).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let share = all.len().div_ceil(threads).max(1);
-    let failed: BTreeMap<u64, String> = std::thread::scope(|scope| {
+    let mut failed: BTreeMap<u64, String> = BTreeMap::new();
+    let mut seen = Seen::default();
+    std::thread::scope(|scope| {
         let shares: Vec<_> = all
             .chunks(share)
-            .map(|seeds| scope.spawn(move || seeds.iter().filter_map(failure).collect::<Vec<_>>()))
+            .map(|seeds| scope.spawn(move || share_run(seeds)))
             .collect();
-        let shares = shares.into_iter();
-        shares
-            .flat_map(|share| share.join().expect("a simulation does not panic"))
-            .collect()
+        for share in shares {
+            let (failures, share_seen) = share.join().expect("a simulation does not panic");
+            failed.extend(failures);
+            seen.add(&share_seen);
+        }
     });
     for report in failed.values().take(5) {
         eprintln!("{report}");
     }
     let seeds: Vec<_> = failed.keys().collect();
     assert!(failed.is_empty(), "{} seeds fail: {seeds:?}", failed.len());
+    eprintln!("{seen:?}");
+    if all.len() as u64 >= SEEDS {
+        seen.check();
+    }
+}
+
+/// Runs seeds: what fails, and what was seen in all of them.
+fn share_run(seeds: &[u64]) -> (Vec<(u64, String)>, Seen) {
+    let mut seen = Seen::default();
+    let failures = seeds.iter().filter_map(|seed| {
+        let plan = Plan::of(*seed);
+        let run = run(&plan);
+        seen.look(&run);
+        (!run.violations.is_empty()).then(|| (*seed, run.report(&plan, lines())))
+    });
+    (failures.collect(), seen)
+}
+
+/// How often something was seen that the seeds are there for.
+#[derive(Debug, Default)]
+struct Seen {
+    /// A process went to another host.
+    moved: u64,
+    /// Its source was dead by then.
+    moved_from_the_dead: u64,
+    /// One that was frozen served on.
+    thawed: u64,
+    /// The source of one that had moved wrote the image that came next.
+    rescued: u64,
+    /// What was lost, and at which moment of a transfer.
+    lost: BTreeMap<String, u64>,
+}
+
+impl Seen {
+    fn look(&mut self, run: &Run) {
+        let mut crashed = BTreeSet::new();
+        let mut frozen = BTreeSet::new();
+        for event in &run.history.events {
+            match event {
+                Event::Frozen {
+                    process,
+                    incarnation,
+                } => drop(frozen.insert((process, *incarnation))),
+                Event::Thawed { .. } => self.thawed += 1,
+                Event::Moved { process, from, .. } => {
+                    self.moved += 1;
+                    self.moved_from_the_dead += u64::from(crashed.contains(&(process, *from)));
+                }
+                Event::Ended {
+                    process,
+                    incarnation,
+                    how,
+                } => match how {
+                    End::Crashed => drop(crashed.insert((process, *incarnation))),
+                    End::Swapped => {
+                        self.rescued += u64::from(frozen.contains(&(process, *incarnation)));
+                    }
+                    End::Stopped => {}
+                },
+                _ => {}
+            }
+        }
+        for line in &run.trace {
+            if let Some((_, lost)) = line.split_once(": losing ") {
+                *self.lost.entry(lost.into()).or_default() += 1;
+            }
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.moved += other.moved;
+        self.moved_from_the_dead += other.moved_from_the_dead;
+        self.thawed += other.thawed;
+        self.rescued += other.rescued;
+        for (lost, times) in &other.lost {
+            *self.lost.entry(lost.clone()).or_default() += times;
+        }
+    }
+
+    /// Whatever the seeds are there for came to pass.
+    fn check(&self) {
+        let counts = [
+            self.moved,
+            self.moved_from_the_dead,
+            self.thawed,
+            self.rescued,
+        ];
+        assert!(!counts.contains(&0), "{self:?}");
+        for victim in ["Source", "Target", "Both", "Control", "Link"] {
+            for moment in [
+                "Offered",
+                "Freezing",
+                "Frozen",
+                "Prepared",
+                "Committed",
+                "Served",
+            ] {
+                let lost = format!("{victim} when {moment}");
+                assert!(self.lost.contains_key(&lost), "never {lost}: {self:?}");
+            }
+        }
+    }
 }
 
 /// Lines of a failed run's trace that are shown.
@@ -52,12 +158,11 @@ fn lines() -> usize {
     })
 }
 
-/// What is wrong with a seed's run, if anything.
-fn failure(seed: &u64) -> Option<(u64, String)> {
-    let plan = Plan::of(*seed);
-    let run = run(&plan);
+/// What is wrong with a plan's run, if anything.
+fn failure(plan: &Plan) -> Option<String> {
+    let run = run(plan);
     let failed = !run.violations.is_empty();
-    failed.then(|| (*seed, run.report(&plan, lines())))
+    failed.then(|| run.report(plan, lines()))
 }
 
 #[test]
@@ -95,7 +200,7 @@ fn seeds_that_once_failed_pass() {
     // began with it and was killed.
     let begun_with = 5408;
     for seed in [turned_away, shown_out, begun_with] {
-        if let Some((_, report)) = failure(&seed) {
+        if let Some(report) = failure(&Plan::plain(seed)) {
             panic!("{report}");
         }
     }

@@ -37,6 +37,29 @@ impl Script {
         });
     }
 
+    fn freeze(&mut self) {
+        self.note(Event::Frozen {
+            process: PROCESS.into(),
+            incarnation: self.incarnation,
+        });
+    }
+
+    fn thaw(&mut self, incarnation: u64) {
+        self.note(Event::Thawed {
+            process: PROCESS.into(),
+            incarnation,
+        });
+    }
+
+    fn move_to(&mut self, incarnation: u64) {
+        let from = std::mem::replace(&mut self.incarnation, incarnation);
+        self.note(Event::Moved {
+            process: PROCESS.into(),
+            incarnation,
+            from,
+        });
+    }
+
     fn end(&mut self, how: End) {
         self.note(Event::Ended {
             process: PROCESS.into(),
@@ -268,6 +291,78 @@ fn two_lives_at_once_are_found() {
     script.run(1, Reply::Value(None));
     script.give(1, Outcome::Ok(Reply::Value(None)));
     script.bad(Promise::OneLife);
+}
+
+#[test]
+fn a_life_that_moves_takes_all_along() {
+    let mut script = Script::new();
+    script.whole(1, write(5), Reply::Done);
+    script.put(2, 1);
+    script.freeze();
+    let source = script.history.clone();
+    // Whether the source is dead or not.
+    script.end(End::Crashed);
+    script.move_to(2);
+    script.whole(3, read(), Reply::Value(Some(5)));
+    script.take(4, Some(1));
+    script.good();
+    script.whole(5, read(), Reply::Value(None));
+    script.bad(Promise::State);
+    // What the source writes to storage later is what it was when it stood still.
+    let mut script = Script {
+        history: source,
+        incarnation: 1,
+    };
+    script.move_to(2);
+    script.whole(3, write(6), Reply::Done);
+    script.end(End::Crashed);
+    script.incarnation = 1;
+    let image = script.image(1);
+    script.end(End::Swapped);
+    script.start(3, Some(image));
+    script.whole(4, read(), Reply::Value(Some(5)));
+    script.good();
+    script.whole(5, read(), Reply::Value(Some(6)));
+    script.bad(Promise::State);
+}
+
+#[test]
+fn two_sides_of_a_move_that_serve_are_found() {
+    let served = |by: &dyn Fn(&mut Script)| {
+        let mut script = Script::new();
+        by(&mut script);
+        script.whole(1, read(), Reply::Value(None));
+        script
+    };
+    // It moves, and did not stand still.
+    served(&|script| script.move_to(2)).bad(Promise::OneLife);
+    // It stands still, and serves.
+    served(&|script| script.freeze()).bad(Promise::OneLife);
+    // It has moved, and serves where it was.
+    served(&|script| {
+        script.freeze();
+        script.move_to(2);
+        script.incarnation = 1;
+    })
+    .bad(Promise::OneLife);
+    served(&|script| {
+        script.freeze();
+        script.move_to(2);
+        script.thaw(1);
+    })
+    .bad(Promise::OneLife);
+    // It goes on where it was, and is there, too.
+    served(&|script| {
+        script.freeze();
+        script.thaw(1);
+        script.move_to(2);
+    })
+    .bad(Promise::OneLife);
+    served(&|script| {
+        script.freeze();
+        script.thaw(1);
+    })
+    .good();
 }
 
 #[test]

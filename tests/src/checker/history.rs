@@ -111,6 +111,8 @@ pub enum Outcome {
 /// How an incarnation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
+    /// It was told to stop: another life is the process.
+    Stopped,
     /// It was swapped out: nothing is lost.
     Swapped,
     /// It was killed: what it was since its last image is lost.
@@ -194,6 +196,29 @@ pub enum Event {
         incarnation: u64,
         /// What it began from; `None`: from nothing.
         from: Option<Image>,
+    },
+    /// A life of a process stands still: all that it is may be another one's from now on.
+    Frozen {
+        /// The process.
+        process: String,
+        /// Which life.
+        incarnation: u64,
+    },
+    /// A life that stood still goes on.
+    Thawed {
+        /// The process.
+        process: String,
+        /// Which life.
+        incarnation: u64,
+    },
+    /// A life of a process begins with all that another one was when it stood still.
+    Moved {
+        /// The process.
+        process: String,
+        /// Which life.
+        incarnation: u64,
+        /// The one before.
+        from: u64,
     },
     /// A life of a process is over.
     Ended {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{End, Event, History, Image, Time};
+use super::history::{Call, End, Event, History, Image, Time};
 use super::{Promise, Violation};
 
 /// One life of a process.
@@ -40,6 +40,8 @@ struct Following {
     lives: Vec<Life>,
     noted: Vec<Noted>,
     imaging: BTreeMap<u64, Time>,
+    /// Lives that stand still, and since when.
+    frozen: BTreeMap<u64, Time>,
     /// Images that are in storage.
     there: BTreeSet<Image>,
     /// The highest that its writer has said to be whole.
@@ -79,6 +81,28 @@ pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
                 let following = all.entry(process).or_default();
                 found.extend(following.started(at, process, *incarnation, *from));
             }
+            Event::Frozen {
+                process,
+                incarnation,
+            } => {
+                let following = all.entry(process).or_default();
+                following.frozen.insert(*incarnation, at);
+            }
+            Event::Thawed {
+                process,
+                incarnation,
+            } => {
+                let following = all.entry(process).or_default();
+                found.extend(following.thawed(process, *incarnation));
+            }
+            Event::Moved {
+                process,
+                incarnation,
+                from,
+            } => {
+                let following = all.entry(process).or_default();
+                found.extend(following.moved(at, process, *incarnation, *from));
+            }
             Event::Ended {
                 process,
                 incarnation,
@@ -95,17 +119,8 @@ pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
                 incarnation,
                 call,
             } => {
-                let newest = all.get(process.as_str()).and_then(|f| f.lives.last());
-                let runs = newest
-                    .is_none_or(|life| life.incarnation == *incarnation && life.ended.is_none());
-                if !runs {
-                    let text = format!(
-                        "incarnation {incarnation} of {process:?} runs call {call}, and is not the \
-                         one that lives: {newest:?}"
-                    );
-                    let promise = Promise::OneLife;
-                    found.push(Violation { promise, text });
-                }
+                let following = all.get(process.as_str());
+                found.extend(following.and_then(|f| f.runs(process, *incarnation, *call)));
             }
             _ => {}
         }
@@ -119,12 +134,81 @@ pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
 }
 
 impl Following {
+    /// A life runs something: it is the newest, and does not stand still.
+    fn runs(&self, process: &str, incarnation: u64, call: Call) -> Option<Violation> {
+        let newest = self.lives.last()?;
+        let text = if newest.incarnation != incarnation || newest.ended.is_some() {
+            format!(
+                "incarnation {incarnation} of {process:?} runs call {call}, and is not the one \
+                 that lives: {newest:?}"
+            )
+        } else if self.frozen.contains_key(&incarnation) {
+            format!("incarnation {incarnation} of {process:?} runs call {call} while it is frozen")
+        } else {
+            return None;
+        };
+        let promise = Promise::OneLife;
+        Some(Violation { promise, text })
+    }
+
+    fn thawed(&mut self, process: &str, incarnation: u64) -> Option<Violation> {
+        self.frozen.remove(&incarnation);
+        let newest = self.lives.last();
+        let meant = newest.is_some_and(|life| life.incarnation == incarnation);
+        (!meant).then(|| Violation {
+            promise: Promise::OneLife,
+            text: format!("incarnation {incarnation} of {process:?} serves on beside {newest:?}"),
+        })
+    }
+
+    /// A life begins that is all that a frozen one was, which may have died since.
+    fn moved(&mut self, at: Time, process: &str, incarnation: u64, from: u64) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut wrong = |text| {
+            let promise = Promise::OneLife;
+            found.push(Violation { promise, text });
+        };
+        let name = format!("incarnation {incarnation} of {process:?}, which was {from},");
+        let last = self.lives.last();
+        match last {
+            Some(last) if last.incarnation == from => match &last.ended {
+                None | Some((_, End::Crashed)) => {}
+                Some(_) => wrong(format!("{name} begins, and {last:?} has ended")),
+            },
+            last => wrong(format!("{name} begins after {last:?}")),
+        }
+        if incarnation <= from {
+            wrong(format!("{name} begins"));
+        }
+        if !self.frozen.contains_key(&from) {
+            wrong(format!("{name} begins, and {from} does not stand still"));
+        }
+        self.lives.push(Life {
+            incarnation,
+            started: at,
+            ended: None,
+        });
+        found
+    }
+
+    /// Between which moments an image that is whole at `at` was made.
+    fn imaged(&self, at: Time, incarnation: u64) -> (Time, Time) {
+        let begin = self.imaging.get(&incarnation).copied().unwrap_or(at);
+        let mut lives = self.lives.iter();
+        let next = lives.find(|life| life.incarnation > incarnation);
+        // It is what its writer was, not what became of the process in another life meanwhile.
+        let end = next.map_or(at, |next| next.started.min(at));
+        let frozen = self.frozen.get(&incarnation).copied();
+        let begin = frozen.map_or(begin, |frozen| frozen.min(begin));
+        (begin.min(end), end)
+    }
+
     fn durable(&mut self, at: Time, process: &str, image: Image) -> Option<Violation> {
-        let begin = self.imaging.get(&image.incarnation).copied().unwrap_or(at);
+        let (begin, end) = self.imaged(at, image.incarnation);
         // One that was deleted may come again; nobody began from the first.
         self.noted
             .retain(|noted| !matches!(noted, Noted::Image(other, ..) if *other == image));
-        self.noted.push(Noted::Image(image, begin, at));
+        self.noted.push(Noted::Image(image, begin, end));
         let twice = !self.there.insert(image);
         twice.then(|| Violation {
             promise: Promise::NewestImage,
@@ -153,7 +237,9 @@ impl Following {
                     format!("{name} begins, and {} has not ended", last.incarnation),
                 ),
                 Some((_, End::Swapped)) => {}
-                Some((ended, End::Crashed)) => self.noted.push(Noted::Back(from, *ended, at)),
+                Some((ended, End::Crashed | End::Stopped)) => {
+                    self.noted.push(Noted::Back(from, *ended, at))
+                }
             }
         }
         match from {

@@ -19,6 +19,15 @@ pub(super) struct Link {
     pub from_agent: VecDeque<FromAgent>,
 }
 
+/// How the control plane dies at the next change of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doom {
+    /// Before it is on disk.
+    Before,
+    /// When it is on disk, and nobody was told.
+    After,
+}
+
 /// The control plane with its links.
 pub(super) struct Control {
     registry: Registry,
@@ -27,11 +36,15 @@ pub(super) struct Control {
     link_last: u64,
     request_last: u64,
     restarts: u64,
+    pub doom: Option<Doom>,
+    /// Processes whose transfers were committed since somebody looked.
+    pub committed: Vec<String>,
 }
 
 fn limits() -> Limits {
     Limits {
         lease_ms: 0,
+        transfer_timeout_ms: 20_000,
         ..Limits::from(&ControlConfig::default())
     }
 }
@@ -50,6 +63,8 @@ impl Control {
             link_last: 0,
             request_last: 0,
             restarts: 0,
+            doom: None,
+            committed: Vec::new(),
         };
         control.ask(Request::ApplicationCreate {
             spec: ApplicationSpec {
@@ -81,6 +96,15 @@ impl Control {
             application: APPLICATION.into(),
             process: process.into(),
             verb,
+        });
+    }
+
+    /// Somebody wants a process to be elsewhere.
+    pub fn process_move(&mut self, process: &str, to: Option<String>) {
+        self.ask(Request::ProcessTransfer {
+            application: APPLICATION.into(),
+            process: process.into(),
+            to,
         });
     }
 
@@ -145,7 +169,18 @@ impl Control {
     }
 
     fn handle(&mut self, event: Event) {
-        for action in self.registry.handle(now_ms(), event) {
+        let actions = self.registry.handle(now_ms(), event);
+        let moves = |action: &Action| {
+            matches!(
+                action,
+                Action::Persist(Change::Transfer(_) | Change::TransferRemoved(..))
+            )
+        };
+        let doom = self.doom.take_if(|_| actions.iter().any(moves));
+        if doom == Some(Doom::Before) {
+            return self.restart();
+        }
+        for action in actions {
             match action {
                 Action::Persist(change) => self.persist(change),
                 Action::Tell { link, message } => {
@@ -156,6 +191,9 @@ impl Control {
                 Action::Drop { link } => drop(self.links.remove(&link)),
                 Action::Answer { .. } => {}
             }
+        }
+        if doom.is_some() {
+            self.restart();
         }
     }
 
@@ -176,6 +214,14 @@ impl Control {
             }
             Change::ProcessRemoved(_, name) => disk.processes.retain(|old| old.name != name),
             Change::IncarnationNext(next) => disk.incarnation_next = next,
+            Change::Transfer(record) => {
+                if record.committed {
+                    self.committed.push(record.name.clone());
+                }
+                disk.transfers.retain(|old| old.name != record.name);
+                disk.transfers.push(record);
+            }
+            Change::TransferRemoved(_, name) => disk.transfers.retain(|old| old.name != name),
             other => panic!("the simulation has no {other:?}"),
         }
     }

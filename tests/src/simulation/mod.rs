@@ -21,8 +21,10 @@
 mod caller;
 mod control;
 mod functions;
+mod host;
 mod node;
 mod storage;
+mod upsets;
 mod world;
 
 use std::time::Duration;
@@ -59,11 +61,29 @@ pub struct Plan {
     pub storage_fails: u64,
     /// Turns that an operation on storage takes at most.
     pub storage_turns: u64,
+    /// How often, in a thousand calls, a process is moved to another node.
+    pub moves: u64,
 }
 
 impl Plan {
     /// The plan of a seed, which also decides how much of everything there is.
     pub fn of(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6d6f_7665);
+        let plain = Self::plain(seed);
+        let moves = [0, 60, 200, 500][random.usize(..4)];
+        let nodes = match moves {
+            0 => plain.nodes,
+            _ => random.usize(2..=3),
+        };
+        Self {
+            nodes,
+            moves,
+            ..plain
+        }
+    }
+
+    /// The plan of a seed, without moves.
+    pub fn plain(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(!seed);
         Self {
             seed,
@@ -76,6 +96,7 @@ impl Plan {
             upsets: [0, 60, 150, 300][random.usize(..4)],
             storage_fails: [0, 10, 100][random.usize(..3)],
             storage_turns: random.u64(1..=12),
+            moves: 0,
         }
     }
 }
@@ -101,6 +122,9 @@ pub fn run(plan: &Plan) -> Run {
         world.want();
         if world.random(1000) < plan.upsets {
             world.upset();
+        }
+        if plan.moves > 0 && world.random(1000) < plan.moves {
+            world.process_move();
         }
         for _ in 0..world.random(plan.pause_max) {
             world.turn();

@@ -1,32 +1,24 @@
 //! A node: an agent, its directory, and the hosts of its processes.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use praas_cluster::agent::{SimulatedAgent, Wanted};
-use praas_control::agent::{FromAgent, StartCommand, ToAgent};
-use praas_runtime::client::Directory;
+use praas_control::agent::{FromAgent, ToAgent};
 use praas_runtime::codec;
 use praas_runtime::directory::{DirectoryAnswer, DirectoryRequest, Resolved};
-use praas_runtime::function::Registry;
-use praas_runtime::host::{FromHost, ToHost};
 use praas_runtime::invocation::AM_DIRECTORY;
-use praas_runtime::process::{Process, ProcessConfig, ProcessSettings};
-use praas_runtime::swap::{ImageKind, SwapConfig, swap_in};
 use praas_transport::{
-    Address, BufPool, ChannelId, CloseReason, Disposition, Endpoint, Flow, Handler, Identity,
-    Incarnation, Incoming, Kinds, LargeMessage, Listen, Message, Ops, Posted, WaitMode, clock,
+    Address, ChannelId, CloseReason, Disposition, Endpoint, Flow, Handler, Identity, Incarnation,
+    Incoming, LargeMessage, Listen, Message, Ops, Posted, clock,
 };
 
-use super::functions::module;
-use super::world::{World, meanwhile};
+use super::host::Host;
+use super::world::World;
 use super::{APPLICATION, PATIENCE};
-use crate::checker::{End, Event, Image};
-
-type Failure = Box<dyn std::error::Error>;
 
 /// How long a question at a directory may wait.
 const QUESTION: Duration = Duration::from_secs(10);
@@ -53,24 +45,6 @@ struct Questions {
     asked: Vec<(String, ChannelId, u64)>,
     /// Answers that wait for room.
     unsent: VecDeque<(ChannelId, u64, Vec<u8>)>,
-}
-
-/// A host: an OS process that does not exist.
-pub(super) struct Host {
-    pub process: String,
-    pub incarnation: u64,
-    start: RefCell<Option<Box<StartCommand>>>,
-    pub serving: RefCell<Option<Rc<Process>>>,
-    to_host: RefCell<VecDeque<ToHost>>,
-    from_host: RefCell<VecDeque<FromHost>>,
-    /// It is gone, and the agent has not been told.
-    exited: RefCell<Option<&'static str>>,
-    /// It is gone.
-    gone: Cell<bool>,
-    /// It is in the middle of something, on the stack.
-    busy: RefCell<bool>,
-    /// The control plane knows of images of this process, and has the next life begin from one.
-    pub restorable: bool,
 }
 
 impl Node {
@@ -201,7 +175,7 @@ impl Node {
             Wanted::Send(to, message) => {
                 for process in to {
                     if let Some(host) = self.hosts.borrow().get(&process) {
-                        host.to_host.borrow_mut().push_back((*message).clone());
+                        host.hear((*message).clone());
                     }
                 }
             }
@@ -340,12 +314,12 @@ impl Node {
         let hosts: Vec<Rc<Host>> = self.hosts.borrow().values().cloned().collect();
         let mut happened = false;
         for host in hosts {
-            let message = host.from_host.borrow_mut().pop_front();
+            let message = host.said();
             if let Some(message) = message {
                 happened = true;
                 let mut agent = self.agent.borrow_mut();
                 agent.said(clock::now(), &host.process, message);
-            } else if let Some(how) = host.exited.borrow_mut().take() {
+            } else if let Some(how) = host.exited() {
                 happened = true;
                 self.hosts.borrow_mut().remove(&host.process);
                 let mut agent = self.agent.borrow_mut();
@@ -379,267 +353,4 @@ impl Handler for Questions {
         self.open.retain(|_, (_, of, ..)| *of != channel);
         Flow::Continue
     }
-}
-
-impl Host {
-    fn new(start: Box<StartCommand>) -> Self {
-        Self {
-            process: start.process.clone(),
-            incarnation: start.incarnation,
-            restorable: start.restore,
-            start: RefCell::new(Some(start)),
-            serving: RefCell::new(None),
-            to_host: RefCell::new(VecDeque::new()),
-            from_host: RefCell::new(VecDeque::new()),
-            exited: RefCell::new(None),
-            gone: Cell::new(false),
-            busy: RefCell::new(false),
-        }
-    }
-
-    fn say(&self, message: FromHost) {
-        self.from_host.borrow_mut().push_back(message);
-    }
-
-    fn exit(&self, how: &'static str) {
-        self.gone.set(true);
-        *self.exited.borrow_mut() = Some(how);
-        *self.serving.borrow_mut() = None;
-    }
-
-    /// Whether it is there, and nobody's hand is on it.
-    pub fn is_idle(&self) -> bool {
-        !self.gone.get() && !*self.busy.borrow()
-    }
-
-    /// Kills it. What it has said already is heard.
-    pub fn kill(&self, world: &World) {
-        if self.gone.get() {
-            return;
-        }
-        world.trace(|| format!("{} {} is killed", self.process, self.incarnation));
-        world.dead(&self.process, self.incarnation);
-        if let Some(process) = self.serving.borrow_mut().take() {
-            process.kill();
-            world.note(Event::Ended {
-                process: self.process.clone(),
-                incarnation: self.incarnation,
-                how: End::Crashed,
-            });
-        }
-        self.exit("killed");
-    }
-
-    /// Starts, or obeys; whether there was anything to do.
-    pub fn step(&self, world: &World, node: &Node) -> bool {
-        if !self.is_idle() {
-            return false;
-        }
-        let start = self.start.borrow_mut().take();
-        if let Some(start) = start {
-            *self.busy.borrow_mut() = true;
-            self.begin(world, node, &start);
-            *self.busy.borrow_mut() = false;
-            return true;
-        }
-        let Some(process) = self.serving.borrow().clone() else {
-            return false;
-        };
-        // What it is told waits while a function of it is on the stack below us.
-        let stats = process.stats();
-        if stats.running + stats.blocked > 0 {
-            return false;
-        }
-        let Some(message) = self.to_host.borrow_mut().pop_front() else {
-            return false;
-        };
-        *self.busy.borrow_mut() = true;
-        self.obey(world, &process, message);
-        *self.busy.borrow_mut() = false;
-        true
-    }
-
-    fn begin(&self, world: &World, node: &Node, start: &StartCommand) {
-        let config = ProcessConfig {
-            application: start.application.clone(),
-            process: start.process.clone(),
-            incarnation: Incarnation(start.incarnation),
-            listen: vec![Listen::Mem(
-                world.address(&format!("{}/{}", start.process, start.incarnation)),
-            )],
-            authenticator: Arc::new(world.keyring()),
-            credential: world.credential(praas_transport::Role::Process, 0),
-            directory: Directory::Agent(vec![node.address.clone()]),
-            transports: Kinds::all(),
-            settings: ProcessSettings {
-                workers: 1,
-                workers_blocked_max: 4,
-                wait: WaitMode::Warm,
-                quiesce_timeout_ms: 2_000,
-                transport: world.transport(),
-                ..world.settings()
-            },
-            registry: registry(),
-            restore: None,
-        };
-        let (mut from, mut generation) = (None, 0);
-        let process =
-            Process::start_stepped(config, meanwhile, |pool: &BufPool| -> Result<_, Failure> {
-                if !start.restore {
-                    return Ok(None);
-                }
-                let storage = world.storage();
-                let loaded = swap_in(&*storage, pool, &start.application, &start.process);
-                let loaded = loaded?;
-                Ok(match loaded {
-                    None if start.swap_generation > 0 => return Err("no image at all".into()),
-                    None => None,
-                    Some(mut loaded) => {
-                        generation = loaded.generation;
-                        // As the host does: nobody has heard that the process ended with it.
-                        if !(start.swapped && generation == start.swap_generation) {
-                            loaded.image.kind = ImageKind::Checkpoint;
-                        }
-                        from = Some(Image {
-                            incarnation: loaded.image.incarnation.0,
-                            generation,
-                        });
-                        Some(loaded.image)
-                    }
-                })
-            });
-        if self.gone.get() {
-            // It was killed while it started.
-            return;
-        }
-        match process {
-            Err(error) => {
-                world.trace(|| format!("{} {}: {error}", self.process, self.incarnation));
-                let error = error.to_string();
-                self.say(FromHost::Failed { error });
-                world.dead(&self.process, self.incarnation);
-                self.exit("it could not start");
-            }
-            Ok(process) => {
-                world.note(Event::Started {
-                    process: self.process.clone(),
-                    incarnation: self.incarnation,
-                    from,
-                });
-                self.say(FromHost::Ready {
-                    addresses: process.addresses().to_vec(),
-                    swap_generation: generation,
-                    rejected: Vec::new(),
-                });
-                *self.serving.borrow_mut() = Some(Rc::new(process));
-            }
-        }
-    }
-
-    fn obey(&self, world: &World, process: &Process, message: ToHost) {
-        match message {
-            ToHost::World(view) => process.world_update(view),
-            ToHost::SwapOut => self.swap_out(world, process),
-            ToHost::Start(_)
-            | ToHost::Adopted { .. }
-            | ToHost::Keys { .. }
-            | ToHost::Stop
-            | ToHost::Stats
-            | ToHost::Checkpoint
-            | ToHost::TransferOut { .. }
-            | ToHost::TransferThaw
-            | ToHost::TransferServe => {}
-        }
-    }
-
-    /// Closes the channels of all callers in good order, as for a new secret: what they have under
-    /// way comes again.
-    pub fn callers_show_out(&self, world: &World) {
-        if let Some(process) = self.serving.borrow().as_ref() {
-            let credential = world.credential(praas_transport::Role::Process, 0);
-            process.credential_changed(credential);
-        }
-    }
-
-    /// Takes a checkpoint, if it is at leisure and one is of use.
-    pub fn checkpoint(&self, world: &World) {
-        let serving = self.serving.borrow().clone();
-        let Some(process) = serving.filter(|_| self.is_idle() && self.restorable) else {
-            return;
-        };
-        *self.busy.borrow_mut() = true;
-        self.imaging(world);
-        let taken = process.checkpoint(&*world.storage(), &swap_config());
-        world.written();
-        *self.busy.borrow_mut() = false;
-        if self.gone.get() {
-            return;
-        }
-        match taken {
-            Ok(committed) => self.committed(world, committed.generation),
-            Err(error) => world.trace(|| format!("{}: no checkpoint: {error}", self.process)),
-        }
-    }
-
-    fn imaging(&self, world: &World) {
-        let (process, incarnation) = (self.process.clone(), self.incarnation);
-        world.writing(&process, incarnation);
-        world.note(Event::Imaging {
-            process,
-            incarnation,
-        });
-    }
-
-    fn committed(&self, world: &World, generation: u64) {
-        world.note(Event::Committed {
-            process: self.process.clone(),
-            image: Image {
-                incarnation: self.incarnation,
-                generation,
-            },
-        });
-    }
-
-    fn swap_out(&self, world: &World, process: &Process) {
-        let (name, incarnation) = (self.process.clone(), self.incarnation);
-        self.imaging(world);
-        let swapped = process.swap_out(&*world.storage(), &swap_config());
-        world.written();
-        if self.gone.get() {
-            return;
-        }
-        match swapped {
-            Ok(committed) => {
-                world.dead(&name, incarnation);
-                self.committed(world, committed.generation);
-                world.note(Event::Ended {
-                    process: name,
-                    incarnation,
-                    how: End::Swapped,
-                });
-                self.say(FromHost::Swapped {
-                    generation: committed.generation,
-                    bytes: committed.bytes,
-                });
-                self.exit("swapped out");
-            }
-            Err(error) => {
-                world.trace(|| format!("{name} {incarnation}: not swapped out: {error}"));
-                let error = error.to_string();
-                self.say(FromHost::SwapFailed { error });
-            }
-        }
-    }
-}
-
-/// Small chunks and packs, so that there are several of each.
-fn swap_config() -> SwapConfig {
-    let settings = serde_json::json!({ "chunk_bytes": 256, "pack_max_bytes": 4096, "threads": 1 });
-    serde_json::from_value(settings).expect("settings of a swap")
-}
-
-fn registry() -> Registry {
-    let mut registry = Registry::new();
-    registry.module_add(module()).expect("a module of ours");
-    registry
 }

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use praas_control::machine::Verb;
 use praas_runtime::process::ProcessSettings;
 use praas_transport::clock::Simulation;
 use praas_transport::fault::FaultPlan;
@@ -16,8 +15,10 @@ use praas_transport::{Credential, Keyring, Role, Secret, Ticket, TransportConfig
 use super::caller::Caller;
 use super::control::Control;
 use super::functions::{APPENDED, Request, Todo};
-use super::node::{Host, Node};
+use super::host::Host;
+use super::node::Node;
 use super::storage::MemoryStorage;
+use super::upsets::Fates;
 use super::{APPLICATION, Plan};
 use crate::checker::{Action, Event, History, Outcome, Recorder};
 
@@ -48,7 +49,7 @@ pub(super) fn meanwhile() {
 
 /// All there is.
 pub(super) struct World {
-    plan: Plan,
+    pub plan: Plan,
     random: RefCell<fastrand::Rng>,
     recorder: Recorder,
     trace: RefCell<Vec<String>>,
@@ -57,7 +58,7 @@ pub(super) struct World {
     number: u64,
     pub control: RefCell<Control>,
     nodes: RefCell<Vec<Rc<Node>>>,
-    callers: RefCell<Vec<Rc<RefCell<Caller>>>>,
+    pub callers: RefCell<Vec<Rc<RefCell<Caller>>>>,
     storage: Arc<MemoryStorage>,
     /// Lives that are over, by process and incarnation.
     dead: RefCell<BTreeSet<(String, u64)>>,
@@ -68,7 +69,8 @@ pub(super) struct World {
     /// Turns in which nothing happened.
     idle: Cell<u32>,
     /// Nothing goes wrong any more.
-    calm: Cell<bool>,
+    pub calm: Cell<bool>,
+    pub fates: Fates,
     faults: Cell<u64>,
 }
 
@@ -93,6 +95,7 @@ impl World {
             numbers: Cell::new(0),
             idle: Cell::new(0),
             calm: Cell::new(false),
+            fates: Fates::default(),
             faults: Cell::new(0),
             plan,
         });
@@ -127,7 +130,7 @@ impl World {
         self.random.borrow_mut().u64(..below.max(1))
     }
 
-    fn chance(&self, of_thousand: u64) -> bool {
+    pub fn chance(&self, of_thousand: u64) -> bool {
         self.random(1000) < of_thousand
     }
 
@@ -139,7 +142,9 @@ impl World {
     pub fn trace(&self, text: impl FnOnce() -> String) {
         let at = Simulation::passed().as_micros();
         let depth = self.depth.get();
-        let line = format!("{at:>9} {depth} {}", text());
+        // The number is another one in another simulation of the same seed.
+        let text = text().replace(&self.address(""), "");
+        let line = format!("{at:>9} {depth} {text}");
         self.trace.borrow_mut().push(line);
     }
 
@@ -207,6 +212,12 @@ impl World {
         if self.chance(200) {
             settings.results_max_bytes = 1 + self.random(200) as usize;
         }
+        if self.plan.moves > 0 {
+            settings.transfer_freeze_max_bytes = [0, 64, 1 << 20][self.random(3) as usize];
+            settings.transfer_rounds_max = 1 + self.random(4) as u32;
+            settings.transfer_window_bytes = 64 << 10;
+            settings.transfer_freeze_timeout_ms = 2_000;
+        }
         settings
     }
 
@@ -245,11 +256,11 @@ impl World {
         !self.calm.get() && self.chance(self.plan.storage_fails)
     }
 
-    fn node(&self, number: usize) -> Rc<Node> {
+    pub fn node(&self, number: usize) -> Rc<Node> {
         Rc::clone(&self.nodes.borrow()[number])
     }
 
-    fn hosts(&self) -> Vec<(Rc<Node>, Rc<Host>)> {
+    pub fn hosts(&self) -> Vec<(Rc<Node>, Rc<Host>)> {
         let mut all = Vec::new();
         for node in self.nodes.borrow().iter() {
             let hosts = node.hosts.borrow();
@@ -295,6 +306,7 @@ impl World {
     /// Somebody's turn, and a little time.
     pub fn turn(&self) {
         Simulation::advance(Duration::from_micros(self.random(40)));
+        self.fates_step();
         let happened = self.turn_one();
         let idle = match happened {
             true => 0,
@@ -332,16 +344,19 @@ impl World {
         if turn.is_multiple_of(4) {
             return host.step(self, node);
         }
-        let process = host.serving.borrow().clone();
-        process.is_some_and(|process| process.step())
+        host.process_step(self)
     }
 
     fn control_step(&self, node: &Node) -> bool {
         let connected = self.chance(500) && node.connect(self);
         let link = *node.link.borrow();
-        let mut control = self.control.borrow_mut();
-        control.tick();
-        connected || link.is_some_and(|link| control.hear(link))
+        let heard = {
+            let mut control = self.control.borrow_mut();
+            control.tick();
+            link.is_some_and(|link| control.hear(link))
+        };
+        self.committed();
+        connected || heard
     }
 
     fn caller_step(&self, number: usize) -> bool {
@@ -359,7 +374,7 @@ impl World {
         of[self.random(of.len() as u64) as usize]
     }
 
-    fn process(&self) -> String {
+    pub fn process(&self) -> String {
         format!("p{}", self.random(self.plan.processes))
     }
 
@@ -455,80 +470,12 @@ impl World {
         }
     }
 
-    /// Something goes wrong, or is done to a process.
-    pub fn upset(&self) {
-        match self.random(100) {
-            0..=34 => {
-                let process = self.process();
-                self.trace(|| format!("swap {process}"));
-                self.control.borrow_mut().process(&process, Verb::Swap);
-            }
-            35..=44 => {
-                let hosts = self.hosts();
-                if let Some((_, host)) = hosts.get(self.random(hosts.len() as u64) as usize) {
-                    self.trace(|| format!("checkpoint of {}", host.process));
-                    host.checkpoint(self);
-                }
-            }
-            45..=57 => {
-                let hosts = self.hosts();
-                if let Some((_, host)) = hosts.get(self.random(hosts.len() as u64) as usize) {
-                    host.kill(self);
-                }
-            }
-            58..=64 => {
-                let hosts = self.hosts();
-                if let Some((_, host)) = hosts.get(self.random(hosts.len() as u64) as usize) {
-                    self.trace(|| format!("callers of {} are shown out", host.process));
-                    host.callers_show_out(self);
-                    if self.chance(400) {
-                        for _ in 0..self.random(30) {
-                            self.turn();
-                        }
-                        host.kill(self);
-                    }
-                }
-            }
-            65..=76 => {
-                let number = self.random(self.plan.clients as u64) as usize;
-                self.trace(|| format!("client {number} is cut off"));
-                let caller = Rc::clone(&self.callers.borrow()[number]);
-                caller.borrow_mut().sever();
-            }
-            77..=84 => {
-                let number = self.random(self.plan.clients as u64) as usize;
-                let caller = Rc::clone(&self.callers.borrow()[number]);
-                let which = self.random(8) as usize;
-                self.trace(|| format!("client {number} gives up on one"));
-                caller.borrow_mut().cancel(which);
-            }
-            85..=92 => {
-                let node = self.node(self.random(self.plan.nodes as u64) as usize);
-                let link = node.link.borrow_mut().take();
-                if let Some(link) = link {
-                    self.trace(|| format!("{} loses the control plane", node.name));
-                    self.control.borrow_mut().disconnect(link);
-                    node.control_lost();
-                }
-            }
-            93..=96 => {
-                self.trace(|| "the control plane is killed".into());
-                self.control.borrow_mut().restart();
-            }
-            _ => {
-                let process = self.process();
-                self.trace(|| format!("the control plane is killed over {process}"));
-                let verb = [Verb::Swap, Verb::Ensure][self.random(2) as usize];
-                self.control.borrow_mut().process_and_die(&process, verb);
-            }
-        }
-    }
-
     // The end.
 
     /// Nothing goes wrong any more, and all that is under way ends; whether it did.
     pub fn settle(&self) -> bool {
         self.calm.set(true);
+        self.control.borrow_mut().doom = None;
         let begun = Simulation::passed();
         let busy = || {
             self.callers
