@@ -334,6 +334,8 @@ impl Registry {
             ProcessState::Failed => match entry.watch.hold(now, &settings) {
                 Hold::ByHand => {}
                 Hold::Until(at) => self.due_set(key, at),
+                // Another host may have all of it: that is settled first, and looks here again.
+                Hold::Free if entry.transfer.is_some() => {}
                 Hold::Free if settings.restart == Restart::Always => {
                     // Without a node for it, the next that connects is one.
                     let _ = entry.doing == Doing::Nothing && self.start(key);
