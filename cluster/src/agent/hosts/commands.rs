@@ -35,8 +35,14 @@ impl Hosts {
             Err(why) => return self.start_refuse(&start, why),
         };
         self.finals.remove(&key);
+        let transfer = match start.from {
+            // Said from the first word on: nobody is to take it for the process itself.
+            Some(_) => HostTransfer::Receiving,
+            None => HostTransfer::None,
+        };
         let record = HostRecord {
             state: ProcessState::Starting,
+            transfer,
             swap_generation: start.swap_generation,
             quiesce_ms: settings.process.quiesce_timeout_ms,
             ..HostRecord::new(&key, start.incarnation)

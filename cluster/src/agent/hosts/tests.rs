@@ -1,6 +1,6 @@
 //! The life of hosts, step by step: what is said, in which order, and what is kept.
 
-use praas_control::agent::{ApplicationKey, FromAgent, HostCommand};
+use praas_control::agent::{ApplicationKey, FromAgent, HostCommand, StartFrom};
 use praas_runtime::host::{HostHello, HostTransfer};
 
 use super::*;
@@ -90,6 +90,16 @@ impl Lab {
     }
 
     fn start(&mut self, process: &str, incarnation: u64, settings: &str) {
+        self.start_from(process, incarnation, settings, None);
+    }
+
+    fn start_from(
+        &mut self,
+        process: &str,
+        incarnation: u64,
+        settings: &str,
+        from: Option<StartFrom>,
+    ) {
         self.request += 1;
         let start = StartCommand {
             request: self.request,
@@ -103,7 +113,7 @@ impl Lab {
             restore: false,
             swap_generation: 3,
             swapped: false,
-            from: None,
+            from,
         };
         self.hosts.told(self.now, ToAgent::Start(Box::new(start)));
     }
@@ -220,6 +230,24 @@ fn a_stop_is_answered_after_the_death_which_is_brought_about() {
     lab.expect(&expected);
     lab.command(7, ToAgent::Stop);
     lab.expect(&["answer 6 ok"]);
+}
+
+/// Its control plane may have called the transfer off meanwhile, and would take one that starts like
+/// any other for the process itself.
+#[test]
+fn a_host_that_fetches_a_process_says_so_from_the_first_word_on() {
+    let mut lab = Lab::new();
+    let from = StartFrom {
+        addresses: Vec::new(),
+        incarnation: 6,
+        token: [1; 16],
+    };
+    lab.start_from("p", 7, "{}", Some(from));
+    lab.hosts.spawned(&key("p"), 1, 1, 0);
+    drop(lab.hosts.actions_take());
+    let said = lab.hosts.inventory().remove(0);
+    assert_eq!(said.state, ProcessState::Starting);
+    assert_eq!(said.transfer, praas_control::agent::HostTransfer::Receiving);
 }
 
 #[test]
