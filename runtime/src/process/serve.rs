@@ -87,7 +87,8 @@ struct Served {
     role: Option<Role>,
     functions: Vec<Callee>,
     backlog: VecDeque<Reply>,
-    /// A message was turned away: so are those after it, until the caller comes again.
+    /// A message was turned away, or the caller has come again by another channel: so are those
+    /// after it, until the caller comes again.
     puts_refused: bool,
 }
 
@@ -688,6 +689,14 @@ impl Handler for Serve {
             incarnation => incarnation,
         };
         let session = self.session_open(client, channel);
+        if self.sessions[session].channels > 1 {
+            // It has come again: what it had under way before comes by the new channel, or was
+            // given up. What arrives late by an older one would be out of order.
+            let olds = self.channels.iter_mut().flatten();
+            for old in olds.filter(|old| old.session == session) {
+                old.puts_refused = true;
+            }
+        }
         if self.channels.len() <= channel.index() {
             self.channels.resize_with(channel.index() + 1, || None);
         }
