@@ -68,6 +68,11 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed, which also decides how much of everything there is.
     pub fn of(seed: u64) -> Self {
+        Self::moving(seed)
+    }
+
+    /// The plan of a seed, of calls, messages, swaps and moves.
+    pub fn moving(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6d6f_7665);
         let plain = Self::plain(seed);
         let moves = [0, 60, 200, 500][random.usize(..4)];
@@ -82,7 +87,7 @@ impl Plan {
         }
     }
 
-    /// The plan of a seed, without moves.
+    /// The plan of a seed, of calls, messages and swaps.
     pub fn plain(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(!seed);
         Self {
