@@ -189,15 +189,8 @@ fn connecting_is_measured_over_every_transport() {
 fn swap_check(places: &[&str], bytes: &[u64], more: &[&str]) {
     let sizes: Vec<String> = bytes.iter().map(u64::to_string).collect();
     let (named, sizes) = (places.join(","), sizes.join(","));
-    let mut arguments = vec![
-        "swap",
-        "--storage",
-        &named,
-        "--bytes",
-        &sizes,
-        "--runs",
-        "2",
-    ];
+    let mut arguments = vec!["swap", "--what", "speed", "--runs", "2"];
+    arguments.extend(["--storage", &named, "--bytes", &sizes]);
     arguments.extend(more);
     let records = records(&arguments);
     let mut expected = Vec::new();
@@ -268,6 +261,48 @@ fn swaps_are_measured_beside_plain_requests() {
     ]);
     let done = output(none.args(["--redis", "none", "--json"]));
     assert!(done.status.success() && done.stdout.is_empty());
+}
+
+/// What a process begins with is there at its first answer, and a second swap writes next to nothing.
+#[test]
+fn first_calls_and_second_swaps_are_measured() {
+    let arguments = ["swap", "--what", "first-call,second", "--storage", "file"];
+    let rest = ["--bytes", "5M", "--runs", "2", "--data", "random"];
+    let records = records(&[&arguments[..], &rest].concat());
+    let (first, second) = records.split_at(3);
+    let subjects: Vec<&str> = first.iter().map(|it| text(it, "subject")).collect();
+    assert_eq!(subjects, ["empty", "lazy", "eager"]);
+    for record in first {
+        assert_eq!(
+            (text(record, "part"), &record["runs"]),
+            ("first-call", &2.into())
+        );
+        assert_eq!(
+            (&record["bytes"], &record["objects"]),
+            (&(5 << 20).into(), &2.into())
+        );
+        assert!(record["min_ms"].as_f64() > Some(0.0));
+        let empty = text(record, "subject") == "empty";
+        assert_eq!(record["over_empty_ms"].is_number(), !empty, "{record}");
+    }
+    let number = |record: &Value, key| record[key].as_u64().expect("a number");
+    let whats: Vec<_> = second
+        .iter()
+        .map(|it| ["objects", "touched_bytes"].map(|key| number(it, key)))
+        .collect();
+    let touched = (5 << 20) / 100;
+    assert_eq!(whats, [[1, 0], [1, touched], [1000, 0], [1000, touched]]);
+    for record in second {
+        let (written, manifest) = (
+            number(record, "written_bytes"),
+            number(record, "manifest_bytes"),
+        );
+        let [chunks, touched] = ["chunks_written", "touched_bytes"].map(|key| number(record, key));
+        assert_eq!(chunks > 0, touched > 0, "{record}");
+        // A chunk has 256 KiB, of which one byte may have been touched.
+        assert!(written <= manifest + 200 + chunks * (256 << 10), "{record}");
+        assert!(written >= manifest && written < 1 << 20, "{record}");
+    }
 }
 
 #[test]

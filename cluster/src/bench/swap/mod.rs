@@ -81,7 +81,7 @@ pub struct SwapOptions {
     /// Runs, each with swap and what is plain by turns
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Little of all of it: 1 MiB and 32 MiB, two runs
+    /// Little of all of it: 1 MiB and 16 MiB, two runs
     #[arg(long)]
     quick: bool,
     /// The folder to swap to [default: one of our own where temporary files are]
@@ -115,7 +115,7 @@ impl SwapOptions {
     fn bytes(&self) -> Vec<usize> {
         match &self.bytes {
             Some(sizes) => sizes.0.clone(),
-            None if self.quick => vec![1 << 20, 32 << 20],
+            None if self.quick => vec![1 << 20, 16 << 20],
             None => vec![1 << 20, 16 << 20, 256 << 20, 1 << 30, 4 << 30],
         }
     }
