@@ -16,7 +16,8 @@ use praas_runtime::prelude::*;
 use praas_runtime::process::Restore;
 use praas_runtime::state::AbsentObjects;
 use praas_runtime::swap::{
-    DirStorage, ImageKind, Loaded, Storage, StorageError, SwapConfig, swap_in, swap_in_lazily,
+    Begun, DirStorage, ImageKind, Loaded, Storage, StorageError, SwapConfig, swap_in,
+    swap_in_lazily,
 };
 use praas_transport::BufPool;
 use rustix::process::{Signal, getpid, kill_process};
@@ -85,15 +86,8 @@ impl Deadly {
             die();
         }
     }
-}
 
-fn die() -> ! {
-    kill_process(getpid(), Signal::KILL).unwrap();
-    unreachable!("nobody survives it")
-}
-
-impl Storage for Deadly {
-    fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+    fn step_put(&self, name: &str, parts: &[&[u8]]) {
         if self.is_last() {
             if self.amid {
                 let bytes = parts.concat();
@@ -103,7 +97,23 @@ impl Storage for Deadly {
             }
             die();
         }
+    }
+}
+
+fn die() -> ! {
+    kill_process(getpid(), Signal::KILL).unwrap();
+    unreachable!("nobody survives it")
+}
+
+impl Storage for Deadly {
+    fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<(), StorageError> {
+        self.step_put(name, parts);
         self.inner.put_new(name, parts)
+    }
+
+    fn put_begin(&self, name: &str, parts: &[&[u8]]) -> Result<Begun, StorageError> {
+        self.step_put(name, parts);
+        self.inner.put_begin(name, parts)
     }
 
     fn size(&self, name: &str) -> Result<u64, StorageError> {

@@ -522,6 +522,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_written_in_steps_is_one_object() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = DirStorage::new(directory.path()).unwrap();
+        let mut bytes = vec![0; 2 * STEP_BYTES + 12_345];
+        fastrand::Rng::with_seed(1).fill(&mut bytes);
+        let (small, large) = bytes.split_at(3 * SLICES_MAX);
+        let parts: Vec<&[u8]> = small.chunks(1).chain([&[][..], large, &[]]).collect();
+        let begun = ["a/1", "a/2", "b/1"].map(|name| storage.put_begin(name, &parts).unwrap());
+        Begun::finish(Vec::from(begun)).unwrap();
+        for name in ["a/1", "a/2", "b/1"] {
+            assert_eq!(storage.size(name).unwrap(), bytes.len() as u64);
+            let mut read = vec![0; bytes.len()];
+            storage.read(name, 0, &mut read).unwrap();
+            assert!(read == bytes, "{name}");
+        }
+        let again = storage.put_begin("a/1", &[b"other"]);
+        assert!(matches!(again, Err(StorageError::Exists { .. })));
+        assert!(Begun::finish(vec![Begun::durable(), Begun::failing("x")]).is_err());
+    }
+
+    #[test]
     fn objects_are_created_once_and_listed_by_prefix() {
         let directory = tempfile::tempdir().unwrap();
         let storage = DirStorage::new(directory.path().join("swap")).unwrap();
