@@ -19,7 +19,8 @@
 //!
 //! Exit codes: 0 ended as it was told, or was told nothing; 1 did not start, `Failed` says why;
 //! 2 was not started by an agent; 3 had to end and could not be swapped out, so what the process
-//! was since its last image is lost.
+//! was since its last image is lost. A host that was to become the process and has not loses
+//! nothing, nor does one that another host was instead of, and ends with 0.
 
 mod checkpoint;
 mod link;
@@ -34,7 +35,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use praas_runtime::host::{FromHost, HostHello, HostReader, HostStart, HostTransfer, ToHost};
-use praas_runtime::swap::Storage;
+use praas_runtime::process::QuiesceError;
+use praas_runtime::swap::{Storage, SwapError};
 use praas_transport::{Keyring, Secret, StatsPage};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -360,9 +362,7 @@ impl Host {
             ToHost::TransferThaw => self.transfer_thaw(),
             ToHost::TransferServe => return self.transfer_serve(),
             ToHost::SwapOut => {
-                if self.swap_out("the agent asks for it") {
-                    return Some(ExitCode::SUCCESS);
-                }
+                return self.swap_out("the agent asks for it");
             }
         }
         None
@@ -435,14 +435,14 @@ impl Host {
         }
     }
 
-    /// Whether the process was swapped out; else it serves on.
-    fn swap_out(&mut self, why: &str) -> bool {
+    /// How the host ends now that the process is swapped out; else it serves on.
+    fn swap_out(&mut self, why: &str) -> Option<ExitCode> {
         tracing::info!("swapping out: {why}");
         self.outgoing_end();
         let Some(process) = self.life.process() else {
             let error = "the process is not here yet".into();
             self.send(&FromHost::SwapFailed { error });
-            return false;
+            return None;
         };
         match process.swap_out(&*self.storage, &self.start.swap) {
             Ok(committed) => {
@@ -452,23 +452,37 @@ impl Host {
                     tracing::warn!(error = error_text(&error), "older images are left");
                 }
                 self.send(&FromHost::Swapped { generation, bytes });
-                true
+                Some(ExitCode::SUCCESS)
+            }
+            // The host that it is frozen for was the process, and has left an image: nobody will
+            // ever want this one.
+            Err(error @ QuiesceError::Swap(SwapError::Fenced { .. }))
+                if self.hello.transfer == HostTransfer::Frozen =>
+            {
+                let error = error_text(&error);
+                tracing::error!(error, "another host was the process: ending");
+                self.send(&FromHost::Failed { error });
+                Some(ExitCode::SUCCESS)
             }
             Err(error) => {
                 let error = error_text(&error);
                 tracing::error!(error, "not swapped out");
                 self.send(&FromHost::SwapFailed { error });
-                false
+                None
             }
         }
     }
 
     /// Swaps out and ends, whatever becomes of the swap.
     fn swap_and_end(&mut self, why: &str) -> ExitCode {
-        match self.swap_out(why) {
-            true => ExitCode::SUCCESS,
-            false => EXIT_NOT_SWAPPED.into(),
+        if self.life.process().is_none() {
+            // Another host is the process, or will have to be.
+            let error = format!("it ends before it is the process: {why}");
+            tracing::warn!("{error}");
+            self.send(&FromHost::Failed { error });
+            return ExitCode::SUCCESS;
         }
+        self.swap_out(why).unwrap_or(EXIT_NOT_SWAPPED.into())
     }
 
     fn agent_lost(&mut self) -> Option<ExitCode> {

@@ -20,8 +20,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use praas_runtime::host::{FromHost, HostFrom, HostStart, HostTransfer};
-use praas_runtime::process::{Bound, Process, PullFrom, TransferOffer, TransferStep};
-use praas_runtime::swap::ProcessImage;
+use praas_runtime::process::{Bound, Prepared, Process, PullFrom, TransferOffer, TransferStep};
 use praas_runtime::transfer::SourceCounts;
 use praas_runtime::world::World;
 use praas_transport::{Address, Credential, Incarnation, StatsPage};
@@ -31,7 +30,7 @@ use super::{Began, Host, Opened};
 use crate::errors::error_text;
 
 /// What a fetch comes to.
-pub(super) type Arrived = Result<(Bound, ProcessImage), String>;
+pub(super) type Arrived = Result<Prepared, String>;
 
 /// Whether there is a process.
 pub(super) enum Life {
@@ -40,7 +39,7 @@ pub(super) enum Life {
     /// It is being fetched.
     Arriving,
     /// It is here, and another host may be it.
-    Prepared(Box<(Bound, ProcessImage)>),
+    Prepared(Box<Prepared>),
     /// It is on its way from one to the next.
     Between,
 }
@@ -64,8 +63,8 @@ pub(super) struct Late {
 
 /// A transfer of our process to another host.
 pub(super) struct Outgoing {
-    /// While it goes on.
-    thread: Option<JoinHandle<()>>,
+    /// While it goes on; it says in the end whether the process is frozen.
+    thread: Option<JoinHandle<bool>>,
     /// Whether it is called off, if that can be.
     thaws: bool,
     /// Since when invocations are turned away.
@@ -91,7 +90,16 @@ impl Host {
             .name("transfer".into())
             .spawn(move || {
                 let arrived = match bound.pull(&from, || false) {
-                    Ok(image) => Ok((bound, image)),
+                    Ok(image) => {
+                        tracing::info!(
+                            objects = image.state.len(),
+                            messages = image.mailbox.messages.len(),
+                            files = image.files.len(),
+                            "the process is here"
+                        );
+                        let prepared = bound.prepare(image);
+                        prepared.map_err(|error| error_text(&error))
+                    }
                     Err(error) => Err(error_text(&error)),
                 };
                 // The host may be ending.
@@ -110,11 +118,7 @@ impl Host {
     pub(super) fn arrived(&mut self, arrived: Arrived) -> Option<ExitCode> {
         match arrived {
             Ok(prepared) => {
-                tracing::info!(
-                    objects = prepared.1.state.len(),
-                    messages = prepared.1.mailbox.messages.len(),
-                    "the process is here: waiting for the word to serve"
-                );
+                tracing::info!("waiting for the word to serve");
                 self.life = Life::Prepared(Box::new(prepared));
                 self.transfer_say(HostTransfer::Prepared, None);
                 None
@@ -131,8 +135,7 @@ impl Host {
     pub(super) fn transfer_serve(&mut self) -> Option<ExitCode> {
         match std::mem::replace(&mut self.life, Life::Between) {
             Life::Prepared(prepared) => {
-                let (bound, image) = *prepared;
-                let process = match bound.serve(Some(image)) {
+                let process = match prepared.serve() {
                     Ok(process) => Arc::new(process),
                     Err(error) => {
                         let error = error_text(&error);
@@ -191,7 +194,9 @@ impl Host {
                 };
                 let outcome = process.transfer_out(offer, step);
                 let outcome = outcome.map_err(|error| error_text(&error));
+                let frozen = outcome.is_ok();
                 let _ = events.send(Event::Sent(outcome));
+                frozen
             });
         match spawned {
             Ok(thread) => {
@@ -281,8 +286,14 @@ impl Host {
         let thread = self.outgoing.take().and_then(|outgoing| outgoing.thread);
         if let (Some(thread), Some(process)) = (thread, self.life.process()) {
             process.transfer_cancel();
-            if thread.join().is_err() {
-                tracing::error!("the thread of a transfer panicked");
+            match thread.join() {
+                Ok(true) => {}
+                // Nobody takes its last word any more.
+                Ok(false) => {
+                    let error = Some("it was called off".into());
+                    self.transfer_say(HostTransfer::None, error);
+                }
+                Err(_) => tracing::error!("the thread of a transfer panicked"),
             }
         }
     }

@@ -60,7 +60,7 @@ pub use self::settings::{ProcessSettings, SettingsError, StateRead};
 #[doc(hidden)]
 pub use self::stepped::{Meanwhile, OutStep, SteppedOut, SteppedPull};
 use self::timers::Timers;
-pub use self::transfer::{Bound, PullFrom, TransferError, TransferOffer, TransferStep};
+pub use self::transfer::{Bound, Prepared, PullFrom, TransferError, TransferOffer, TransferStep};
 use crate::client::{CoreLimits, Directory, Peers};
 use crate::function::Registry;
 use crate::mailbox::{Mailbox, MailboxLimits};

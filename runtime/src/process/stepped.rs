@@ -244,7 +244,7 @@ impl Bound {
         self.endpoint.die();
     }
 
-    /// Becomes the process, as [`Bound::serve`] does, that only [`Process::step`] moves.
+    /// Becomes the process, as [`Prepared::serve`](super::Prepared::serve) does, that only [`Process::step`] moves.
     ///
     /// # Errors
     /// As there.

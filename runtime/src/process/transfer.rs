@@ -30,8 +30,8 @@ use crate::state::StateError;
 use crate::swap::{ImageKind, ProcessImage};
 use crate::transfer::{
     AM_TRANSFER, FromSource, FromTarget, Notice, Out, PullError, Shape, Source, SourceCounts,
-    SourceLimits, Step, Target, VOUCHED_MAX, WORD_HEADER, piece_header, shape, word_decode,
-    word_encode,
+    SourceLimits, Step, Target, TargetLimits, VOUCHED_MAX, WORD_HEADER, piece_header, shape,
+    word_decode, word_encode,
 };
 
 /// Steps of the source's machine between two looks at what else there is.
@@ -590,11 +590,19 @@ impl Bound {
             .connect_any(&from.addresses, self.config.transports, dial)
             .map_err(|error| PullError::Lost(error.to_string()))?;
         let pool = self.endpoint.pool().clone();
+        let settings = &self.config.settings;
+        let limits = TargetLimits {
+            state_max_bytes: settings.state_max_bytes,
+            mailbox_messages_max: settings.mailbox_messages_max,
+            mailbox_max_bytes: settings.mailbox_max_bytes,
+            files_max: settings.files_max,
+            files_max_bytes: settings.files_max_bytes,
+        };
         Ok(Puller {
             channel,
             begin: Some(FromTarget::Begin { token: from.token }),
             unsent: None,
-            target: Target::new(pool, self.config.settings.state_max_bytes),
+            target: Target::new(pool, limits),
             failed: None,
         })
     }
@@ -615,15 +623,30 @@ impl Bound {
         puller.target.image(&application, &name, from.incarnation)
     }
 
+    /// Makes the process of its image, all but its threads: whether there is room for it, in memory
+    /// and on disk, and whether it makes sense, is known before anybody decides that this is it.
+    ///
+    /// # Errors
+    /// It does not fit, or makes no sense.
+    pub fn prepare(self, image: ProcessImage) -> Result<Prepared, StartError> {
+        let restore = Some(Restore::from(image));
+        let process = Process::start_on(self.endpoint, self.config, restore, None, self.vouched)?;
+        Ok(Prepared(process))
+    }
+}
+
+/// A process that is all here, and serves nobody yet.
+#[derive(Debug)]
+pub struct Prepared(Process);
+
+impl Prepared {
     /// Becomes the process: it serves when this returns.
     ///
     /// # Errors
-    /// The image does not fit, or there are no threads.
-    pub fn serve(self, image: Option<ProcessImage>) -> Result<Process, StartError> {
-        let restore = image.map(Restore::from);
-        let process = Process::start_on(self.endpoint, self.config, restore, None, self.vouched)?;
-        process.threads_start()?;
-        Ok(process)
+    /// There are no threads.
+    pub fn serve(self) -> Result<Process, StartError> {
+        self.0.threads_start()?;
+        Ok(self.0)
     }
 }
 

@@ -28,7 +28,7 @@ pub use self::message::{
     word_decode, word_encode,
 };
 pub use self::source::{Notice, Objects, Out, Source, SourceCounts, SourceLimits, Step};
-pub use self::target::{PullError, Target, VOUCHED_MAX};
+pub use self::target::{PullError, Target, TargetLimits, VOUCHED_MAX};
 
 /// Active message of transfers.
 pub const AM_TRANSFER: u8 = 7;
@@ -47,7 +47,14 @@ pub fn fuzz_transfer(bytes: &[u8]) {
     // Words one after the other, each behind its length; what is left over are pieces of the first
     // entries.
     let pool = praas_transport::BufPool::new(1 << 20);
-    let mut target = Target::new(pool, 1 << 19);
+    let limits = TargetLimits {
+        state_max_bytes: 1 << 19,
+        mailbox_messages_max: 16,
+        mailbox_max_bytes: 1 << 19,
+        files_max: 16,
+        files_max_bytes: 1 << 19,
+    };
+    let mut target = Target::new(pool, limits);
     let mut rest = bytes;
     while let Some((len, tail)) = rest.split_first()
         && let Some((word, tail)) = tail.split_at_checked(usize::from(*len))

@@ -37,6 +37,16 @@ pub enum PullError {
         /// The limit.
         limit: u64,
     },
+    /// There are more of something than this process may have.
+    #[error("{what}: above {limit} (setting {setting})")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+        /// The setting that says so.
+        setting: &'static str,
+    },
     /// There is no memory for it.
     #[error(transparent)]
     Pool(#[from] PoolExhausted),
@@ -46,6 +56,66 @@ pub enum PullError {
     /// It was called off.
     #[error("the transfer was called off")]
     Cancelled,
+}
+
+/// What a target takes, as the settings of the process have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TargetLimits {
+    /// Bytes of state. While the source goes on changing it twice as many are taken: what comes in
+    /// rounds is of different moments, and of what is announced some may be gone already.
+    pub state_max_bytes: u64,
+    /// Messages of the mailbox. Twice as many are taken, and twice the bytes: those that were
+    /// given back by who had waited for them come on top.
+    pub mailbox_messages_max: usize,
+    /// Bytes of them.
+    pub mailbox_max_bytes: u64,
+    /// Files.
+    pub files_max: usize,
+    /// Bytes of them.
+    pub files_max_bytes: u64,
+}
+
+impl TargetLimits {
+    /// The limits of the mailbox's messages and their bytes.
+    fn mailbox(&self) -> ((u64, &'static str), (u64, &'static str)) {
+        let messages_max = (self.mailbox_messages_max as u64).saturating_mul(2);
+        let bytes_max = self.mailbox_max_bytes.saturating_mul(2);
+        (
+            (messages_max, "twice mailbox_messages_max"),
+            (bytes_max, "twice mailbox_max_bytes"),
+        )
+    }
+}
+
+/// How many of something were announced, and their bytes.
+#[derive(Debug, Default)]
+struct Tally {
+    count: u64,
+    bytes: u64,
+}
+
+impl Tally {
+    /// Counts one more, within limits that are settings.
+    fn add(
+        &mut self,
+        what: &'static str,
+        bytes: u64,
+        count_max: (u64, &'static str),
+        bytes_max: (u64, &'static str),
+    ) -> Result<(), PullError> {
+        self.count += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+        for (have, (limit, setting)) in [(self.count, count_max), (self.bytes, bytes_max)] {
+            if have > limit {
+                return Err(PullError::TooMuch {
+                    what,
+                    limit,
+                    setting,
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where the bytes of an entry go.
@@ -78,8 +148,12 @@ struct Object {
 #[derive(Debug)]
 pub struct Target {
     pool: BufPool,
-    state_max_bytes: u64,
+    limits: TargetLimits,
     state_bytes: u64,
+    announced_bodies: Tally,
+    announced_files: Tally,
+    announced_mailbox: bool,
+    announced_sessions: bool,
     entries: u64,
     awaited: HashMap<u64, Awaited>,
     /// Of all that are awaited.
@@ -95,13 +169,16 @@ pub struct Target {
 }
 
 impl Target {
-    /// Takes at most so many bytes of state, and twice as many while the source goes on changing
-    /// it, into memory of the pool.
-    pub fn new(pool: BufPool, state_max_bytes: u64) -> Self {
+    /// Takes at most so much, into memory of the pool.
+    pub fn new(pool: BufPool, limits: TargetLimits) -> Self {
         Self {
             pool,
-            state_max_bytes,
+            limits,
             state_bytes: 0,
+            announced_bodies: Tally::default(),
+            announced_files: Tally::default(),
+            announced_mailbox: false,
+            announced_sessions: false,
             entries: 0,
             awaited: HashMap::new(),
             ranges: 0,
@@ -141,8 +218,8 @@ impl Target {
                 }
             }
             FromSource::Round { round } => self.round = Some(round),
-            FromSource::End { .. } if self.state_bytes > self.state_max_bytes => {
-                let limit = self.state_max_bytes;
+            FromSource::End { .. } if self.state_bytes > self.limits.state_max_bytes => {
+                let limit = self.limits.state_max_bytes;
                 return Err(PullError::TooLarge { limit });
             }
             FromSource::End { vouched } if vouched.len() <= VOUCHED_MAX => {
@@ -176,23 +253,33 @@ impl Target {
                 let before = self.objects.insert(key.clone(), object);
                 self.state_bytes -= before.map_or(0, |before| before.cost);
                 self.state_bytes = self.state_bytes.saturating_add(cost);
-                // What comes in rounds is of different moments: of what is announced some may be
-                // gone already. The limit itself holds for all of one moment, at the end.
-                if self.state_bytes > self.state_max_bytes.saturating_mul(2) {
-                    let limit = self.state_max_bytes;
+                // The limit itself holds for all of one moment, at the end.
+                let limit = self.limits.state_max_bytes;
+                if self.state_bytes > limit.saturating_mul(2) {
                     return Err(PullError::TooLarge { limit });
                 }
             }
             What::File { name } if name.len() > FILE_NAME_MAX_BYTES => {
                 return Err(PullError::Malformed("a file's name"));
             }
-            What::Mailbox if self.mailbox.is_some() => {
+            What::File { .. } => {
+                let count_max = (self.limits.files_max as u64, "files_max");
+                let bytes_max = (self.limits.files_max_bytes, "files_max_bytes");
+                let files = &mut self.announced_files;
+                files.add("files", entry.bytes, count_max, bytes_max)?;
+            }
+            What::Body => {
+                let (count_max, bytes_max) = self.limits.mailbox();
+                let bodies = &mut self.announced_bodies;
+                bodies.add("messages", entry.bytes, count_max, bytes_max)?;
+            }
+            What::Mailbox if std::mem::replace(&mut self.announced_mailbox, true) => {
                 return Err(PullError::Malformed("two mailboxes"));
             }
-            What::Sessions if self.sessions.is_some() => {
+            What::Sessions if std::mem::replace(&mut self.announced_sessions, true) => {
                 return Err(PullError::Malformed("two lists of sessions"));
             }
-            _ => {}
+            What::Mailbox | What::Sessions => {}
         }
         if entry.bytes == 0 {
             self.whole(number, entry, Buf::default());
@@ -336,6 +423,12 @@ impl Target {
         let mailbox: MailboxImage =
             mailbox_decode(&mailbox, self.bodies.into_values().collect(), &self.pool)
                 .ok_or(malformed("its mailbox"))?;
+        let (count_max, bytes_max) = self.limits.mailbox();
+        let mut messages = Tally::default();
+        for message in &mailbox.messages {
+            let bytes = message.payload.len() as u64;
+            messages.add("messages", bytes, count_max, bytes_max)?;
+        }
         let sessions = sessions_decode(&sessions).map_err(|_| malformed("its sessions"))?;
         let objects = self.objects.into_iter();
         let state = objects.filter_map(|(key, object)| {

@@ -19,6 +19,16 @@ fn limits() -> SourceLimits {
     }
 }
 
+fn takes(state_max_bytes: u64) -> TargetLimits {
+    TargetLimits {
+        state_max_bytes,
+        mailbox_messages_max: 10,
+        mailbox_max_bytes: 1 << 20,
+        files_max: 3,
+        files_max_bytes: 1000,
+    }
+}
+
 /// Source and target, and what is on its way between them.
 struct Pair {
     store: StateStore,
@@ -29,7 +39,7 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        let target = Target::new(BufPool::new(1 << 24), 1 << 20);
+        let target = Target::new(BufPool::new(1 << 24), takes(1 << 20));
         let mut source = Source::new(TOKEN, limits());
         assert!(source.heard(&FromTarget::Begin { token: TOKEN }));
         Self {
@@ -174,7 +184,7 @@ fn the_source_gives_up_until_the_end_is_out() {
 
 #[test]
 fn what_is_too_large_or_twice_is_refused() {
-    let mut target = Target::new(BufPool::new(1 << 20), 100);
+    let mut target = Target::new(BufPool::new(1 << 20), takes(100));
     let object = |bytes| Entry {
         what: What::Object {
             key: "k".into(),
@@ -207,7 +217,7 @@ fn what_is_too_large_or_twice_is_refused() {
 
 #[test]
 fn pieces_that_overlap_make_nothing_whole() {
-    let mut target = Target::new(BufPool::new(1 << 20), 1000);
+    let mut target = Target::new(BufPool::new(1 << 20), takes(1000));
     let entry = |key: &str| Entry {
         what: What::Object {
             key: key.into(),
@@ -227,7 +237,7 @@ fn pieces_that_overlap_make_nothing_whole() {
         assert!(!target.is_complete());
     }
     // In any order they do.
-    let mut target = Target::new(BufPool::new(1 << 20), 1000);
+    let mut target = Target::new(BufPool::new(1 << 20), takes(1000));
     target.heard(FromSource::Entries(vec![entry("k")])).unwrap();
     target.heard(FromSource::Round { round: 1 }).unwrap();
     for offset in [60, 0, 80, 20, 40] {
@@ -241,7 +251,7 @@ fn pieces_that_overlap_make_nothing_whole() {
 fn what_is_gone_makes_room_for_what_came_in_its_place() {
     // Less than two generations of objects are ever there, and each round finds another.
     let mut pair = Pair::new();
-    pair.target = Target::new(BufPool::new(1 << 24), 1000);
+    pair.target = Target::new(BufPool::new(1 << 24), takes(1000));
     let mut generation = 0;
     let mut replace = |store: &StateStore| {
         for at in 0..8 {
@@ -290,4 +300,46 @@ fn an_end_that_finds_no_room_leaves_no_doubt() {
     };
     assert!(matches!(word, FromSource::Failed { .. }));
     assert!(matches!(pair.source.step(&pair.store), Step::Idle));
+}
+
+#[test]
+fn more_files_and_messages_than_there_may_be_are_refused() {
+    let file = |bytes| Entry {
+        what: What::File { name: "f".into() },
+        bytes,
+    };
+    let body = |bytes| Entry {
+        what: What::Body,
+        bytes,
+    };
+    let setting = |entries: Vec<Entry>| {
+        let mut target = Target::new(BufPool::new(1 << 24), takes(1 << 20));
+        match target.heard(FromSource::Entries(entries)) {
+            Err(PullError::TooMuch { setting, .. }) => setting,
+            Ok(()) => "",
+            other => panic!("{other:?}"),
+        }
+    };
+    // Those without bytes, too.
+    assert_eq!(setting(vec![file(0), file(500), file(500)]), "");
+    assert_eq!(setting(vec![file(0); 4]), "files_max");
+    assert_eq!(setting(vec![file(500), file(501)]), "files_max_bytes");
+    assert_eq!(setting(vec![body(0); 20]), "");
+    assert_eq!(setting(vec![body(0); 21]), "twice mailbox_messages_max");
+    let large = vec![body(1 << 20), body(1 << 20), body(1)];
+    assert_eq!(setting(large), "twice mailbox_max_bytes");
+    // Also those that are in the mailbox itself.
+    let mut pair = Pair::new();
+    pair.target = Target::new(
+        BufPool::new(1 << 24),
+        TargetLimits {
+            mailbox_messages_max: 1,
+            ..takes(1 << 20)
+        },
+    );
+    while pair.step() {}
+    pair.freeze();
+    while pair.step() {}
+    let image = pair.target.image("a", "p", Incarnation(1));
+    assert!(matches!(image, Err(PullError::TooMuch { .. })), "{image:?}");
 }
