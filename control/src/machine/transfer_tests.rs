@@ -343,6 +343,24 @@ fn a_target_that_may_be_all_there_is_is_given_up_with_its_nodes_lease() {
 }
 
 #[test]
+fn a_target_of_what_is_another_incarnation_by_now_is_not_committed() {
+    let mut moving = Moving::begin("{}");
+    moving.source_says(ProcessState::Failed);
+    // A node that was not heard of for long has a newer one than anybody knew.
+    let newer = StartCommand {
+        incarnation: 9,
+        ..moving.source.clone()
+    };
+    moving
+        .bench
+        .hello(3, "o", vec![report(&newer, ProcessState::Ready)]);
+    moving.bench.say(TO, prepared(&moving.target));
+    assert_eq!(moving.words(), [(TO, "stop")]);
+    assert_eq!(moving.bench.show().incarnation, 9);
+    assert!(moving.is_over());
+}
+
+#[test]
 fn a_transfer_whose_source_lives_ends_with_the_targets_link() {
     let mut moving = Moving::begin("{}");
     moving.bench.handle(Event::Lost { link: TO });

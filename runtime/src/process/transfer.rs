@@ -119,7 +119,8 @@ impl Process {
         let heard = self.transfer_install(offer)?;
         // Before anybody may come: what is in storage still is not to be waited for by the
         // endpoint's owner.
-        let outcome = self.transfer_fetch().and_then(|()| {
+        let ready = self.transfer_fetch().and_then(|()| self.runs_wait());
+        let outcome = ready.and_then(|()| {
             step(TransferStep::Offered);
             self.transfer_follow(&heard, &mut step)
         });
@@ -206,6 +207,39 @@ impl Process {
             state.fetch(&key, &absent).map_err(QuiesceError::from)?;
         }
         Ok(())
+    }
+
+    /// Waits until all functions that run now have ended, while the process serves on. Where one
+    /// does not, callers would be turned away for nothing, and all be copied for nothing.
+    fn runs_wait(&self) -> Result<(), TransferError> {
+        let shared = &self.engine.shared;
+        let jobs = || {
+            let workers = shared.crew.workers();
+            workers
+                .into_iter()
+                .map(|worker| worker.job.load(Ordering::Acquire))
+        };
+        let first: Vec<u64> = jobs().collect();
+        let patience = Duration::from_millis(shared.settings.quiesce_timeout_ms).max(LOOK);
+        let until = clock::now() + patience;
+        loop {
+            let same = jobs().zip(&first).filter(|(job, first)| *job == **first);
+            let running = same.filter(|(job, _)| *job != 0).count();
+            if running == 0 {
+                return Ok(());
+            }
+            if self.transfer_cancelled() {
+                return Err(TransferError::Cancelled);
+            }
+            if clock::now() >= until {
+                let waited_ms = patience.as_millis() as u64;
+                return Err(TransferError::StillRunning { running, waited_ms });
+            }
+            match shared.stepped {
+                Some(meanwhile) => meanwhile(),
+                None => std::thread::park_timeout(Duration::from_millis(5)),
+            }
+        }
     }
 
     /// Waits until the target has all, and freezes the process in between.
