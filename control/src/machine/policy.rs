@@ -329,13 +329,11 @@ impl Registry {
         let settings = app.policy;
         match entry.record.state {
             ProcessState::Ready if entry.vouched => self.ready_step(key, &settings),
-            // A host of the transfer may be the process yet. It is looked at again when that is over.
+            // Another host may have all of it: that is settled first, and looks here again.
             ProcessState::Failed if entry.transfer.is_some() => {}
             ProcessState::Failed => match entry.watch.hold(now, &settings) {
                 Hold::ByHand => {}
                 Hold::Until(at) => self.due_set(key, at),
-                // Another host may have all of it: that is settled first, and looks here again.
-                Hold::Free if entry.transfer.is_some() => {}
                 Hold::Free if settings.restart == Restart::Always => {
                     // Without a node for it, the next that connects is one.
                     let _ = entry.doing == Doing::Nothing && self.start(key);
