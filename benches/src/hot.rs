@@ -205,6 +205,7 @@ impl InvokePair {
             },
             registry,
             restore: None,
+            persist: None,
         })
         .expect("a process can be started");
         let resolved = Resolved {

@@ -216,6 +216,7 @@ mod tests {
                 settings,
                 registry,
                 restore: None,
+                persist: None,
             })
             .unwrap()
         }

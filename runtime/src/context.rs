@@ -417,6 +417,44 @@ impl<'a> Context<'a> {
         self.guest.state_update(key, len, &mut write)
     }
 
+    /// Has a state object written through to storage as it is now, and waits for it: on return this
+    /// version, or a later one, outlives the process's host, though all else goes back to the last
+    /// image. If there is no object under the key, that is what is durable: so
+    /// [`state_delete`](Self::state_delete) and this delete for good. The version that is durable,
+    /// zero for none.
+    ///
+    /// Another function may run meanwhile, and see the object before it is durable. The first call
+    /// in a process without an image takes a checkpoint.
+    ///
+    /// # Errors
+    /// [`CallError::Unavailable`]: the storage fails, or is full, and whether the object is durable is
+    /// not known. [`CallError::Forbidden`]: another host is the process by now, and the object is not
+    /// durable. [`CallError::LimitReached`]: it has more than `persist_max_bytes`.
+    /// [`CallError::Exhausted`]: the function is marked short, or too many wait. The deadline or
+    /// cancellation, after which it may become durable. The process has the object as before, in all
+    /// cases.
+    pub fn state_persist(&self, key: &str) -> Result<u64, CallError> {
+        self.guest.state_persist(key, -1)
+    }
+
+    /// As [`state_persist`](Self::state_persist), with a deadline of its own.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn state_persist_within(&self, key: &str, timeout: Duration) -> Result<u64, CallError> {
+        self.guest.state_persist(key, timeout_us(Some(timeout)))
+    }
+
+    /// Writes a state object and has it written through to storage: [`state_put`](Self::state_put),
+    /// then [`state_persist`](Self::state_persist). The version that is durable.
+    ///
+    /// # Errors
+    /// Those of either. If the second fails the object is written all the same.
+    pub fn state_put_persist(&self, key: &str, value: &[u8]) -> Result<u64, CallError> {
+        self.state_put(key, value)?;
+        self.state_persist(key)
+    }
+
     /// A state object as a value.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use praas_transport::{Buf, BufPool, Identity};
 use crate::files::FilesError;
 use crate::invocation::{InvokeError, Payload, Status};
 use crate::mailbox::{MailMessage, Source};
+use crate::process::PersistError;
 use crate::state::{ObjectMeta, StateError, StateStore};
 use crate::world::WorldView;
 
@@ -243,6 +244,19 @@ pub trait Services: Send + Sync {
     /// # Errors
     /// The same; the memory limit.
     fn state_append(&self, key: &str, bytes: &[u8]) -> Result<u64, StateError>;
+
+    /// Has what there is under a key written through to storage, an object or that there is none,
+    /// and waits for it, with another worker in this one's place; the version that is durable,
+    /// zero for none.
+    ///
+    /// # Errors
+    /// The storage, an object that is too large, no worker left to stand in, the deadline.
+    fn state_persist(
+        &self,
+        job: &Job,
+        key: &str,
+        deadline: Option<Instant>,
+    ) -> Result<u64, PersistError>;
 
     /// The members of the application.
     fn world(&self) -> &WorldView;

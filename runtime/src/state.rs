@@ -36,7 +36,7 @@ pub struct ObjectMeta {
 }
 
 /// Objects as a snapshot has them: those that are here, and those that are in storage only.
-pub type Parted = (Vec<(String, Buf, ObjectMeta)>, Vec<(String, ObjectMeta)>);
+pub type Parted = (Snapshot, Vec<(String, ObjectMeta)>);
 
 /// Why an operation on state failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -93,6 +93,29 @@ struct Object {
     shown: Option<Slot>,
     /// Where its bytes come from; `buf` is empty until they are there.
     absent: Option<Arc<Absent>>,
+}
+
+/// All objects at one moment.
+pub type Snapshot = Vec<(String, Buf, ObjectMeta)>;
+
+/// What there is under a key at one moment.
+#[derive(Debug)]
+pub enum Moment {
+    /// An object.
+    Object(Buf, ObjectMeta),
+    /// An object that is in storage still, as it is.
+    Stored(ObjectMeta),
+    /// Nothing, at a version that is no other change's.
+    Nothing(u64),
+}
+
+impl Moment {
+    fn of(object: &Object) -> Self {
+        match object.is_absent() {
+            true => Self::Stored(object.meta),
+            false => Self::Object(object.buf.clone(), object.meta),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -316,7 +339,7 @@ impl StateStore {
     ///
     /// # Errors
     /// Some are in storage still ([`StateStore::fetch_all`]).
-    pub fn snapshot(&self) -> Result<Vec<(String, Buf, ObjectMeta)>, StateError> {
+    pub fn snapshot(&self) -> Result<Snapshot, StateError> {
         let (present, absent) = self.snapshot_parted();
         match absent.into_iter().next() {
             None => Ok(present),
@@ -330,6 +353,12 @@ impl StateStore {
     /// All objects at one moment: those that are here, sharing their memory, and those of which
     /// the bytes are in storage only.
     pub fn snapshot_parted(&self) -> Parted {
+        let (present, absent, _) = self.snapshot_at();
+        (present, absent)
+    }
+
+    /// The same, and the version of the last change before that moment, writes and deletes alike.
+    pub fn snapshot_at(&self) -> (Snapshot, Vec<(String, ObjectMeta)>, u64) {
         let objects = self.read();
         let (mut present, mut absent) = (Vec::new(), Vec::new());
         for (key, object) in &objects.by_key {
@@ -338,7 +367,21 @@ impl StateStore {
                 true => absent.push((key.to_string(), object.meta)),
             }
         }
-        (present, absent)
+        (present, absent, objects.version)
+    }
+
+    /// What there is under a key at this moment, to be written through. That there is nothing is
+    /// given a version of its own, above that of whatever was there.
+    pub fn moment(&self, key: &str) -> Moment {
+        if let Some(object) = self.read().by_key.get(key) {
+            return Moment::of(object);
+        }
+        let mut objects = self.lock();
+        if let Some(object) = objects.by_key.get(key) {
+            return Moment::of(object);
+        }
+        objects.version += 1;
+        Moment::Nothing(objects.version)
     }
 
     /// Replaces everything by what [`StateStore::snapshot`] gave, versions included.

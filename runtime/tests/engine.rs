@@ -204,6 +204,7 @@ fn start_from(
         settings,
         registry,
         restore,
+        persist: None,
     })
     .unwrap();
     let resolved = Resolved {

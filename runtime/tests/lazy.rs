@@ -237,15 +237,21 @@ impl Lab {
             },
             registry,
             restore: None,
+            persist: None,
         };
         let storage: Arc<dyn Storage> = Arc::clone(&self.gated) as _;
+        let heir = Incarnation(incarnation);
         let started = Process::start_from(config, |pool| -> Result<_, StartError> {
-            let loaded = swap_in_lazily(&storage, pool, "app", "p", 1).unwrap();
+            let loaded = swap_in_lazily(&storage, pool, ("app", "p"), heir, 1).unwrap();
             self.gated.turn(gate);
             Ok(loaded.map(|(loaded, absent)| {
                 tell(loaded.base);
                 let image = loaded.image;
-                Restore { image, absent }
+                Restore {
+                    image,
+                    absent,
+                    base: None,
+                }
             }))
         });
         started.unwrap()

@@ -87,6 +87,7 @@ fn start(
         settings,
         registry,
         restore: None,
+        persist: None,
     })
     .unwrap()
 }

@@ -194,7 +194,14 @@ fn one_life() {
         .as_ref()
         .map_or(0, |(loaded, _)| loaded.image.incarnation.0);
     let (base, restore) = match loaded {
-        Some((Loaded { base, image, .. }, absent)) => (Some(base), Some(Restore { image, absent })),
+        Some((Loaded { base, image, .. }, absent)) => {
+            let restore = Restore {
+                image,
+                absent,
+                base: None,
+            };
+            (Some(base), Some(restore))
+        }
         None => (None, None),
     };
     let keys = Keys::new();
@@ -223,7 +230,9 @@ fn load_lazily(folder: &Path) -> Option<(Loaded, Option<AbsentObjects>)> {
         begun: Mutex::new(false),
     });
     let storage: Arc<dyn Storage> = Arc::clone(&silent) as _;
-    let loaded = swap_in_lazily(&storage, &BufPool::new(1 << 24), "app", "p", 1).unwrap();
+    // Nothing is written through, so it takes nothing from anybody.
+    let heir = praas_transport::Incarnation(0);
+    let loaded = swap_in_lazily(&storage, &BufPool::new(1 << 24), ("app", "p"), heir, 1).unwrap();
     *silent.begun.lock().unwrap() = true;
     loaded
 }

@@ -69,6 +69,7 @@ impl Application {
             },
             registry,
             restore: None,
+            persist: None,
         });
         self.processes.push(process.unwrap());
     }

@@ -390,9 +390,15 @@ struct praas_host_table {
      * the call.
      */
     int32_t (*state_dir)(praas_call_handle *call, praas_bytes *path);
+    /*
+     * Has what there is under a key, an object or that there is none, written through to storage,
+     * and waits for it: done, it outlives the host. version is what is durable, 0 for none.
+     */
+    int32_t (*state_persist)(
+        praas_call_handle *call, praas_bytes key, int64_t timeout_us, uint64_t *version);
 };
 
-PRAAS_SIZE(praas_host_table, 232);
+PRAAS_SIZE(praas_host_table, 240);
 PRAAS_PLACE(praas_host_table, size, 0);
 PRAAS_PLACE(praas_host_table, output_alloc, 8);
 PRAAS_PLACE(praas_host_table, error_set, 16);
@@ -422,6 +428,7 @@ PRAAS_PLACE(praas_host_table, message_broadcast, 200);
 PRAAS_PLACE(praas_host_table, invocation_id, 208);
 PRAAS_PLACE(praas_host_table, state_put_view, 216);
 PRAAS_PLACE(praas_host_table, state_dir, 224);
+PRAAS_PLACE(praas_host_table, state_persist, 232);
 
 /* Initialises a praas_function_table; fields that are not named here are zero. */
 #define PRAAS_FUNCTION_TABLE(name, flags, entry) \

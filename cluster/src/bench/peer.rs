@@ -319,5 +319,6 @@ pub(super) fn process_config(
         },
         registry,
         restore: None,
+        persist: None,
     }
 }

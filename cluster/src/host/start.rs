@@ -9,9 +9,7 @@ use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::HostStart;
 use praas_runtime::process::{Process, ProcessConfig, Restore};
-use praas_runtime::swap::{
-    Base, ImageKind, Loaded, Storage, StorageUrl, SwapError, swap_in_lazily,
-};
+use praas_runtime::swap::{ImageKind, Loaded, Storage, StorageUrl, SwapError, swap_in_lazily};
 use praas_transport::sync::atomic::Ordering;
 use praas_transport::{
     BufPool, Credential, Incarnation, Keyring, Listen, Role, Secret, StatsPage, StatsWord, Ticket,
@@ -82,6 +80,7 @@ pub(super) fn host_open(start: &HostStart) -> Result<Opened, Box<dyn Error>> {
         settings: start.settings.clone(),
         registry,
         restore: None,
+        persist: None,
     };
     Ok(Opened {
         storage,
@@ -101,14 +100,14 @@ pub(super) fn host_start(
         keyring,
         config,
     } = opened;
-    let (mut base, mut swap_generation, mut rejected) = (None, 0, Vec::new());
+    let (mut swap_generation, mut rejected) = (0, Vec::new());
     let counted = Arc::clone(&page);
     let process = Process::start_counted(config, page, |pool| -> Result<_, Box<dyn Error>> {
         if !start.restore {
             return Ok(None);
         }
         let restored: Option<Restore>;
-        (restored, base, swap_generation, rejected) = restore(start, &storage, pool)?;
+        (restored, swap_generation, rejected) = restore(start, &storage, pool)?;
         let checkpoint = restored
             .as_ref()
             .is_some_and(|restored| restored.image.kind == ImageKind::Checkpoint);
@@ -120,9 +119,6 @@ pub(super) fn host_start(
             .store(swap_generation, Ordering::Relaxed);
         Ok(restored)
     })?;
-    if let Some(base) = base {
-        process.base_set(base);
-    }
     Ok(Started {
         process,
         storage,
@@ -161,9 +157,9 @@ fn listen(start: &HostStart) -> Vec<Listen> {
         .collect()
 }
 
-type Restored = (Option<Restore>, Option<Base>, u64, Vec<String>);
+type Restored = (Option<Restore>, u64, Vec<String>);
 
-/// The newest image that verifies, what of it is stored, its generation, and what is wrong with
+/// The newest image that verifies, its generation, and what is wrong with
 /// newer ones.
 fn restore(
     start: &HostStart,
@@ -174,8 +170,9 @@ fn restore(
         true => start.settings.swap_lazy_min_bytes,
         false => u64::MAX,
     };
-    let (application, process) = (&start.application, &start.process);
-    let loaded = match swap_in_lazily(storage, pool, application, process, min_bytes) {
+    let name = (&*start.application, &*start.process);
+    let heir = Incarnation(start.incarnation);
+    let loaded = match swap_in_lazily(storage, pool, name, heir, min_bytes) {
         Ok(loaded) => loaded,
         Err(error) => {
             return Err(match &error {
@@ -190,7 +187,7 @@ fn restore(
     let hint = start.swap_generation;
     let Some((loaded, absent)) = loaded else {
         return match hint {
-            0 => Ok((None, None, 0, Vec::new())),
+            0 => Ok((None, 0, Vec::new())),
             generation => Err(RestoreError::NoImage {
                 application: start.application.clone(),
                 process: start.process.clone(),
@@ -203,8 +200,15 @@ fn restore(
         mut image,
         generation,
         base,
+        through,
         rejected,
     } = loaded;
+    if through > 0 {
+        tracing::info!(
+            through,
+            "state objects that were written through are newer than the image"
+        );
+    }
     if !(start.swapped && generation == hint) {
         // Nobody has heard that a process ended with it: it may have served on, or others may have
         // begun with it.
@@ -217,6 +221,10 @@ fn restore(
     for reason in &rejected {
         tracing::error!(generation, "an older generation is loaded: {reason}");
     }
-    let restore = Restore { image, absent };
-    Ok((Some(restore), Some(base), generation, rejected))
+    let restore = Restore {
+        image,
+        absent,
+        base: Some(base),
+    };
+    Ok((Some(restore), generation, rejected))
 }

@@ -171,6 +171,17 @@ impl Guest<'_> {
         self.view(code, view)
     }
 
+    /// The version that is durable.
+    pub(crate) fn state_persist(&self, key: &str, timeout_us: i64) -> Result<u64, CallError> {
+        self.offers(offset_of!(HostTable, state_persist))?;
+        let key = Bytes::new(key.as_bytes());
+        let mut version = 0;
+        // SAFETY: as above; the table has it.
+        let code =
+            unsafe { (self.host.state_persist)(self.call, key, timeout_us, &raw mut version) };
+        self.check(code).map(|()| version)
+    }
+
     pub(crate) fn state_delete(&self, key: &str) -> Result<(), CallError> {
         // SAFETY: as above.
         self.check(unsafe { (self.host.state_delete)(self.call, Bytes::new(key.as_bytes())) })

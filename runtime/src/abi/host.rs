@@ -131,6 +131,7 @@ pub(crate) fn host_table() -> &'static HostTable {
         invocation_id,
         state_put_view,
         state_dir,
+        state_persist: super::persist::state_persist,
     };
     &TABLE
 }

@@ -18,6 +18,7 @@ mod draft;
 mod guest;
 mod host;
 mod module;
+mod persist;
 mod table;
 
 pub(crate) use self::guest::Guest;

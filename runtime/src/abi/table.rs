@@ -376,6 +376,10 @@ pub struct HostTable {
     /// The path of the process's directory, whose files go into its images; good for the length of
     /// the call.
     pub state_dir: unsafe extern "C" fn(call: CallPtr, path: *mut Bytes) -> i32,
+    /// Has what there is under a key, an object or that there is none, written through to storage,
+    /// and waits for it: done, it outlives the host. `version` is what is durable, 0 for none.
+    pub state_persist:
+        unsafe extern "C" fn(call: CallPtr, key: Bytes, timeout_us: i64, version: *mut u64) -> i32,
 }
 
 #[cfg(test)]
@@ -423,6 +427,7 @@ mod tests {
         assert_eq!(offset_of!(HostTable, message_broadcast), 200);
         assert_eq!(offset_of!(HostTable, state_put_view), 216);
         assert_eq!(offset_of!(HostTable, state_dir), 224);
-        assert_eq!(size_of::<HostTable>(), 232);
+        assert_eq!(offset_of!(HostTable, state_persist), 232);
+        assert_eq!(size_of::<HostTable>(), 240);
     }
 }

@@ -19,6 +19,7 @@ pub(super) enum Builtin {
     StateList,
     StateAppend,
     StateCompareSwap,
+    StatePersist,
     MessageTake,
     Functions,
     Links,
@@ -38,6 +39,9 @@ pub const STATE_APPEND: &str = "praas.state.append";
 /// Writes a state object if it is at a version: input is [`StateCompareSwapInput`], output
 /// `Result<u64, u64>`, its new version or the one that it has.
 pub const STATE_COMPARE_SWAP: &str = "praas.state.compare_swap";
+/// Has a state object written through to storage: input is its key, output (`u64`) the version that
+/// is durable; zero if there is no object, which then is durable, too.
+pub const STATE_PERSIST: &str = "praas.state.persist";
 /// Takes a message if one is there: input is [`MessageTakeInput`], output
 /// `Option<(String, Vec<u8>)>`, source and body.
 pub const MESSAGE_TAKE: &str = "praas.message.take";
@@ -96,6 +100,7 @@ impl Builtin {
             STATE_LIST => Self::StateList,
             STATE_APPEND => Self::StateAppend,
             STATE_COMPARE_SWAP => Self::StateCompareSwap,
+            STATE_PERSIST => Self::StatePersist,
             MESSAGE_TAKE => Self::MessageTake,
             FUNCTIONS => Self::Functions,
             LINKS => Self::Links,
@@ -107,8 +112,13 @@ impl Builtin {
     pub fn is_idempotent(self) -> bool {
         matches!(
             self,
-            Self::StateGet | Self::StateList | Self::Functions | Self::Links
+            Self::StateGet | Self::StateList | Self::StatePersist | Self::Functions | Self::Links
         )
+    }
+
+    /// Whether it always waits for storage.
+    pub fn waits(self) -> bool {
+        self == Self::StatePersist
     }
 
     /// Runs it.
@@ -162,6 +172,11 @@ impl Builtin {
                     Err(StateError::Conflict { actual, .. }) => value(&Err::<u64, u64>(actual)),
                     Err(error) => Err(error.to_string()),
                 }
+            }
+            Self::StatePersist => {
+                let engine = shared.engine().ok_or("the process has ended")?;
+                let persisted = engine.persist(None, key()?, None);
+                value(&persisted.map_err(|error| error.to_string())?)
             }
             Self::StateDelete => value(&shared.state.delete(key()?)),
             Self::StateList => {

@@ -26,6 +26,7 @@ use super::lazy::Wanted;
 use super::limits::Limited;
 use super::links::Links;
 use super::one_way::{OWNER_NONE, OneWayCall, OneWayCalls};
+use super::persist::Persister;
 use super::serve::{Callee, ReadyJob, Serve};
 use super::settings::ProcessSettings;
 use super::stepped::Meanwhile;
@@ -36,6 +37,7 @@ use crate::function::Registry;
 use crate::invocation::{InvokeError, Payload, PutBody, Status};
 use crate::mailbox::{MailMessage, Mailbox, Put, PutId};
 use crate::state::StateStore;
+use crate::swap::Base;
 use crate::world::WorldView;
 
 /// What all workers use at any time.
@@ -91,6 +93,10 @@ pub(super) struct Shared {
     pub engine: OnceLock<Weak<Engine>>,
     /// State objects to be fetched from storage.
     pub wanted: Wanted,
+    /// What is to be written through.
+    pub persister: Persister,
+    /// What is in storage already; held by whoever commits an image, one at a time.
+    pub base: Mutex<Option<Base>>,
     /// There are no threads, and this goes on in place of a wait.
     pub stepped: Option<Meanwhile>,
 }

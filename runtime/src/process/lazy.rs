@@ -23,7 +23,7 @@ use super::Process;
 use super::engine::Shared;
 use crate::invocation::InvokeError;
 use crate::state::{Absent, AbsentObjects, Look, ObjectMeta, StateError};
-use crate::swap::ProcessImage;
+use crate::swap::{Base, ProcessImage};
 
 /// How long a fetcher waits after a failure: at first, doubled each time, and at most.
 const AGAIN_FIRST: Duration = Duration::from_millis(50);
@@ -35,12 +35,19 @@ pub struct Restore {
     pub image: ProcessImage,
     /// State objects that are in storage still; their keys are none of the image's.
     pub absent: Option<AbsentObjects>,
+    /// What of it is in storage: the first commit to the same storage then writes only what
+    /// differs.
+    pub base: Option<Base>,
 }
 
 impl From<ProcessImage> for Restore {
     fn from(image: ProcessImage) -> Self {
-        let absent = None;
-        Self { image, absent }
+        let (absent, base) = (None, None);
+        Self {
+            image,
+            absent,
+            base,
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod lazy;
 mod limits;
 mod links;
 mod one_way;
+mod persist;
 mod quiesce;
 mod serve;
 mod services;
@@ -43,8 +44,8 @@ use serde::{Deserialize, Serialize};
 use self::batch::Batches;
 pub use self::builtin::{
     FUNCTIONS, LINKS, MESSAGE_TAKE, MessageTakeInput, STATE_APPEND, STATE_COMPARE_SWAP,
-    STATE_DELETE, STATE_GET, STATE_LIST, STATE_PUT, StateCompareSwapInput, StateListInput,
-    StatePutInput,
+    STATE_DELETE, STATE_GET, STATE_LIST, STATE_PERSIST, STATE_PUT, StateCompareSwapInput,
+    StateListInput, StatePutInput,
 };
 use self::crew::Crew;
 use self::engine::{Core, Engine, Shared};
@@ -54,6 +55,8 @@ use self::limits::Limited;
 pub use self::links::LinkInfo;
 use self::links::Links;
 use self::one_way::{OWN_JOBS_FIRST, OneWayCalls};
+use self::persist::Persister;
+pub use self::persist::{PersistError, PersistTo};
 pub use self::quiesce::QuiesceError;
 use self::serve::Serve;
 pub use self::settings::{ProcessSettings, SettingsError, StateRead};
@@ -65,7 +68,7 @@ use crate::client::{CoreLimits, Directory, Peers};
 use crate::function::Registry;
 use crate::mailbox::{Mailbox, MailboxLimits};
 use crate::state::{ShownStats, StateStore};
-use crate::swap::{Base, ImageKind, ProcessImage};
+use crate::swap::{ImageKind, ProcessImage};
 use crate::world::{World, WorldView};
 
 /// What a process needs to start.
@@ -92,6 +95,8 @@ pub struct ProcessConfig {
     pub registry: Registry,
     /// What it was when it was swapped out.
     pub restore: Option<ProcessImage>,
+    /// Where functions may write objects through; without it they are told that they cannot.
+    pub persist: Option<PersistTo>,
 }
 
 /// Why a process cannot start.
@@ -145,8 +150,6 @@ pub struct Process {
     engine: Arc<Engine>,
     addresses: Vec<Address>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// What is in storage already; held by whoever commits an image, one at a time.
-    base: Mutex<Option<Base>>,
 }
 
 impl fmt::Debug for Process {
@@ -222,6 +225,7 @@ impl Process {
         );
         let (mut shared, sessions) =
             shared_make(identity, settings, config.registry, &endpoint, restore)?;
+        shared.persister.to = config.persist;
         shared.stepped = stepped;
         shared.vouched = vouched;
         let shared = Arc::new(shared);
@@ -245,7 +249,6 @@ impl Process {
             engine,
             addresses,
             threads: Mutex::new(Vec::new()),
-            base: Mutex::new(None),
         })
     }
 
@@ -321,6 +324,7 @@ impl Process {
         self.engine.shared.ended.store(true, Ordering::SeqCst);
         self.engine.shared.waker.wake();
         self.engine.shared.crew.call_all();
+        self.engine.shared.persister.wake();
     }
 }
 
@@ -379,8 +383,14 @@ fn shared_make(
     mailbox.count_in(Arc::clone(&page));
     let mut sessions = Vec::new();
     let mut files = Vec::new();
-    let mut restored_from = None;
-    if let Some(Restore { image, absent }) = restore {
+    let (mut restored_from, mut stored) = (None, None);
+    if let Some(Restore {
+        image,
+        absent,
+        base,
+    }) = restore
+    {
+        stored = base;
         if (&*image.application, &*image.process) != (&*identity.application, &*identity.name) {
             let text = format!("the image is of {}/{}", image.application, image.process);
             return Err(StartError::Restore(text));
@@ -431,6 +441,8 @@ fn shared_make(
         one_way_failed: AtomicU64::new(0),
         own_jobs: AtomicU64::new(OWN_JOBS_FIRST),
         wanted: Wanted::default(),
+        persister: Persister::new(stored.as_ref()),
+        base: Mutex::new(stored),
         one_way_closed: AtomicBool::new(false),
         quiet_wanted: AtomicBool::new(false),
         quiet: (Mutex::new(()), Condvar::new()),

@@ -7,14 +7,14 @@
 //!   checkpoint   image, at one moment           written beside the service; a crash goes back to it
 //! ```
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use praas_transport::clock;
 use praas_transport::sync::atomic::Ordering;
 
 use super::Process;
-use super::engine::Core;
+use super::engine::{Core, Engine, Shared};
 use super::serve::Serve;
 use crate::codec::CodecError;
 use crate::files::{FilesError, FilesLimits};
@@ -77,7 +77,7 @@ impl Serve {
         let shared = &self.shared;
         let sessions = self.sessions_image(kind);
         let mailbox = shared.mailbox();
-        let (state, absent) = shared.state.snapshot_parted();
+        let (state, absent, state_version) = shared.state.snapshot_at();
         let image = ProcessImage {
             application: shared.identity.application.to_string(),
             process: shared.identity.name.to_string(),
@@ -87,6 +87,7 @@ impl Serve {
                 true => kind,
                 false => ImageKind::Checkpoint,
             },
+            state_version,
             state,
             mailbox: mailbox.image()?,
             sessions,
@@ -96,25 +97,30 @@ impl Serve {
     }
 }
 
-impl Process {
-    /// Takes a checkpoint: commits an image of the process as it is at one moment, while it serves
-    /// on. The endpoint's owner makes the image, by reference; this thread writes it.
-    ///
-    /// If the process dies it can begin again from here. What was acknowledged after that moment is
-    /// lost then, and of invocations that ran at it or later the outcome is unknown: docs/swap.md,
-    /// "Checkpoints". Only what has changed since the last commit is written. Waits for a commit that is under way. Not to be called by a worker.
-    ///
-    /// # Errors
-    /// Storage that fails, a process that has ended.
-    pub fn checkpoint(
+impl Shared {
+    /// What is in storage; whoever holds it commits.
+    pub fn base_lock(&self) -> MutexGuard<'_, Option<Base>> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Engine {
+    /// As [`Process::checkpoint`].
+    pub(super) fn checkpoint(
         &self,
         storage: &dyn Storage,
         config: &SwapConfig,
     ) -> Result<Committed, QuiesceError> {
-        let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut base = self.shared.base_lock();
         self.state_fetch_needed(storage, config, base.as_ref())?;
-        let Outliving { image, absent } = self.image(ImageKind::Checkpoint)?;
-        Ok(swap_out_with(storage, &image, &absent, config, &mut base)?)
+        let made = self.with_core(|core| image_make(core, ImageKind::Checkpoint));
+        let made = made.flatten().flatten();
+        let mut outliving = made.ok_or(QuiesceError::Ended)??;
+        self.files_image(&mut outliving)?;
+        let Outliving { image, absent } = outliving;
+        let committed = swap_out_with(storage, &image, &absent, config, &mut base)?;
+        self.shared.persister.covered(committed.state_version);
+        Ok(committed)
     }
 
     /// Fetches what is in storage only, as far as the next commit there cannot leave it where it is.
@@ -125,7 +131,7 @@ impl Process {
         config: &SwapConfig,
         base: Option<&Base>,
     ) -> Result<(), QuiesceError> {
-        let state = &self.engine.shared.state;
+        let state = &self.shared.state;
         if state.absent_count() == 0 {
             return Ok(());
         }
@@ -137,11 +143,44 @@ impl Process {
         Ok(state.fetch_some(|key, _, damaged| damaged || needed.contains(key))?)
     }
 
+    /// Adds the files of the process's directory.
+    fn files_image(&self, outliving: &mut Outliving) -> Result<(), QuiesceError> {
+        // By this thread: the endpoint's owner does not wait for disks.
+        if let Some(files) = self.shared.files.get() {
+            let limits = FilesLimits {
+                count_max: self.shared.settings.files_max,
+                bytes_max: self.shared.settings.files_max_bytes,
+            };
+            outliving.image.files = files.image(&self.shared.pool, limits)?;
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    /// Takes a checkpoint: commits an image of the process as it is at one moment, while it serves
+    /// on. The endpoint's owner makes the image, by reference; this thread writes it.
+    ///
+    /// If the process dies it can begin again from here. What was acknowledged after that moment is
+    /// lost then, and of invocations that ran at it or later the outcome is unknown: docs/swap.md,
+    /// "Checkpoints". Only what has changed since the last commit is written. Waits for a commit
+    /// that is under way. Not to be called by a worker.
+    ///
+    /// # Errors
+    /// Storage that fails, a process that has ended.
+    pub fn checkpoint(
+        &self,
+        storage: &dyn Storage,
+        config: &SwapConfig,
+    ) -> Result<Committed, QuiesceError> {
+        self.engine.checkpoint(storage, config)
+    }
+
     /// Tells what of the process is in storage since it was swapped in from there: the first
     /// commit to the same storage then writes only what differs.
     pub fn base_set(&self, stored: Base) {
-        let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
-        *base = Some(stored);
+        self.engine.shared.persister.stored(&stored);
+        *self.engine.shared.base_lock() = Some(stored);
     }
 
     /// Swaps the process out: running functions finish (or are cancelled after
@@ -155,15 +194,17 @@ impl Process {
         storage: &dyn Storage,
         config: &SwapConfig,
     ) -> Result<Committed, QuiesceError> {
-        let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
-        // While it serves, for this may take a while.
-        self.state_fetch_needed(storage, config, base.as_ref())?;
-        let outcome = self
-            .quiesce()
-            .and_then(|()| self.image(ImageKind::Final))
-            .and_then(|Outliving { image, absent }| {
-                Ok(swap_out_with(storage, &image, &absent, config, &mut base)?)
-            });
+        let shared = &self.engine.shared;
+        // While it serves, for this may take a while, and so may a commit that is under way. What a
+        // function writes through may need a commit besides, before the function ends.
+        let engine = &self.engine;
+        engine.state_fetch_needed(storage, config, shared.base_lock().as_ref())?;
+        let outcome = self.quiesce().and_then(|()| {
+            let mut base = shared.base_lock();
+            engine.state_fetch_needed(storage, config, base.as_ref())?;
+            let Outliving { image, absent } = self.image(ImageKind::Final)?;
+            Ok(swap_out_with(storage, &image, &absent, config, &mut base)?)
+        });
         match outcome {
             Ok(committed) => {
                 self.end();
@@ -319,14 +360,7 @@ impl Process {
                 }
             }
         };
-        // By this thread: the endpoint's owner does not wait for disks.
-        if let Some(files) = shared.files.get() {
-            let limits = FilesLimits {
-                count_max: shared.settings.files_max,
-                bytes_max: shared.settings.files_max_bytes,
-            };
-            outliving.image.files = files.image(&shared.pool, limits)?;
-        }
+        self.engine.files_image(&mut outliving)?;
         Ok(outliving)
     }
 

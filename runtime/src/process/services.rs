@@ -17,6 +17,7 @@ use super::batch::BatchCall;
 use super::builtin::own_put;
 use super::crew::{Delivery, Worker};
 use super::engine::{Core, Engine, Outgoing, Post};
+use super::persist::PersistError;
 use super::serve::Callee;
 use super::worker::worker_start;
 use crate::client::CallOptions;
@@ -259,6 +260,10 @@ impl Engine {
         let text = |payload: &Payload| String::from_utf8_lossy(payload).into_owned();
         let (status, payload) = match self.shared.callee(function) {
             Callee::Unknown => return Err(InvokeError::UnknownFunction(function.into())),
+            Callee::Builtin(builtin) if job.short && builtin.waits() => {
+                let text = "a function that is marked short may not wait for storage";
+                return Err(InvokeError::Exhausted(text.into()));
+            }
             Callee::Builtin(builtin) => builtin.call(&self.shared, input),
             callee @ (Callee::User(index) | Callee::Limited(index)) => {
                 let deadline = match (deadline, job.deadline) {
@@ -314,6 +319,15 @@ impl Services for Engine {
             self.shared.object_fetch(key, &absent)?;
         }
         self.shared.state.append(key, bytes)
+    }
+
+    fn state_persist(
+        &self,
+        job: &Job,
+        key: &str,
+        deadline: Option<Instant>,
+    ) -> Result<u64, PersistError> {
+        self.persist(Some(job), key, deadline)
     }
 
     fn world(&self) -> &WorldView {

@@ -70,6 +70,13 @@ pub struct ProcessSettings {
     pub swap_lazy_min_bytes: u64,
     /// Threads that fetch the rest, at least one.
     pub swap_lazy_threads: usize,
+    /// Bytes of a state object that may be written through.
+    pub persist_max_bytes: u64,
+    /// Bytes of objects that are written through together, unless one alone has more.
+    pub persist_group_max_bytes: u64,
+    /// What was written through since the last image, in files: with more of them a checkpoint is
+    /// taken.
+    pub persist_files_max: usize,
     /// Settings of the endpoint.
     pub transport: TransportConfig,
     /// Invocations past their function's time whose workers others stand in for; one more keeps its
@@ -115,6 +122,9 @@ impl Default for ProcessSettings {
             swap_lazy: true,
             swap_lazy_min_bytes: 4 << 20,
             swap_lazy_threads: 2,
+            persist_max_bytes: 256 << 20,
+            persist_group_max_bytes: 32 << 20,
+            persist_files_max: 1024,
             transport: TransportConfig::default(),
             workers_overdue_max: 16,
             functions: BTreeMap::new(),
@@ -170,6 +180,12 @@ impl ProcessSettings {
             ("takeover_us", self.takeover_us, 1, 1_000_000),
             ("state_shown_max", self.state_shown_max as u64, 0, 1 << 16),
             ("swap_lazy_threads", self.swap_lazy_threads as u64, 1, 64),
+            (
+                "persist_files_max",
+                self.persist_files_max as u64,
+                1,
+                1 << 20,
+            ),
             ("sessions_max", self.sessions_max as u64, 1, 1 << 20),
             (
                 "session_inflight_max",

@@ -198,6 +198,7 @@ impl Engine {
             Callee::Builtin(Builtin::StateGet) if self.shared.state.absent_count() > 0 => {
                 return Pace::Usual;
             }
+            Callee::Builtin(builtin) if builtin.waits() => return Pace::Usual,
             Callee::Builtin(_) | Callee::Unknown | Callee::Limited(_) => return Pace::Short,
         };
         let function = self.shared.registry.function(index);

@@ -18,13 +18,25 @@ use crate::state::ObjectMeta;
 #[derive(Debug, Clone)]
 pub struct Base {
     manifest: Arc<Manifest>,
+    licensed: bool,
 }
 
 impl Base {
     pub(super) fn new(manifest: impl Into<Arc<Manifest>>) -> Self {
         Self {
             manifest: manifest.into(),
+            licensed: false,
         }
+    }
+
+    /// The same, of a process that may write through.
+    pub(super) fn licensed(self, licensed: bool) -> Self {
+        Self { licensed, ..self }
+    }
+
+    /// Whether the process may write through without further ado.
+    pub(crate) fn is_licensed(&self) -> bool {
+        self.licensed
     }
 
     pub(super) fn manifest(&self) -> &Manifest {
@@ -34,6 +46,11 @@ impl Base {
     /// The generation that it is.
     pub fn generation(&self) -> u64 {
         self.manifest.id.generation
+    }
+
+    /// All writes of the state up to this one are in it.
+    pub(crate) fn state_version(&self) -> u64 {
+        self.manifest.state_version
     }
 
     pub(super) fn id(&self) -> CommitId {

@@ -16,39 +16,44 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use praas_transport::wire::Incarnation;
 use praas_transport::{Buf, BufPool};
 
 use super::manifest::Manifest;
 use super::reader::{Loaded, Part, ReadError, Source, load_newest, load_part};
-use super::{Storage, SwapError, process_prefix};
+use super::through::{Newer, Overlay};
+use super::{Storage, SwapError};
 use crate::state::{AbsentObjects, FetchError, ObjectMeta, ObjectSource};
 
 /// Objects below this are read at once, many by one read.
 const SMALL_BELOW_BYTES: u64 = 64 << 10;
 
 /// As [`swap_in`](super::swap_in), but if the state objects have `min_bytes` or more, those of
-/// 64 KiB and more are left for later.
+/// 64 KiB and more are left for later. It is for incarnation `heir`, which is to be the process: if
+/// the process has written objects through, others may no more from then on.
 ///
 /// # Errors
 /// As [`swap_in`](super::swap_in).
 pub fn swap_in_lazily(
     storage: &Arc<dyn Storage>,
     pool: &BufPool,
-    application: &str,
-    process: &str,
+    (application, process): (&str, &str),
+    heir: Incarnation,
     min_bytes: u64,
 ) -> Result<Option<(Loaded, Option<AbsentObjects>)>, SwapError> {
-    let prefix = process_prefix(application, process);
-    load_newest(&**storage, application, process, |source, manifest| {
+    let load = |source: &Source<'_>, manifest: &Arc<Manifest>, mut overlay: Overlay| {
         let state = manifest.objects.iter().map(|object| object.stream.bytes);
-        if state.sum::<u64>() < min_bytes {
-            let image = load_part(source, manifest, pool, |_| true)?;
-            return Ok((image, None));
-        }
         let small = |bytes: u64| bytes < SMALL_BELOW_BYTES;
-        let image = load_part(source, manifest, pool, small)?;
-        let numbers = manifest.objects.iter().enumerate();
-        let later = numbers.filter(|(_, object)| !small(object.stream.bytes));
+        if state.sum::<u64>() < min_bytes {
+            let mut image = load_part(source, manifest, pool, |_| true)?;
+            drop(overlay.apply(source, pool, &mut image, |_| false)?);
+            return Ok((image, overlay, None));
+        }
+        let mut image = load_part(source, manifest, pool, small)?;
+        let newer = overlay.apply(source, pool, &mut image, |bytes| !small(bytes))?;
+        let later = manifest.objects.iter().enumerate();
+        let later = later.filter(|(_, object)| !small(object.stream.bytes));
+        let later = later.filter(|(_, object)| !newer.keys.contains(&object.key));
         let objects = later.map(|(number, object)| {
             let meta = ObjectMeta {
                 version: object.version,
@@ -57,17 +62,23 @@ pub fn swap_in_lazily(
             };
             (object.key.clone(), meta, number)
         });
+        let first = manifest.objects.len();
+        let through = newer.later.iter().enumerate();
+        let through = through
+            .map(|(number, newer)| (newer.entry.key.clone(), newer.entry.meta, first + number));
         let absent = AbsentObjects {
-            objects: objects.collect(),
+            objects: objects.chain(through).collect(),
             source: Arc::new(Stored {
                 storage: Arc::clone(storage),
-                prefix: prefix.clone(),
+                prefix: source.prefix.clone(),
                 manifest: Arc::clone(manifest),
+                through: newer.later,
                 pool: pool.clone(),
             }),
         };
-        Ok((image, Some(absent)))
-    })
+        Ok((image, overlay, Some(absent)))
+    };
+    load_newest(&**storage, (application, process), Some(heir), load)
 }
 
 /// Where the objects of a generation are.
@@ -75,6 +86,8 @@ struct Stored {
     storage: Arc<dyn Storage>,
     prefix: String,
     manifest: Arc<Manifest>,
+    /// What was written through, numbered after the objects of the manifest.
+    through: Vec<Newer>,
     pool: BufPool,
 }
 
@@ -84,18 +97,23 @@ impl ObjectSource for Stored {
             storage: &*self.storage,
             prefix: self.prefix.clone(),
         };
-        let object = &self.manifest.objects[number];
-        let stream = [(Part::Object(&object.key), &object.stream)];
-        let read = source.streams_read(&self.manifest, &stream, &self.pool);
-        let mut bufs = read.map_err(|error| match error {
+        let objects = &self.manifest.objects;
+        let read = match objects.get(number) {
+            Some(object) => {
+                let stream = [(Part::Object(&object.key), &object.stream)];
+                let read = source.streams_read(&self.manifest, &stream, &self.pool);
+                read.map(|mut bufs| bufs.pop().unwrap_or_default())
+            }
+            None => source.through_read(&self.through[number - objects.len()], &self.pool),
+        };
+        read.map_err(|error| match error {
             ReadError::Rejected(reason) => FetchError::Corrupt(reason.to_string()),
             ReadError::Storage(error) => FetchError::Unavailable(causes(&error)),
             ReadError::Pool(_, error) => FetchError::Pool(error),
             ReadError::Decompressor(part) => {
                 FetchError::Unavailable(format!("no memory to decompress {part}"))
             }
-        })?;
-        Ok(bufs.pop().unwrap_or_default())
+        })
     }
 }
 

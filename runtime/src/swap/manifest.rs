@@ -4,7 +4,7 @@
 //!   0      8 magic   2 version   2 flags   4 chunk bytes     flags: bit 0 = checkpoint
 //!   16     8 incarnation          8 generation
 //!   32     8 length of all this, in bytes   4 packs   4 objects
-//!   48     4 files   4 bodies               8 zero
+//!   48     4 files   4 bodies               8 version of the state
 //!   64     application, process                        name = u16 length, UTF-8
 //!          packs x    { u64 incarnation, u64 generation, u32 number, u64 bytes }
 //!          objects x  { name, u64 version, u64 written (unix ms), stream }
@@ -19,8 +19,9 @@
 //!
 //! All integers are little-endian. A stream of n bytes has n / chunk bytes chunks, rounded up, and
 //! only its last one is shorter. There is one encoding of a manifest in each version, and decoding
-//! accepts no other. Nothing is allocated that the bytes at hand do not cover. Version 1 has no flags, and no
-//! `stored`: every chunk is as it is.
+//! accepts no other. Nothing is allocated that the bytes at hand do not cover. Version 2 has zero in
+//! place of the version of the state; version 1 has no flags besides, and no `stored`: every chunk
+//! is as it is.
 
 use praas_transport::wire::Incarnation;
 
@@ -31,7 +32,7 @@ use super::{ImageKind, RejectReason, SwapConfig};
 /// First bytes of a manifest.
 pub(super) const MAGIC: [u8; 8] = *b"praasSWP";
 /// The version written.
-pub(super) const VERSION: u16 = 2;
+pub(super) const VERSION: u16 = 3;
 /// The oldest version that is read.
 pub(super) const VERSION_OLDEST: u16 = 1;
 /// The process served on after the image was made. Version 1 has no flags.
@@ -164,6 +165,8 @@ pub(super) struct Manifest {
     pub(super) chunk_bytes: u32,
     pub(super) application: String,
     pub(super) process: String,
+    /// All writes of the state up to this one are in the image, or superseded in it.
+    pub(super) state_version: u64,
     pub(super) packs: Vec<Pack>,
     pub(super) objects: Vec<ObjectEntry>,
     pub(super) files: Vec<FileEntry>,
@@ -187,7 +190,7 @@ impl Manifest {
         put_u32(&mut out, self.objects.len() as u32);
         put_u32(&mut out, self.files.len() as u32);
         put_u32(&mut out, self.bodies.len() as u32);
-        put_u64(&mut out, 0);
+        put_u64(&mut out, self.state_version);
         put_name(&mut out, &self.application);
         put_name(&mut out, &self.process);
         for pack in &self.packs {
@@ -233,9 +236,11 @@ impl Manifest {
             (2.., FLAG_CHECKPOINT) => ImageKind::Checkpoint,
             _ => return Err(malformed("flags")),
         };
-        if reader.u64("header")? != 0 {
-            return Err(malformed("reserved bytes of the header"));
-        }
+        let state_version = match (version, reader.u64("version of the state")?) {
+            (3.., state_version) => Some(state_version),
+            (_, 0) => None,
+            _ => return Err(malformed("reserved bytes of the header")),
+        };
         if !SwapConfig::chunk_bytes_is_valid(chunk_bytes) {
             return Err(malformed("chunk size"));
         }
@@ -268,12 +273,19 @@ impl Manifest {
         let bodies = read_all(&mut reader, bodies, STREAM_MIN_BYTES, "bodies", stream)?;
         let (mailbox, sessions) = (stream(&mut reader)?, stream(&mut reader)?);
         reader.finish("end")?;
+        let newest = || {
+            objects
+                .iter()
+                .map(|object: &ObjectEntry| object.version)
+                .max()
+        };
         Ok(Self {
             id,
             kind,
             chunk_bytes,
             application,
             process,
+            state_version: state_version.unwrap_or_else(|| newest().unwrap_or(0)),
             packs,
             objects,
             files,

@@ -24,6 +24,7 @@ mod pack;
 mod reader;
 mod sections;
 mod storage;
+mod through;
 mod url;
 mod writer;
 
@@ -46,6 +47,10 @@ pub use storage::{
     Begun, COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_check,
     name_encode, prefix_check, process_prefix,
 };
+pub(crate) use through::ThroughWriter;
+#[doc(hidden)]
+pub use through::fuzz_through;
+pub use through::{THROUGH_ENTRIES_MAX, Through, ThroughError, ThroughId};
 pub use url::{StorageUrl, StorageUrlError, URL_MAX_BYTES, storage_open};
 pub use writer::{Committed, swap_out, swap_out_on, swap_out_with};
 
@@ -74,6 +79,9 @@ pub struct ProcessImage {
     pub incarnation: Incarnation,
     /// Whether the process ended with it.
     pub kind: ImageKind,
+    /// All writes of the state up to this version are in it, or superseded in it; so it covers
+    /// what was written through before it was made.
+    pub state_version: u64,
     /// State objects; keys have up to 255 bytes. The length in an object's meta is taken from the
     /// object itself.
     pub state: Vec<(String, Buf, ObjectMeta)>,
@@ -293,6 +301,10 @@ pub enum RejectReason {
 struct Listing {
     manifests: Vec<CommitId>,
     packs: Vec<PackId>,
+    /// What was written through.
+    through: Vec<ThroughId>,
+    /// Who may write through, or might.
+    writers: Vec<Incarnation>,
 }
 
 impl Listing {
@@ -301,9 +313,32 @@ impl Listing {
         let ours = || names.iter().filter_map(|name| name.strip_prefix(prefix));
         let mut manifests: Vec<_> = ours().filter_map(CommitId::from_manifest_name).collect();
         let mut packs: Vec<_> = ours().filter_map(PackId::from_name).collect();
+        let mut through: Vec<_> = ours().filter_map(ThroughId::from_name).collect();
+        let mut writers: Vec<_> = ours().filter_map(through::writer_from_name).collect();
         manifests.sort_unstable();
         packs.sort_unstable();
-        Ok(Self { manifests, packs })
+        through.sort_unstable();
+        writers.sort_unstable();
+        Ok(Self {
+            manifests,
+            packs,
+            through,
+            writers,
+        })
+    }
+
+    /// Whether the process has written something through, or was about to.
+    fn is_through(&self) -> bool {
+        !self.through.is_empty() || !self.writers.is_empty()
+    }
+
+    /// The highest incarnation that has left something, whole or not.
+    fn newest(&self) -> Option<Incarnation> {
+        let manifests = self.manifests.last().map(|newest| newest.incarnation);
+        let packs = self.packs.last().map(|pack| pack.commit.incarnation);
+        let through = self.through.last().map(|through| through.incarnation);
+        let writers = self.writers.last().copied();
+        manifests.max(packs).max(through).max(writers)
     }
 
     fn has(&self, pack: &Pack) -> bool {

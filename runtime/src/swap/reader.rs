@@ -8,13 +8,15 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use praas_transport::wire::Incarnation;
 use praas_transport::{Buf, BufMut, BufPool, PoolExhausted};
 
 use super::compress::{Coding, Decompressor, NoMemory};
 use super::manifest::{ChunkRef, CommitId, MANIFEST_MAX_BYTES, Manifest, Stream};
+use super::through::{Overlay, ThroughError, ThroughWriter};
 use super::{
-    Base, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapError, process_prefix,
-    sections,
+    Base, ImageKind, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapError,
+    process_prefix, sections,
 };
 use crate::state::ObjectMeta;
 
@@ -35,7 +37,10 @@ pub struct Loaded {
     pub generation: u64,
     /// What of it need not be written again.
     pub base: Base,
-    /// Higher ones that do not verify, the highest first.
+    /// Objects, there or gone, that were written through after it was made.
+    pub through: usize,
+    /// Higher ones that do not verify, the highest first; and what was written through later, and
+    /// does not verify.
     pub rejected: Vec<Rejected>,
 }
 
@@ -68,18 +73,22 @@ pub fn swap_in(
     application: &str,
     process: &str,
 ) -> Result<Option<Loaded>, SwapError> {
-    let loaded = load_newest(storage, application, process, |source, manifest| {
-        Ok((load_part(source, manifest, pool, |_| true)?, ()))
-    });
+    let load = |source: &Source<'_>, manifest: &Arc<Manifest>, mut overlay: Overlay| {
+        let mut image = load_part(source, manifest, pool, |_| true)?;
+        drop(overlay.apply(source, pool, &mut image, |_| false)?);
+        Ok((image, overlay, ()))
+    };
+    let loaded = load_newest(storage, (application, process), None, load);
     Ok(loaded?.map(|(loaded, ())| loaded))
 }
 
-/// Loads the highest generation of which `load` finds that it verifies, as far as it looks.
+/// Loads the highest generation of which `load` finds that it verifies, as far as it looks. If
+/// something was written through, an `heir` takes over from whoever did before it reads that.
 pub(super) fn load_newest<T>(
     storage: &dyn Storage,
-    application: &str,
-    process: &str,
-    load: impl Fn(&Source<'_>, &Arc<Manifest>) -> Result<(ProcessImage, T), ReadError>,
+    (application, process): (&str, &str),
+    heir: Option<Incarnation>,
+    load: impl Fn(&Source<'_>, &Arc<Manifest>, Overlay) -> Result<(ProcessImage, Overlay, T), ReadError>,
 ) -> Result<Option<(Loaded, T)>, SwapError> {
     let source = Source {
         storage,
@@ -89,19 +98,44 @@ pub(super) fn load_newest<T>(
         process: process.into(),
         source,
     };
-    let listing = Listing::read(storage, &source.prefix).map_err(fail)?;
+    let mut listing = Listing::read(storage, &source.prefix).map_err(fail)?;
+    let licensed = match heir {
+        Some(heir) if listing.is_through() => {
+            let writer = ThroughWriter::new(storage, (application, process), heir);
+            writer.license().map_err(|error| match error {
+                ThroughError::Storage(error) => fail(error),
+                ThroughError::Fenced { process, ours } => SwapError::Fenced {
+                    newer: listing.newest().unwrap_or(ours),
+                    process,
+                    ours,
+                },
+            })?;
+            listing = Listing::read(storage, &source.prefix).map_err(fail)?;
+            true
+        }
+        _ => false,
+    };
     let mut rejected = Vec::new();
-    for id in listing.manifests.into_iter().rev() {
+    for id in listing.manifests.iter().copied().rev() {
         let loaded = source
             .manifest(id, application, process)
             .map(Arc::new)
-            .and_then(|manifest| Ok((load(&source, &manifest)?, manifest)));
+            .and_then(|manifest| {
+                let overlay = Overlay::find(&source, &listing, &manifest)?;
+                Ok((load(&source, &manifest, overlay)?, manifest))
+            });
         match loaded {
-            Ok(((image, rest), manifest)) => {
+            Ok(((mut image, overlay, rest), manifest)) => {
+                if overlay.applied > 0 {
+                    // It did something after this image.
+                    image.kind = ImageKind::Checkpoint;
+                }
+                rejected.extend(overlay.rejected);
                 let loaded = Loaded {
                     image,
                     generation: id.generation,
-                    base: Base::new(manifest),
+                    base: Base::new(manifest).licensed(licensed),
+                    through: overlay.applied,
                     rejected,
                 };
                 return Ok(Some((loaded, rest)));
@@ -522,6 +556,7 @@ fn assemble(
         process: manifest.process.clone(),
         incarnation: manifest.id.incarnation,
         kind: manifest.kind,
+        state_version: manifest.state_version,
         state,
         mailbox,
         sessions,

@@ -8,6 +8,8 @@
 
 use std::collections::HashSet;
 
+use praas_transport::wire::Incarnation;
+
 use super::base::Reuse;
 use super::manifest::{
     CHUNK_REF_BYTES, CommitId, FILE_NAME_MAX_BYTES, FileEntry, MANIFEST_MAX_BYTES, Manifest,
@@ -15,9 +17,10 @@ use super::manifest::{
 };
 use super::pack::{Content, Packed, Packing};
 use super::reader::{ReadError, Source};
+use super::through::writer_name;
 use super::{
-    Base, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapConfig, SwapError,
-    process_prefix, sections,
+    Base, ImageKind, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapConfig,
+    SwapError, process_prefix, sections,
 };
 use crate::state::ObjectMeta;
 
@@ -37,6 +40,8 @@ pub struct Committed {
     pub chunks: u64,
     /// Chunks that were written; of several with the same bytes only one is.
     pub chunks_written: u64,
+    /// The version of the state that it is of.
+    pub state_version: u64,
     /// Why older generations could not be tidied away, if so. The commit stands, and the next one
     /// tries again.
     pub untidy: Option<StorageError>,
@@ -209,6 +214,7 @@ impl Commit<'_> {
             bytes_reused: counts.bytes_reused,
             chunks: counts.chunks,
             chunks_written: counts.chunks_written,
+            state_version: manifest.state_version,
             untidy: self.tidy(&manifest, &listing).err(),
         };
         Ok((committed, manifest))
@@ -271,9 +277,7 @@ impl Commit<'_> {
         let listing = Listing::read(self.source.storage, &self.source.prefix)
             .map_err(|source| self.fail(source))?;
         // What does not verify counts as well: its incarnation exists.
-        let manifests = listing.manifests.last().map(|newest| newest.incarnation);
-        let packs = listing.packs.last().map(|pack| pack.commit.incarnation);
-        match manifests.max(packs) {
+        match listing.newest() {
             Some(newer) if newer > self.image.incarnation => Err(SwapError::Fenced {
                 process: self.image.process.clone(),
                 ours: self.image.incarnation,
@@ -334,6 +338,7 @@ impl Commit<'_> {
             chunk_bytes: self.config.chunk_bytes,
             application: self.image.application.clone(),
             process: self.image.process.clone(),
+            state_version: self.image.state_version,
             packs: packed.packs,
             objects,
             files,
@@ -379,7 +384,10 @@ impl Commit<'_> {
     fn tidy(&self, newest: &Manifest, listing: &Listing) -> Result<(), StorageError> {
         let id = newest.id;
         let packs = |manifest: &Manifest| manifest.packs.iter().map(|pack| pack.id).collect();
+        let covers = |manifest: &Manifest| (manifest.id.incarnation, manifest.state_version);
         let mut kept: Vec<Vec<PackId>> = vec![packs(newest)];
+        // Of the oldest that is kept: it may be the one that is begun with.
+        let mut covered = covers(newest);
         let mut stale = Vec::new();
         for older in listing.manifests.iter().rev().filter(|older| **older < id) {
             if kept.len() == KEPT {
@@ -390,11 +398,15 @@ impl Commit<'_> {
             let base = self.base.filter(|base| base.id() == *older);
             if let Some(base) = base.filter(|base| base.is_listed(listing)) {
                 kept.push(packs(base.manifest()));
+                covered = covers(base.manifest());
                 continue;
             }
             let (application, process) = (&self.image.application, &self.image.process);
             match self.source.manifest(*older, application, process) {
-                Ok(manifest) => kept.push(packs(&manifest)),
+                Ok(manifest) => {
+                    kept.push(packs(&manifest));
+                    covered = covers(&manifest);
+                }
                 // Which packs it needs is not known here.
                 Err(ReadError::Rejected(RejectReason::UnknownVersion { .. })) => return Ok(()),
                 Err(ReadError::Storage(error)) => return Err(error),
@@ -414,13 +426,32 @@ impl Commit<'_> {
                 self.source.delete(&pack.name())?;
             }
         }
+        self.tidy_through(listing, covered)
+    }
+
+    /// Deletes what was written through and is in all images that are kept, and the rights of those
+    /// who are not the process any more.
+    fn tidy_through(
+        &self,
+        listing: &Listing,
+        covered: (Incarnation, u64),
+    ) -> Result<(), StorageError> {
+        for id in listing.through.iter().filter(|id| id.is_covered(covered)) {
+            self.source.delete(&id.name())?;
+        }
+        let ours = self.image.incarnation;
+        let ends = self.image.kind == ImageKind::Final;
+        let gone = |writer: &&Incarnation| **writer < ours || (ends && **writer == ours);
+        for writer in listing.writers.iter().filter(gone) {
+            self.source.delete(&writer_name(*writer))?;
+        }
         Ok(())
     }
 }
 
 impl Source<'_> {
     /// Deletes an object of the process, if it is there.
-    fn delete(&self, component: &str) -> Result<(), StorageError> {
+    pub(super) fn delete(&self, component: &str) -> Result<(), StorageError> {
         match self.storage.delete(&self.name(component)) {
             Err(StorageError::NotFound { .. }) => Ok(()),
             other => other,

@@ -435,13 +435,16 @@ impl Target {
             let (buf, meta) = object.whole?;
             Some((key, buf, meta))
         });
+        let state: Vec<_> = state.collect();
+        let newest = state.iter().map(|(.., meta)| meta.version).max();
         Ok(ProcessImage {
             application: application.into(),
             process: process.into(),
             incarnation,
             // Which incarnations it speaks for has been told: `vouched`.
             kind: ImageKind::Checkpoint,
-            state: state.collect(),
+            state_version: newest.unwrap_or(0),
+            state,
             mailbox,
             sessions,
             files: self.files.into_values().collect(),

@@ -93,6 +93,7 @@ impl Pair {
                 process: "p".into(),
                 incarnation: Incarnation(1),
                 kind: crate::swap::ImageKind::Final,
+                state_version: 0,
                 state: self.store.snapshot().unwrap(),
                 mailbox: mailbox.clone(),
                 sessions: Vec::new(),

@@ -7,9 +7,11 @@ use praas_runtime::abi::ModuleTable;
 use praas_runtime::client::{Client, ClientConfig, Directory};
 use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
-use praas_runtime::process::{Process, ProcessConfig, ProcessSettings, Restore, StartError};
+use praas_runtime::process::{
+    PersistTo, Process, ProcessConfig, ProcessSettings, Restore, StartError,
+};
 use praas_transport::{
-    Credential, Incarnation, Keyring, Kinds, Listen, Role, Secret, Ticket, WaitMode,
+    BufPool, Credential, Incarnation, Keyring, Kinds, Listen, Role, Secret, Ticket, WaitMode,
 };
 
 /// Who may be whom.
@@ -45,8 +47,20 @@ impl Keys {
         module: &'static ModuleTable,
         restore: Option<Restore>,
     ) -> Process {
-        let config = self.config(incarnation, module);
-        Process::start_from(config, |_| Ok::<_, StartError>(restore)).unwrap()
+        self.start_with(incarnation, module, None, |_| restore)
+    }
+
+    /// The same, which may write objects through.
+    pub fn start_with(
+        &self,
+        incarnation: u64,
+        module: &'static ModuleTable,
+        persist: Option<PersistTo>,
+        restore: impl FnOnce(&BufPool) -> Option<Restore>,
+    ) -> Process {
+        let mut config = self.config(incarnation, module);
+        config.persist = persist;
+        Process::start_from(config, |pool| Ok::<_, StartError>(restore(pool))).unwrap()
     }
 
     /// What such a process is started with.
@@ -56,6 +70,8 @@ impl Keys {
         let settings = ProcessSettings {
             workers: 2,
             wait: WaitMode::Warm,
+            persist_max_bytes: 1 << 20,
+            persist_files_max: 4,
             ..ProcessSettings::default()
         };
         ProcessConfig {
@@ -70,6 +86,7 @@ impl Keys {
             settings,
             registry,
             restore: None,
+            persist: None,
         }
     }
 

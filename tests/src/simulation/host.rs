@@ -262,6 +262,7 @@ impl Host {
             },
             registry: registry(),
             restore: None,
+            persist: None,
         }
     }
 

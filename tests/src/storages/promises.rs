@@ -252,6 +252,7 @@ fn image(incarnation: u64, seed: u64) -> ProcessImage {
     };
     ProcessImage {
         kind: ImageKind::Final,
+        state_version: 1,
         application: "an app".into(),
         process: "p/1".into(),
         incarnation: Incarnation(incarnation),

@@ -15,7 +15,9 @@ use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
 use praas_runtime::process::{Process, Restore, StartError};
 use praas_runtime::swap::{StorageUrl, swap_in_lazily};
-use praas_transport::{BufPool, Keyring, Role, Secret, TransportConfig, TransportKind, WaitMode};
+use praas_transport::{
+    BufPool, Incarnation, Keyring, Role, Secret, TransportConfig, TransportKind, WaitMode,
+};
 use serde::{Deserialize, Serialize};
 
 use super::MODULE_PEER_COMMAND;
@@ -99,12 +101,18 @@ impl Swapped {
         let failed = |error: &dyn std::fmt::Display| StartError::Restore(error.to_string());
         let url: StorageUrl = self.url.parse().map_err(|error| failed(&error))?;
         let storage = storage_open(&url).map_err(|error| failed(&error))?;
-        let (application, process) = (peer::APPLICATION, peer::PROCESS);
-        let loaded = swap_in_lazily(&storage, pool, application, process, self.lazy_min_bytes);
+        let name = (peer::APPLICATION, peer::PROCESS);
+        // Nothing is written through, so it takes nothing from anybody.
+        let heir = Incarnation(0);
+        let loaded = swap_in_lazily(&storage, pool, name, heir, self.lazy_min_bytes);
         let loaded = loaded.map_err(|error| failed(&error))?;
         let (loaded, absent) = loaded.ok_or_else(|| failed(&"there is no image"))?;
         let image = loaded.image;
-        Ok(Restore { image, absent })
+        Ok(Restore {
+            image,
+            absent,
+            base: None,
+        })
     }
 }
 

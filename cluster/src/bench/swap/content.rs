@@ -59,6 +59,7 @@ impl Content {
             process: PROCESS.into(),
             incarnation: INCARNATION,
             kind: ImageKind::Final,
+            state_version: u64::from(u32::MAX),
             state: state.collect(),
             mailbox: MailboxImage::default(),
             sessions: Vec::new(),

@@ -58,6 +58,7 @@ fn image(incarnation: u64, fill: u8) -> ProcessImage {
         process: "k/1".into(),
         incarnation: Incarnation(incarnation),
         kind: ImageKind::Final,
+        state_version: 5,
         state: vec![
             object("centroids", 3, patterned(fill, 150)),
             object("empty", 4, []),
@@ -410,11 +411,15 @@ fn rejections_say_what_is_wrong() {
         damaged(MANIFEST_2, &|bytes| bytes[0] ^= 1),
         "M: is no manifest"
     );
-    assert_eq!(damaged(MANIFEST_2, &at(8, 3)), "M: unknown version 3");
+    assert_eq!(damaged(MANIFEST_2, &at(8, 4)), "M: unknown version 4");
     assert_eq!(damaged(MANIFEST_2, &at(8, 0)), "M: unknown version 0");
     assert_eq!(damaged(MANIFEST_2, &at(10, 2)), "M: malformed: flags");
+    let older = |bytes: &mut Vec<u8>| {
+        (bytes[8], bytes[56]) = (2, 1);
+        seal(bytes);
+    };
     assert_eq!(
-        damaged(MANIFEST_2, &at(56, 1)),
+        damaged(MANIFEST_2, &older),
         "M: malformed: reserved bytes of the header"
     );
     assert_eq!(damaged(MANIFEST_2, &at(12, 65)), "M: malformed: chunk size");
@@ -627,6 +632,16 @@ fn golden_files_of_version_1_are_read() {
     assert!(rejected[0].to_string().ends_with("malformed: flags"));
 }
 
+/// Neither is version 2: it does not say which version the state had.
+#[test]
+fn golden_files_of_version_2_are_read() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/swap-2");
+    let stored = golden_read(golden);
+    let manifest = "app/k%2F1/manifest-0000000000000003-0000000000000001";
+    stored.edit(manifest, |bytes| fuzz_manifest(bytes));
+    assert_eq!(loaded(&stored).image, image(3, 7));
+}
+
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     let small = || proptest::collection::vec(any::<u8>(), 0..300);
     prop_oneof![
@@ -684,6 +699,7 @@ fn any_image() -> impl Strategy<Value = ProcessImage> {
                     0 => ImageKind::Final,
                     _ => ImageKind::Checkpoint,
                 },
+                state_version: incarnation.rotate_left(7),
                 state,
                 mailbox: MailboxImage { messages, seen },
                 sessions,

@@ -1,0 +1,573 @@
+//! State objects that are written through: durable before whoever wanted it goes on.
+//!
+//! ```text
+//!   function: wants a key --> queue          counts as blocked, a spare in its place; waits
+//!                               |
+//!   a thread of its own:     all that is queued, as it is then --> one write --> all are told
+//! ```
+//!
+//! While one write is under way others queue, and go together in the next. The first write of an
+//! incarnation needs an image of this life of the process in storage, for what is written through
+//! to go over; if there is none the thread takes a checkpoint. What keeps incarnations apart, and
+//! what a restart makes of it, is in `swap::through`.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use praas_transport::Incarnation;
+use praas_transport::clock;
+use praas_transport::sync::atomic::{AtomicU64, Ordering};
+
+use super::engine::{Engine, Shared};
+use crate::invocation::InvokeError;
+use crate::services::Job;
+use crate::state::{KEY_MAX_BYTES, Moment};
+use crate::swap::{
+    Base, Committed, Storage, SwapConfig, THROUGH_ENTRIES_MAX, Through, ThroughError, ThroughId,
+    ThroughWriter,
+};
+
+/// How often a wait looks whether it is cancelled.
+const CANCEL_LOOK: Duration = Duration::from_millis(20);
+/// How long the thread stays when there is nothing to be done.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Where a process writes through, and what it needs for it.
+pub struct PersistTo {
+    /// The storage of its images.
+    pub storage: Arc<dyn Storage>,
+    /// How a checkpoint is written, if there is no image yet.
+    pub config: SwapConfig,
+    /// Told of such a checkpoint before anybody is told that an object is durable: whoever starts
+    /// the process again must know that there is an image.
+    pub checkpointed: Box<dyn Fn(&Committed) + Send + Sync>,
+}
+
+impl fmt::Debug for PersistTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PersistTo").finish_non_exhaustive()
+    }
+}
+
+/// Why an object was not written through. Whether it is durable is not known, unless the call
+/// itself could not be; the process has it as before.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PersistError {
+    /// A key is empty or too long.
+    #[error("a state key has 1 to 255 bytes, not {0}")]
+    BadKey(usize),
+    /// The object is larger than may be written through.
+    #[error("state object '{key}' has {bytes} bytes, above {limit} (persist_max_bytes)")]
+    TooLarge {
+        /// The object.
+        key: String,
+        /// Its length.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The process has no storage.
+    #[error("this process has no storage to write objects through to")]
+    NoStorage,
+    /// Another incarnation is the process now.
+    #[error("{0}")]
+    Fenced(String),
+    /// The storage failed.
+    #[error("cannot write state object '{key}' through: {what}")]
+    Storage {
+        /// The object.
+        key: String,
+        /// Why.
+        what: String,
+    },
+    /// It was not waited for to the end, or not at all.
+    #[error(transparent)]
+    Wait(#[from] InvokeError),
+}
+
+/// What becomes of one who wants an object written through.
+#[derive(Default)]
+struct Ticket {
+    outcome: Mutex<Option<Result<u64, PersistError>>>,
+    ended: Condvar,
+}
+
+impl Ticket {
+    fn end(&self, outcome: Result<u64, PersistError>) {
+        let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert(outcome);
+        self.ended.notify_all();
+    }
+}
+
+struct Wanted {
+    key: Box<str>,
+    ticket: Arc<Ticket>,
+}
+
+#[derive(Default)]
+struct Queue {
+    wanted: VecDeque<Wanted>,
+    /// Whether there is a thread.
+    served: bool,
+}
+
+/// What is in storage of what this incarnation has written through and no image has yet.
+#[derive(Default)]
+struct Written {
+    licensed: bool,
+    fenced: bool,
+    number: u32,
+    /// The newest of each key: its version, whether there is an object, and where.
+    by_key: HashMap<Box<str>, (u64, bool, ThroughId)>,
+    /// Keys whose newest is there.
+    live: HashMap<ThroughId, usize>,
+    /// How many there must be for the next checkpoint, after one that failed.
+    again: usize,
+}
+
+/// What a process has to write through.
+pub(super) struct Persister {
+    pub to: Option<PersistTo>,
+    queue: Mutex<Queue>,
+    queued: Condvar,
+    written: Mutex<Written>,
+    /// All writes of state up to this version are in an image.
+    covered: AtomicU64,
+}
+
+/// Those who are told at once; whoever is not told is told in the end that it failed.
+struct Group(Vec<Wanted>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for Wanted { key, ticket } in self.0.drain(..) {
+            ticket.end(Err(PersistError::Storage {
+                key: key.into(),
+                what: "the process has ended, or the storage panicked".into(),
+            }));
+        }
+    }
+}
+
+impl Persister {
+    /// For a process that began with what is stored.
+    pub fn new(stored: Option<&Base>) -> Self {
+        let persister = Self {
+            to: None,
+            queue: Mutex::default(),
+            queued: Condvar::new(),
+            written: Mutex::default(),
+            covered: AtomicU64::new(0),
+        };
+        if let Some(stored) = stored {
+            persister.stored(stored);
+        }
+        persister
+    }
+
+    /// The process began with this.
+    pub fn stored(&self, stored: &Base) {
+        self.covered(stored.state_version());
+        self.written().licensed |= stored.is_licensed();
+    }
+
+    /// An image of the state at this version is in storage.
+    pub fn covered(&self, version: u64) {
+        self.covered.fetch_max(version, Ordering::SeqCst);
+    }
+
+    /// Has the thread look whether the process has ended.
+    pub fn wake(&self) {
+        self.queued.notify_all();
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues one more; whether there has to be a thread for it.
+    fn push(&self, key: &str) -> (Arc<Ticket>, bool) {
+        let ticket = Arc::new(Ticket::default());
+        let mut queue = self.queue();
+        queue.wanted.push_back(Wanted {
+            key: key.into(),
+            ticket: Arc::clone(&ticket),
+        });
+        let served = std::mem::replace(&mut queue.served, true);
+        drop(queue);
+        self.queued.notify_one();
+        (ticket, !served)
+    }
+
+    /// All that is queued, once something is; `None` is the end of the thread.
+    fn next(&self, shared: &Shared) -> Option<Group> {
+        let mut queue = self.queue();
+        loop {
+            let ended = shared.ended.load(Ordering::SeqCst);
+            if !queue.wanted.is_empty() {
+                let count = queue.wanted.len().min(THROUGH_ENTRIES_MAX);
+                return Some(Group(queue.wanted.drain(..count).collect()));
+            }
+            let waited = match ended {
+                true => None,
+                false => Some(self.queued.wait_timeout(queue, LINGER)),
+            };
+            let Some(waited) = waited else {
+                self.queue().served = false;
+                return None;
+            };
+            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            queue = guard;
+            if timeout.timed_out() && queue.wanted.is_empty() {
+                queue.served = false;
+                return None;
+            }
+        }
+    }
+}
+
+impl Written {
+    /// Forgets what an image has by now: a commit deletes it, once nobody can begin without it.
+    fn forget(&mut self, covered: u64) {
+        let live = &mut self.live;
+        self.by_key.retain(|_, (version, _, id)| {
+            let stays = *version > covered;
+            if !stays {
+                live_drop(live, *id);
+            }
+            stays
+        });
+        if self.live.is_empty() {
+            self.again = 0;
+        }
+    }
+
+    /// Notes what was written; what nobody needs any more.
+    fn note(&mut self, id: ThroughId, written: Vec<(Box<str>, Through)>) -> Vec<ThroughId> {
+        let mut dead = Vec::new();
+        self.live.insert(id, written.len());
+        for (key, through) in written {
+            let object = matches!(through, Through::Object(..));
+            let now = (through.version(), object, id);
+            if let Some((.., before)) = self.by_key.insert(key, now)
+                && live_drop(&mut self.live, before)
+            {
+                dead.push(before);
+            }
+        }
+        dead
+    }
+}
+
+/// One key fewer has its newest there; whether it was the last.
+fn live_drop(live: &mut HashMap<ThroughId, usize>, id: ThroughId) -> bool {
+    let Some(count) = live.get_mut(&id) else {
+        return false;
+    };
+    *count -= 1;
+    let last = *count == 0;
+    if last {
+        live.remove(&id);
+    }
+    last
+}
+
+impl Engine {
+    /// Has what there is under a key written through, an object or that there is none, and waits
+    /// for it; the version that is durable, zero for none.
+    pub(super) fn persist(
+        &self,
+        job: Option<&Job>,
+        key: &str,
+        deadline: Option<Instant>,
+    ) -> Result<u64, PersistError> {
+        if key.is_empty() || key.len() > KEY_MAX_BYTES {
+            return Err(PersistError::BadKey(key.len()));
+        }
+        if job.is_some_and(|job| job.short) {
+            // It has the endpoint, which an image may be needed from.
+            let text = "a function that is marked short may not wait for storage";
+            return Err(InvokeError::Exhausted(text.into()).into());
+        }
+        let shared = &self.shared;
+        if shared.persister.to.is_none() {
+            return Err(PersistError::NoStorage);
+        }
+        let deadline = deadline.or(job.and_then(|job| job.deadline));
+        if shared.stepped.is_some() {
+            let ticket = Arc::new(Ticket::default());
+            let (key, told) = (key.into(), Arc::clone(&ticket));
+            self.persist_group(Group(vec![Wanted { key, ticket: told }]));
+            return ticket_wait(shared, &ticket, job, deadline);
+        }
+        shared.block()?;
+        let (ticket, thread) = shared.persister.push(key);
+        if thread {
+            self.persist_thread();
+        }
+        let outcome = ticket_wait(shared, &ticket, job, deadline);
+        shared.crew.unblock();
+        outcome
+    }
+
+    fn persist_thread(&self) {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new().name("praas-persist".into());
+        let started = thread.spawn(move || {
+            let _served = Served(&shared);
+            while let Some(group) = shared.persister.next(&shared) {
+                if let Some(engine) = shared.engine() {
+                    engine.persist_group(group);
+                }
+            }
+        });
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread to write objects through");
+            let mut queue = self.shared.persister.queue();
+            queue.served = false;
+            drop(Group(queue.wanted.drain(..).collect()));
+        }
+    }
+
+    /// Writes what is wanted, and tells those who want it.
+    fn persist_group(&self, mut group: Group) {
+        let persister = &self.shared.persister;
+        let Some(to) = &persister.to else {
+            return;
+        };
+        let identity = &self.shared.identity;
+        let name = (&*identity.application, &*identity.name);
+        let writer = ThroughWriter::new(&*to.storage, name, identity.incarnation);
+        let mut written = persister.written();
+        if let Err(error) = self.persist_begin(to, &writer, &mut written) {
+            for Wanted { key, ticket } in group.0.drain(..) {
+                ticket.end(Err(error.clone().of(&key)));
+            }
+            return;
+        }
+        written.forget(persister.covered.load(Ordering::SeqCst));
+        while !group.0.is_empty() {
+            let (taken, outcomes, entries) = self.persist_take(&mut group, &written);
+            let result = match entries.is_empty() {
+                true => writer.check().map(|()| Vec::new()),
+                false => {
+                    written.number += 1;
+                    let id = writer.write(written.number, &entries);
+                    id.map(|id| written.note(id, entries))
+                }
+            };
+            let (dead, failed) = match result {
+                Ok(dead) => (dead, None),
+                Err(error) => (Vec::new(), Some(Failed::from(error))),
+            };
+            written.fenced |= matches!(failed, Some(Failed::Fenced(_)));
+            let mut taken = taken;
+            for Wanted { key, ticket } in taken.0.drain(..) {
+                let outcome = outcomes.get(&key).cloned();
+                ticket.end(match (&failed, outcome) {
+                    (_, Some(Err(error))) => Err(error),
+                    (None, Some(Ok(version))) => Ok(version),
+                    (Some(failed), _) => Err(failed.clone().of(&key)),
+                    (None, None) => Ok(0),
+                });
+            }
+            writer.delete(dead);
+        }
+        self.persist_tidy(to, written);
+    }
+
+    /// What has to be before anything can be written through.
+    fn persist_begin(
+        &self,
+        to: &PersistTo,
+        writer: &ThroughWriter<'_>,
+        written: &mut Written,
+    ) -> Result<(), Failed> {
+        if written.fenced {
+            let Incarnation(ours) = self.shared.identity.incarnation;
+            return Err(Failed::Fenced(format!(
+                "incarnation {ours} is not the process any more"
+            )));
+        }
+        if written.licensed {
+            return Ok(());
+        }
+        let stored = self.shared.base_lock().is_some();
+        if !stored {
+            let committed = self.checkpoint(&*to.storage, &to.config);
+            let committed = committed.map_err(|error| {
+                let what = causes(&error);
+                Failed::Storage(format!("the checkpoint that it needs first: {what}"))
+            })?;
+            (to.checkpointed)(&committed);
+        }
+        writer
+            .license()
+            .map_err(Failed::from)
+            .inspect_err(|error| {
+                written.fenced |= matches!(error, Failed::Fenced(_));
+            })?;
+        written.licensed = true;
+        Ok(())
+    }
+
+    /// Those that are written next, what becomes of each key if the write goes well, and what is
+    /// to be written.
+    #[allow(clippy::type_complexity)] // Three lists about the same keys.
+    fn persist_take(
+        &self,
+        group: &mut Group,
+        written: &Written,
+    ) -> (
+        Group,
+        HashMap<Box<str>, Result<u64, PersistError>>,
+        Vec<(Box<str>, Through)>,
+    ) {
+        let settings = &self.shared.settings;
+        let covered = self.shared.persister.covered.load(Ordering::SeqCst);
+        let mut outcomes = HashMap::new();
+        let (mut entries, mut bytes, mut count) = (Vec::new(), 0, 0);
+        for Wanted { key, .. } in &group.0 {
+            if bytes >= settings.persist_group_max_bytes {
+                break;
+            }
+            count += 1;
+            if outcomes.contains_key(key) {
+                continue;
+            }
+            let there = written.by_key.get(key);
+            let outcome = match self.shared.state.moment(key) {
+                Moment::Object(_, meta) if meta.bytes > settings.persist_max_bytes => {
+                    Err(PersistError::TooLarge {
+                        key: (**key).into(),
+                        bytes: meta.bytes,
+                        limit: settings.persist_max_bytes,
+                    })
+                }
+                Moment::Object(buf, meta) => {
+                    let durable = there.is_some_and(|(version, ..)| *version == meta.version);
+                    if !durable && meta.version > covered {
+                        bytes += meta.bytes;
+                        entries.push((key.clone(), Through::Object(buf, meta)));
+                    }
+                    Ok(meta.version)
+                }
+                Moment::Stored(meta) => Ok(meta.version),
+                Moment::Nothing(version) => {
+                    if there.is_none_or(|(_, object, _)| *object) {
+                        entries.push((key.clone(), Through::Nothing(version)));
+                    }
+                    Ok(0)
+                }
+            };
+            outcomes.insert(key.clone(), outcome);
+        }
+        (Group(group.0.drain(..count).collect()), outcomes, entries)
+    }
+
+    /// Takes a checkpoint once what was written through lies in too many files.
+    fn persist_tidy(&self, to: &PersistTo, mut written: MutexGuard<'_, Written>) {
+        let max = self.shared.settings.persist_files_max;
+        if written.live.len() <= max.max(written.again) {
+            return;
+        }
+        written.again = written.live.len() + max;
+        drop(written);
+        match self.checkpoint(&*to.storage, &to.config) {
+            Ok(committed) => (to.checkpointed)(&committed),
+            Err(error) => {
+                let error = causes(&error);
+                tracing::warn!(error, "no checkpoint of what was written through");
+            }
+        }
+    }
+}
+
+/// Takes note that there is no thread any more, however it ends.
+struct Served<'a>(&'a Shared);
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut queue = self.0.persister.queue();
+            queue.served = false;
+            drop(Group(queue.wanted.drain(..).collect()));
+        }
+    }
+}
+
+/// Why nothing of a write is durable, as far as is known.
+#[derive(Clone)]
+enum Failed {
+    Fenced(String),
+    Storage(String),
+}
+
+impl Failed {
+    fn of(self, key: &str) -> PersistError {
+        match self {
+            Self::Fenced(text) => PersistError::Fenced(text),
+            Self::Storage(what) => PersistError::Storage {
+                key: key.into(),
+                what,
+            },
+        }
+    }
+}
+
+impl From<ThroughError> for Failed {
+    fn from(error: ThroughError) -> Self {
+        match &error {
+            ThroughError::Fenced { .. } => Self::Fenced(error.to_string()),
+            ThroughError::Storage(_) => Self::Storage(causes(&error)),
+        }
+    }
+}
+
+/// Waits for the outcome; one who waits no longer does not know it.
+fn ticket_wait(
+    shared: &Shared,
+    ticket: &Ticket,
+    job: Option<&Job>,
+    deadline: Option<Instant>,
+) -> Result<u64, PersistError> {
+    let mut outcome = ticket
+        .outcome
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    loop {
+        if let Some(outcome) = outcome.take() {
+            return outcome;
+        }
+        let now = clock::now();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(InvokeError::DeadlineExceeded.into());
+        }
+        if job.is_some_and(Job::cancelled) || shared.ended.load(Ordering::Relaxed) {
+            return Err(InvokeError::Cancelled.into());
+        }
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let wait = left.unwrap_or(CANCEL_LOOK).min(CANCEL_LOOK);
+        let waited = ticket.ended.wait_timeout(outcome, wait);
+        outcome = waited.unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+/// An error and its causes, as one text.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
