@@ -5,6 +5,7 @@
 //! a life that has most of its state in storage only, and commits it without having read it.
 
 mod alone;
+mod deadly;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -12,15 +13,15 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use alone::Keys;
+use deadly::Deadly;
 use praas_runtime::prelude::*;
 use praas_runtime::process::Restore;
 use praas_runtime::state::AbsentObjects;
 use praas_runtime::swap::{
-    Begun, DirStorage, ImageKind, Loaded, Storage, StorageError, SwapConfig, swap_in,
-    swap_in_lazily,
+    DirStorage, ImageKind, Loaded, Storage, StorageError, SwapConfig, swap_in, swap_in_lazily,
 };
 use praas_transport::BufPool;
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::Signal;
 
 const OBJECTS: u64 = 8;
 /// So many that a lazy swap-in leaves objects for later.
@@ -65,6 +66,7 @@ fn advance(context: &Context) -> Result<u64, FunctionError> {
 
 praas_runtime::module!(static "tests", [advance]);
 
+<<<<<<< HEAD
 /// Storage that kills its process.
 struct Deadly {
     inner: DirStorage,
@@ -137,6 +139,8 @@ impl Storage for Deadly {
     }
 }
 
+=======
+>>>>>>> bc9c223 (Kill processes at every step of writing objects through)
 /// Storage of which packs are read only while the process begins; whoever wants one later waits in
 /// vain.
 struct Silent {
@@ -180,12 +184,7 @@ fn one_life() {
     };
     let mut kill = kill.split(' ').map(|word| word.parse::<u64>().unwrap());
     let [at, amid, swaps, lazy] = [(); 4].map(|()| kill.next().unwrap());
-    let storage = Deadly {
-        inner: DirStorage::new(&folder).unwrap(),
-        folder: folder.clone(),
-        left: Mutex::new(at),
-        amid: amid == 1,
-    };
+    let storage = Deadly::new(&folder, at, amid == 1);
     let loaded = match lazy {
         0 => load(Path::new(&folder)).map(|loaded| (loaded, None)),
         _ => load_lazily(Path::new(&folder)),

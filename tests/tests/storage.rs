@@ -20,6 +20,7 @@ macro_rules! storages {
             large_objects_are_whole
             one_of_many_creates
             processes_are_kept
+            objects_are_written_through
         );)*
     };
     (@promises $module:ident, $kind:ident, $($promise:ident)*) => {

@@ -125,7 +125,11 @@ struct Written {
     by_key: HashMap<Box<str>, (u64, bool, ThroughId)>,
     /// Keys whose newest is there.
     live: HashMap<ThroughId, usize>,
-    /// How many there must be for the next checkpoint, after one that failed.
+    /// Files of incarnations before this one, which no image has yet.
+    inherited: usize,
+    /// The version up to which an image has all.
+    forgotten: u64,
+    /// How many files there must be for the next checkpoint, after one that failed.
     again: usize,
 }
 
@@ -172,7 +176,10 @@ impl Persister {
     /// The process began with this.
     pub fn stored(&self, stored: &Base) {
         self.covered(stored.state_version());
-        self.written().licensed |= stored.is_licensed();
+        let mut written = self.written();
+        written.licensed |= stored.is_licensed();
+        written.inherited = stored.through();
+        written.forgotten = stored.state_version();
     }
 
     /// An image of the state at this version is in storage.
@@ -245,8 +252,8 @@ impl Written {
             }
             stays
         });
-        if self.live.is_empty() {
-            self.again = 0;
+        if covered > self.forgotten {
+            (self.forgotten, self.inherited, self.again) = (covered, 0, 0);
         }
     }
 
@@ -476,10 +483,11 @@ impl Engine {
     /// Takes a checkpoint once what was written through lies in too many files.
     fn persist_tidy(&self, to: &PersistTo, mut written: MutexGuard<'_, Written>) {
         let max = self.shared.settings.persist_files_max;
-        if written.live.len() <= max.max(written.again) {
+        let files = written.live.len() + written.inherited;
+        if files <= max.max(written.again) {
             return;
         }
-        written.again = written.live.len() + max;
+        written.again = files + max;
         drop(written);
         match self.checkpoint(&*to.storage, &to.config) {
             Ok(committed) => (to.checkpointed)(&committed),

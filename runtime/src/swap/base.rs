@@ -19,6 +19,8 @@ use crate::state::ObjectMeta;
 pub struct Base {
     manifest: Arc<Manifest>,
     licensed: bool,
+    /// Files that were written through after it.
+    through: usize,
 }
 
 impl Base {
@@ -26,12 +28,23 @@ impl Base {
         Self {
             manifest: manifest.into(),
             licensed: false,
+            through: 0,
         }
     }
 
-    /// The same, of a process that may write through.
-    pub(super) fn licensed(self, licensed: bool) -> Self {
-        Self { licensed, ..self }
+    /// The same, with so many files that were written through after it, of a process that may
+    /// write through or not.
+    pub(super) fn with_through(self, licensed: bool, through: usize) -> Self {
+        Self {
+            licensed,
+            through,
+            ..self
+        }
+    }
+
+    /// Files that were written through after it.
+    pub(crate) fn through(&self) -> usize {
+        self.through
     }
 
     /// Whether the process may write through without further ado.

@@ -47,10 +47,9 @@ pub use storage::{
     Begun, COMPONENT_MAX_BYTES, COMPONENTS_MAX, DirStorage, Storage, StorageError, name_check,
     name_encode, prefix_check, process_prefix,
 };
-pub(crate) use through::ThroughWriter;
-#[doc(hidden)]
-pub use through::fuzz_through;
 pub use through::{THROUGH_ENTRIES_MAX, Through, ThroughError, ThroughId};
+#[doc(hidden)]
+pub use through::{ThroughWriter, fuzz_through};
 pub use url::{StorageUrl, StorageUrlError, URL_MAX_BYTES, storage_open};
 pub use writer::{Committed, swap_out, swap_out_on, swap_out_with};
 

@@ -134,7 +134,7 @@ pub(super) fn load_newest<T>(
                 let loaded = Loaded {
                     image,
                     generation: id.generation,
-                    base: Base::new(manifest).licensed(licensed),
+                    base: Base::new(manifest).with_through(licensed, overlay.files),
                     through: overlay.applied,
                     rejected,
                 };

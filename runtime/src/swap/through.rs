@@ -346,7 +346,8 @@ pub enum ThroughError {
 }
 
 /// Where an incarnation writes through.
-pub(crate) struct ThroughWriter<'a> {
+#[doc(hidden)]
+pub struct ThroughWriter<'a> {
     source: Source<'a>,
     application: &'a str,
     process: &'a str,
@@ -354,7 +355,8 @@ pub(crate) struct ThroughWriter<'a> {
 }
 
 impl<'a> ThroughWriter<'a> {
-    pub(crate) fn new(
+    /// Of an application and a process.
+    pub fn new(
         storage: &'a dyn Storage,
         (application, process): (&'a str, &'a str),
         incarnation: Incarnation,
@@ -377,7 +379,10 @@ impl<'a> ThroughWriter<'a> {
 
     /// Makes this incarnation the one that may write through, and none below it. To be called
     /// before it reads what it begins with, or before it writes for the first time.
-    pub(crate) fn license(&self) -> Result<(), ThroughError> {
+    ///
+    /// # Errors
+    /// A higher incarnation has begun; the storage.
+    pub fn license(&self) -> Result<(), ThroughError> {
         let name = self.source.name(&writer_name(self.incarnation));
         match self.source.storage.put_new(&name, &[]) {
             // Of an attempt before this one, which did not go to its end.
@@ -400,7 +405,10 @@ impl<'a> ThroughWriter<'a> {
 
     /// Writes entries through, at most [`THROUGH_ENTRIES_MAX`]: on return they are durable, and
     /// whoever begins after this incarnation has them.
-    pub(crate) fn write(
+    ///
+    /// # Errors
+    /// Another incarnation may write through by now; the storage.
+    pub fn write(
         &self,
         number: u32,
         written: &[(Box<str>, Through)],
@@ -423,7 +431,10 @@ impl<'a> ThroughWriter<'a> {
     }
 
     /// Whether this incarnation may still write through.
-    pub(crate) fn check(&self) -> Result<(), ThroughError> {
+    ///
+    /// # Errors
+    /// It may not; the storage.
+    pub fn check(&self) -> Result<(), ThroughError> {
         let name = self.source.name(&writer_name(self.incarnation));
         match self.source.storage.size(&name) {
             Ok(_) => Ok(()),
@@ -433,7 +444,7 @@ impl<'a> ThroughWriter<'a> {
     }
 
     /// Deletes what nobody needs any more. What stays, a commit deletes.
-    pub(crate) fn delete(&self, ids: impl IntoIterator<Item = ThroughId>) {
+    pub fn delete(&self, ids: impl IntoIterator<Item = ThroughId>) {
         for id in ids {
             let _ = self.source.delete(&id.name());
         }
@@ -456,6 +467,8 @@ pub(super) struct Overlay {
     pub(super) rejected: Vec<Rejected>,
     /// How many keys have gone over the image.
     pub(super) applied: usize,
+    /// Files that the image does not cover.
+    pub(super) files: usize,
 }
 
 /// What has gone over an image, besides the objects that are in it now.
@@ -479,6 +492,7 @@ impl Overlay {
             if id.is_covered(covered) {
                 continue;
             }
+            overlay.files += 1;
             match source.through_head(*id, manifest) {
                 Ok(Some(head)) => overlay.add(*id, head, covered),
                 // It was cut off before it was whole, so nobody was told that it is there.
@@ -625,7 +639,33 @@ impl Source<'_> {
 /// What decodes does not encode to the same bytes.
 #[doc(hidden)]
 pub fn fuzz_through(bytes: &[u8]) {
-    if let Ok(head) = ThroughHead::decode(bytes) {
-        assert_eq!(head.encode(), bytes, "two encodings of one front part");
+    let fixed = bytes.first_chunk().map(ThroughHead::lengths);
+    let head = match fixed {
+        Some(Ok((head, _))) => bytes.get(..head as usize).unwrap_or(bytes),
+        _ => bytes,
+    };
+    if let Ok(decoded) = ThroughHead::decode(head) {
+        assert_eq!(decoded.encode(), head, "two encodings of one front part");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_front_part_or_not(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            magic in any::<bool>(),
+        ) {
+            let mut bytes = bytes;
+            if magic {
+                // Past the first look.
+                bytes.splice(..0, [&MAGIC[..], &[1, 0, 0, 0, 120, 0, 0, 0]].concat());
+            }
+            fuzz_through(&bytes);
+        }
     }
 }

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 
+use praas_transport::clock;
 use praas_transport::wire::Incarnation;
 
 use super::base::Reuse;
@@ -42,6 +43,10 @@ pub struct Committed {
     pub chunks_written: u64,
     /// The version of the state that it is of.
     pub state_version: u64,
+    /// When the writing was begun, in milliseconds since the Unix epoch.
+    pub begun_unix_ms: u64,
+    /// Milliseconds that it took.
+    pub took_ms: u64,
     /// Why older generations could not be tidied away, if so. The commit stands, and the next one
     /// tries again.
     pub untidy: Option<StorageError>,
@@ -171,6 +176,7 @@ struct Commit<'a> {
 
 impl Commit<'_> {
     fn run(&self) -> Result<(Committed, Manifest), SwapError> {
+        let (begun, begun_unix_ms) = (clock::now(), clock::unix_ms());
         let listing = self.check_fence()?;
         let id = CommitId {
             incarnation: self.image.incarnation,
@@ -215,6 +221,8 @@ impl Commit<'_> {
             chunks: counts.chunks,
             chunks_written: counts.chunks_written,
             state_version: manifest.state_version,
+            begun_unix_ms,
+            took_ms: clock::now().saturating_duration_since(begun).as_millis() as u64,
             untidy: self.tidy(&manifest, &listing).err(),
         };
         Ok((committed, manifest))

@@ -41,6 +41,7 @@ impl Keys {
 
     /// Process `p` of application `app`, with two workers; some of its state may be in storage
     /// still.
+    #[allow(dead_code)] // Not every test has a use for it.
     pub fn start(
         &self,
         incarnation: u64,

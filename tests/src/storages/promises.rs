@@ -3,7 +3,8 @@
 use praas_runtime::mailbox::MailboxImage;
 use praas_runtime::state::ObjectMeta;
 use praas_runtime::swap::{
-    ImageKind, ProcessImage, Storage, StorageError, SwapConfig, SwapError, swap_in, swap_out,
+    ImageKind, ProcessImage, Storage, StorageError, SwapConfig, SwapError, Through, ThroughError,
+    ThroughWriter, swap_in, swap_in_lazily, swap_out,
 };
 use praas_transport::wire::Incarnation;
 use praas_transport::{Buf, BufPool};
@@ -264,6 +265,48 @@ fn image(incarnation: u64, seed: u64) -> ProcessImage {
         sessions: Vec::new(),
         files: Vec::new(),
     }
+}
+
+/// Objects are written through beside images: they are there, until a newer incarnation begins.
+pub fn objects_are_written_through(lab: &Lab) {
+    let storage = lab.storage();
+    let name = ("an app", "p/1");
+    swap_out(&*storage, &image(1, 1), &SwapConfig::default()).unwrap();
+    let pool = BufPool::new(1 << 30);
+    let object = |seed: u64, bytes: usize| {
+        let buf: Buf = pool.copy_from(&pattern(bytes, seed)).unwrap();
+        let meta = ObjectMeta {
+            version: seed,
+            written_unix_ms: 2,
+            bytes: bytes as u64,
+        };
+        Through::Object(buf, meta)
+    };
+    let writer = ThroughWriter::new(&*storage, name, Incarnation(1));
+    assert!(writer.check().is_err(), "it has no right yet");
+    writer.license().unwrap();
+    let entries = [
+        ("large".into(), object(5, LARGE_BYTES)),
+        ("small".into(), Through::Nothing(6)),
+        ("new".into(), object(7, 0)),
+    ];
+    writer.write(1, &entries).unwrap();
+    let heir = Incarnation(2);
+    let loaded = swap_in_lazily(&storage, &pool, name, heir, u64::MAX).unwrap();
+    let mut state = loaded.unwrap().0.image.state;
+    state.sort_by(|a, b| a.0.cmp(&b.0));
+    let keys: Vec<_> = state.iter().map(|(key, ..)| &**key).collect();
+    assert_eq!(keys, ["large", "new"]);
+    assert!(state[0].1[..] == pattern(LARGE_BYTES, 5), "other bytes");
+    let refused = writer.write(2, &entries[2..]).unwrap_err();
+    assert!(matches!(refused, ThroughError::Fenced { .. }), "{refused}");
+    // Both images that are kept have it now.
+    for incarnation in [2, 3] {
+        swap_out(&*storage, &image(incarnation, 1), &SwapConfig::default()).unwrap();
+    }
+    let names = listed(&*storage, "an%20app/p%2F1/");
+    let beside = |name: &&String| name.contains("through-") || name.contains("writer-");
+    assert_eq!(names.iter().filter(beside).count(), 0, "{names:?}");
 }
 
 /// Processes are swapped out and in: the newest comes back, older generations go, and who is older

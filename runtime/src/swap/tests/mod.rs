@@ -14,6 +14,7 @@ use storages::{Faulty, Leaves, MemStorage, Overtaken};
 mod absent;
 mod incremental;
 mod storages;
+mod through;
 
 const SMALL: SwapConfig = SwapConfig {
     chunk_bytes: 64,
