@@ -9,6 +9,7 @@
 //!     | <---------------- Swapped | SwapFailed     |
 //!     | -- Checkpoint ---------------------------> |
 //!     | <------ Checkpointed | CheckpointFailed    |
+//!     | <-------------------- CheckpointUnasked -- |
 //!     x  agent dies                                |
 //!     | <-- Hello{who, state} on agent.sock ------ |  redials, for agent_grace_s
 //!     | -- Adopted{directory} -------------------> |
@@ -232,6 +233,18 @@ pub enum FromHost {
         state: HostTransfer,
         /// Why it came to nothing.
         error: Option<String>,
+    },
+    /// A checkpoint is whole that nobody asked for: something is to be written through, which
+    /// needs one, or has taken too many files. Whoever waits for a checkpoint waits on.
+    CheckpointUnasked {
+        /// Its generation.
+        generation: u64,
+        /// Bytes written.
+        bytes: u64,
+        /// Milliseconds that it took.
+        took_ms: u64,
+        /// When it was begun, in milliseconds since the Unix epoch.
+        written_unix_ms: u64,
     },
 }
 

@@ -71,6 +71,42 @@ PRAAS_FUNCTION(id, 0)
     return text_out(call, host, text);
 }
 
+/* An object that shares another one's memory, one that is written through, and a file. */
+PRAAS_FUNCTION(keeps, 0)
+{
+    uint64_t version = 0, durable = 0;
+    praas_raw_view view = praas_view_none();
+    praas_bytes dir = praas_none();
+    char path[512];
+    FILE *file;
+    CHECK(PRAAS_HOST_HAS(host, state_persist));
+    TRY(host->state_put(call, praas_text("first"), praas_text("shared"), NULL));
+    TRY(host->state_view(call, praas_text("first"), &view));
+    TRY(host->state_put_view(call, praas_text("second"), view, &version));
+    praas_view_end(host, &view);
+    CHECK(host->state_put_view(call, praas_text("second"), praas_view_none(), NULL) ==
+          PRAAS_BAD_ARGUMENT);
+    TRY(host->state_view(call, praas_text("second"), &view));
+    CHECK(view.version == version && praas_text_is(view.bytes, "shared"));
+    praas_view_end(host, &view);
+    TRY(host->state_dir(call, &dir));
+    snprintf(path, sizeof path, "%.*s/file", (int)dir.len, (const char *)dir.ptr);
+    file = fopen(path, "w");
+    CHECK(file != NULL);
+    CHECK(fputs("file", file) >= 0);
+    CHECK(fclose(file) == 0);
+    TRY(host->state_persist(call, praas_text("second"), -1, &durable));
+    CHECK(durable == version);
+    TRY(host->state_put(call, praas_text("second"), praas_text("kept"), &version));
+    TRY(host->state_put(call, praas_text("first"), praas_text("lost"), NULL));
+    TRY(host->state_persist(call, praas_text("second"), 10000000, &durable));
+    CHECK(durable == version);
+    TRY(host->state_persist(call, praas_text("none"), -1, &durable));
+    CHECK(durable == 0);
+    CHECK(host->state_persist(call, praas_none(), -1, NULL) == PRAAS_BAD_ARGUMENT);
+    return text_out(call, host, "kept");
+}
+
 PRAAS_FUNCTION(state, 0)
 {
     uint64_t version = 0, now = 0, len = 0;
@@ -365,7 +401,7 @@ PRAAS_FUNCTION_NAMED(large, "large.output", PRAAS_FLAG_IDEMPOTENT)
     return PRAAS_OK;
 }
 
-PRAAS_MODULE("calls", PRAAS_USE(who), PRAAS_USE(id), PRAAS_USE(state), PRAAS_USE(mail), PRAAS_USE(take),
+PRAAS_MODULE("calls", PRAAS_USE(who), PRAAS_USE(id), PRAAS_USE(keeps), PRAAS_USE(state), PRAAS_USE(mail), PRAAS_USE(take),
              PRAAS_USE(put), PRAAS_USE(ask), PRAAS_USE(peer), PRAAS_USE(batch), PRAAS_USE(one_way), PRAAS_USE(tell), PRAAS_USE(tell_all),
              PRAAS_USE(world), PRAAS_USE(world_wait), PRAAS_USE(spins), PRAAS_USE(fails),
              PRAAS_USE(large));

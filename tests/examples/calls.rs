@@ -25,6 +25,26 @@ fn id(context: &Context) -> Result<Vec<u8>, FunctionError> {
     Ok(format!("{client:032x} {sequence}").into_bytes())
 }
 
+/// An object that shares another one's memory, one that is written through, and a file.
+#[praas_runtime::function]
+fn keeps(context: &Context) -> Result<Vec<u8>, FunctionError> {
+    context.state_put("first", b"shared")?;
+    let view = context.state_view("first")?.ok_or_else(missing)?;
+    let version = context.state_put_view("second", &view)?;
+    let second = context.state_view("second")?.ok_or_else(missing)?;
+    assert_eq!((second.version(), &*second), (version, &b"shared"[..]));
+    std::fs::write(context.state_dir()?.join("file"), "file")?;
+    assert_eq!(context.state_persist("second")?, version);
+    context.state_put("first", b"lost")?;
+    let version = context.state_put_persist("second", b"kept")?;
+    let timeout = Duration::from_secs(10);
+    assert_eq!(context.state_persist_within("second", timeout)?, version);
+    assert_eq!(context.state_persist("none")?, 0);
+    let bad = context.state_persist("");
+    assert!(matches!(bad, Err(CallError::BadArgument(_))), "{bad:?}");
+    Ok(b"kept".to_vec())
+}
+
 #[praas_runtime::function]
 fn state(context: &Context) -> Result<Vec<u8>, FunctionError> {
     context.state_put("b/1", b"one")?;
@@ -227,7 +247,7 @@ fn missing() -> FunctionError {
 praas_runtime::module!(
     "calls",
     [
-        who, id, state, mail, take, put, ask, peer, batch, one_way, tell, tell_all, world,
+        who, id, keeps, state, mail, take, put, ask, peer, batch, one_way, tell, tell_all, world,
         world_wait, spins, fails, large
     ]
 );

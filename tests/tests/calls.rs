@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use praas_runtime::client::{CallOptions, Client, Directory};
-use praas_runtime::host::ToHost;
+use praas_runtime::host::{FromHost, ToHost};
 use praas_runtime::invocation::InvokeError;
-use praas_runtime::process::{LINKS, LinkInfo};
+use praas_runtime::process::{LINKS, LinkInfo, STATE_GET};
 use praas_runtime::world::{Member, MemberState, World};
 use praas_tests::c::module_build;
 use praas_tests::lab::{Lab, LabHost, PATIENCE, example_path, object_wait};
@@ -163,6 +163,41 @@ fn functions_use_state() {
         let _p = case.start("p");
         let mut client = case.client();
         assert_eq!(ask(&mut client, "state", "").unwrap(), "b/1 3\nb/2 3\n");
+    });
+}
+
+/// What is written through is there after kill -9; all else, files too, is as in the checkpoint
+/// that the first such write has taken.
+#[test]
+fn functions_write_objects_through() {
+    both(|case| {
+        let mut p = case.start("p");
+        let mut client = case.client();
+        assert_eq!(
+            ask(&mut client, "keeps", "").unwrap(),
+            "kept",
+            "{}",
+            case.language
+        );
+        let told = p.hear().expect("it is told of");
+        assert!(
+            matches!(told, FromHost::CheckpointUnasked { generation: 1, .. }),
+            "{told:?}"
+        );
+        p.kill();
+        p.killed_wait();
+        let started = case.lab.start_with("p", |start| {
+            start.modules = vec![case.module.display().to_string()];
+            (start.restore, start.swap_generation) = (true, 1);
+            start.incarnation = 9;
+        });
+        let _p = started.unwrap_or_else(|error| panic!("{}: {error}", case.language));
+        let mut client = case.client();
+        let mut get = |key: &str| client.invoke("p", STATE_GET, key.as_bytes()).unwrap();
+        assert_eq!(
+            (get("first"), get("second")),
+            (b"shared".to_vec(), b"kept".to_vec())
+        );
     });
 }
 

@@ -572,6 +572,11 @@ fn golden_host() {
             json!({"CheckpointFailed": {"error": "no"}}),
         ),
         (
+            "from-checkpoint-unasked",
+            json!({"CheckpointUnasked": {"generation": 6, "bytes": 1000, "took_ms": 20,
+                "written_unix_ms": 30}}),
+        ),
+        (
             "from-transfer",
             json!({"Transfer": {"state": "Prepared", "error": null}}),
         ),

@@ -203,6 +203,57 @@ fn periodic_checkpoints_are_taken_and_one_that_fails_disturbs_nobody() {
     );
 }
 
+/// Objects that were written through are there after kill -9, at once and after a swap; all else is
+/// as in the last image.
+#[test]
+fn what_is_written_through_outlives_the_host() {
+    let lab = lab_up(&["restart=always", "restart_backoff_first_ms=1"]);
+    lab.one(&["process", "create", "a", "p"]);
+    let put = |key: &str, value: &str, more: &[&str]| {
+        let put = ["state", "put", "a", "p", key, "--data", value];
+        lab.one(&[&put[..], more].concat())
+    };
+    let get = |key: &str| {
+        let text = lab.praas(&["state", "get", "a", "p", key, "--raw"]);
+        String::from_utf8(text.stdout).expect("UTF-8")
+    };
+    let killed = || {
+        let before = show(&lab, "p");
+        kill(pid(&before));
+        eventually("another start", || {
+            let shown = show(&lab, "p");
+            let later = number(&shown["incarnation"]) > number(&before["incarnation"]);
+            (shown["state"] == "ready" && later && !shown["restored"].is_null()).then_some(shown)
+        })
+    };
+    put("early", "1", &[]);
+    put("gone", "1", &["--persist"]);
+    let kept = put("kept", "1", &["--persist"]);
+    assert_eq!(kept["version"], kept["persisted"]);
+    put("late", "1", &[]);
+    put("early", "2", &[]);
+    lab.one(&["state", "delete", "a", "p", "gone"]);
+    let gone = lab.one(&["state", "persist", "a", "p", "gone"]);
+    assert_eq!(gone["version"], 0);
+    let back = killed();
+    assert_eq!(back["restored"]["checkpoint"], true, "{back}");
+    assert_eq!((get("early"), get("kept")), ("1".into(), "1".into()));
+    let listed = lab.json(&["state", "list", "a", "p"]);
+    let keys: Vec<_> = listed.iter().map(|object| &object["key"]).collect();
+    assert_eq!(keys, ["early", "kept"], "late and gone are not there");
+    put("kept", "2", &["--persist"]);
+    killed();
+    assert_eq!(get("kept"), "2");
+    // Swapped out, and back.
+    put("kept", "3", &[]);
+    lab.one(&["swap", "a", "p"]);
+    assert_eq!(get("kept"), "3");
+    put("kept", "4", &["--persist"]);
+    put("kept", "5", &[]);
+    killed();
+    assert_eq!(get("kept"), "4");
+}
+
 #[test]
 fn what_is_never_restarted_tells_its_callers_so() {
     let lab = lab_up(&["restart=never"]);

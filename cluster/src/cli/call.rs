@@ -171,6 +171,18 @@ pub enum StateCommand {
         /// Only if it is at this version; 0: only if there is none
         #[arg(long, value_name = "VERSION")]
         if_version: Option<u64>,
+        /// Have it written through: it outlives the process's host from then on
+        #[arg(long)]
+        persist: bool,
+        #[command(flatten)]
+        way: WayArgs,
+    },
+    /// Have a state object written through, or that there is none: it outlives the process's host
+    Persist {
+        #[command(flatten)]
+        of: ProcessArgs,
+        /// The object's key
+        key: String,
         #[command(flatten)]
         way: WayArgs,
     },
@@ -504,8 +516,27 @@ pub fn state(context: &Context, command: StateCommand) -> Result<(), CliError> {
             key,
             input,
             if_version,
+            persist,
             way,
-        } => state_put(context, &of, &key, &input, if_version, &way),
+        } => {
+            let how = PutHow {
+                if_version,
+                persist,
+            };
+            state_put(context, &of, &key, &input, how, &way)
+        }
+        StateCommand::Persist { of, key, way } => {
+            let working = context.output.working("writing the object through");
+            let mut line = Line::open(context, &of, &way)?;
+            let version: u64 = line.typed(process::STATE_PERSIST, key.as_bytes())?;
+            line.close();
+            drop(working);
+            let answer = json!({"process": of.process, "key": key, "version": version});
+            context.output.answer(&answer, || match version {
+                0 => format!("persisted  there is no {key}"),
+                version => format!("persisted  {key}, version {version}"),
+            })
+        }
         StateCommand::Append {
             of,
             key,
@@ -535,19 +566,28 @@ pub fn state(context: &Context, command: StateCommand) -> Result<(), CliError> {
     }
 }
 
+/// How an object is put.
+#[derive(Clone, Copy)]
+struct PutHow {
+    /// Only if it is at this version.
+    if_version: Option<u64>,
+    /// And written through.
+    persist: bool,
+}
+
 fn state_put(
     context: &Context,
     of: &ProcessArgs,
     key: &str,
     input: &InputArgs,
-    if_version: Option<u64>,
+    how: PutHow,
     way: &WayArgs,
 ) -> Result<(), CliError> {
     let (value, key_owned) = (input_read(input)?, key.to_owned());
     let bytes = value.len() as u64;
     let working = context.output.working("putting the object");
     let mut line = Line::open(context, of, way)?;
-    let version = match if_version {
+    let version = match how.if_version {
         None => {
             let input = StatePutInput {
                 key: key_owned,
@@ -566,11 +606,20 @@ fn state_put(
             swapped.map_err(|actual| CliError::of(StateError::Conflict { expected, actual }))?
         }
     };
+    let durable = match how.persist {
+        true => Some(line.typed::<u64>(process::STATE_PERSIST, key.as_bytes())?),
+        false => None,
+    };
     line.close();
     drop(working);
-    let answer = json!({"process": of.process, "key": key, "bytes": bytes, "version": version});
+    let mut answer = json!({"process": of.process, "key": key, "bytes": bytes, "version": version});
+    if let Some(durable) = durable {
+        answer["persisted"] = durable.into();
+    }
     context.output.answer(&answer, || {
-        format!("put  {} as {key}, version {version}", size_shown(bytes))
+        let persisted = if how.persist { ", persisted" } else { "" };
+        let bytes = size_shown(bytes);
+        format!("put  {bytes} as {key}, version {version}{persisted}")
     })
 }
 

@@ -114,7 +114,7 @@ fn host_run(socket: UnixStream, page: Page) -> std::io::Result<ExitCode> {
         })?;
     let mut links = Links::new(events_in.clone());
     let link = links.open(socket, reader)?;
-    let begun = host_open(&start).and_then(|opened| match &start.from {
+    let begun = host_open(&start, &events_in).and_then(|opened| match &start.from {
         Some(from) => Host::arriving(&start, from, (opened, Arc::clone(&page.page)), &events_in),
         None => host_start(&start, opened, Arc::clone(&page.page)).map(Host::serving),
     });
@@ -307,6 +307,12 @@ impl Host {
                     self.checkpointed(&checkpointed);
                     None
                 }
+                Ok(Event::Unasked(said, told)) => {
+                    self.checkpoint_unasked(&said);
+                    // It may have waited for long enough.
+                    let _ = told.try_send(());
+                    None
+                }
                 Ok(Event::Arrived(arrived)) => self.arrived(*arrived),
                 Ok(Event::Sending(step)) => self.sending(step),
                 Ok(Event::Sent(outcome)) => self.sent(outcome),
@@ -378,6 +384,13 @@ impl Host {
         if let Some(said) = said {
             self.send(&said);
         }
+    }
+
+    fn checkpoint_unasked(&mut self, said: &FromHost) {
+        if let FromHost::CheckpointUnasked { generation, .. } = said {
+            self.hello.swap_generation = self.hello.swap_generation.max(*generation);
+        }
+        self.send(said);
     }
 
     fn checkpointed(&mut self, checkpointed: &Checkpointed) {

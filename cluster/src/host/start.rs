@@ -4,11 +4,12 @@ use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::HostStart;
-use praas_runtime::process::{Process, ProcessConfig, Restore};
+use praas_runtime::process::{PersistTo, Process, ProcessConfig, Restore};
 use praas_runtime::swap::{ImageKind, Loaded, Storage, StorageUrl, SwapError, swap_in_lazily};
 use praas_transport::sync::atomic::Ordering;
 use praas_transport::{
@@ -16,6 +17,8 @@ use praas_transport::{
     UnixPlace,
 };
 
+use super::checkpoint::unasked_tell;
+use super::link::Event;
 use crate::storage::storage_open;
 
 /// What a start makes.
@@ -57,7 +60,10 @@ pub(super) struct Opened {
 }
 
 /// Opens the storage and loads the modules.
-pub(super) fn host_open(start: &HostStart) -> Result<Opened, Box<dyn Error>> {
+pub(super) fn host_open(
+    start: &HostStart,
+    events: &Sender<Event>,
+) -> Result<Opened, Box<dyn Error>> {
     let url: StorageUrl = start.storage.parse()?;
     let storage = storage_open(&url)?;
     // Better now than at the swap.
@@ -80,13 +86,23 @@ pub(super) fn host_open(start: &HostStart) -> Result<Opened, Box<dyn Error>> {
         settings: start.settings.clone(),
         registry,
         restore: None,
-        persist: None,
+        persist: Some(persist_to(start, &storage, events)),
     };
     Ok(Opened {
         storage,
         keyring,
         config,
     })
+}
+
+/// Where the process writes objects through: the storage of its images.
+fn persist_to(start: &HostStart, storage: &Arc<dyn Storage>, events: &Sender<Event>) -> PersistTo {
+    let events = events.clone();
+    PersistTo {
+        storage: Arc::clone(storage),
+        config: start.swap,
+        checkpointed: Box::new(move |committed| unasked_tell(&events, committed)),
+    }
 }
 
 /// Starts the process; it serves when this returns.

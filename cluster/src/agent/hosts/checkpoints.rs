@@ -38,25 +38,34 @@ impl Hosts {
         let requests = std::mem::take(&mut host.checkpoints);
         let outcome = match result {
             Ok(checkpoint) => {
-                host.checkpoint = Some(checkpoint);
-                host.checkpoint_error = None;
-                let known = host.record.swap_generation;
-                host.record.swap_generation = known.max(checkpoint.generation);
-                if host.record.swap_generation != known {
-                    self.changed(key);
-                }
+                self.checkpoint_note(key, checkpoint);
                 Ok(())
             }
             Err(error) => {
                 tracing::warn!(%key, error, "no checkpoint");
                 host.checkpoint_error = Some(error.clone());
+                self.actions.push(Action::StatsTell(key.clone()));
                 Err(error)
             }
         };
-        self.actions.push(Action::StatsTell(key.clone()));
         for request in requests {
             self.answer(request, outcome.clone());
         }
+    }
+
+    /// A host has taken a checkpoint, whether somebody waits for one or not.
+    pub(super) fn checkpoint_note(&mut self, key: &HostKey, checkpoint: Checkpoint) {
+        let Some(host) = self.hosts.get_mut(key) else {
+            return;
+        };
+        host.checkpoint = Some(checkpoint);
+        host.checkpoint_error = None;
+        let known = host.record.swap_generation;
+        host.record.swap_generation = known.max(checkpoint.generation);
+        if host.record.swap_generation != known {
+            self.changed(key);
+        }
+        self.actions.push(Action::StatsTell(key.clone()));
     }
 
     /// Whoever waits for a checkpoint of a host waits in vain.

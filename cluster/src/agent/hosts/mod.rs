@@ -244,6 +244,20 @@ impl Hosts {
                 };
                 self.checkpointed(key, Ok(checkpoint));
             }
+            FromHost::CheckpointUnasked {
+                generation,
+                bytes,
+                took_ms,
+                written_unix_ms,
+            } => {
+                let checkpoint = Checkpoint {
+                    generation,
+                    bytes,
+                    took_ms,
+                    written_unix_ms,
+                };
+                self.checkpoint_note(key, checkpoint);
+            }
             FromHost::CheckpointFailed { error } => self.checkpointed(key, Err(error)),
             FromHost::Transfer { state, error } => self.transfer_said(key, state, error),
             // It is asked by nobody: what it counts is in its page.

@@ -495,6 +495,36 @@ fn a_checkpoint_is_answered_after_what_it_is() {
     assert_eq!(lab.said.as_ref().unwrap().swap_generation, 4);
 }
 
+/// A checkpoint that nobody asked for is told of, and is not the one that somebody waits for.
+#[test]
+fn a_checkpoint_that_nobody_asked_for_answers_nobody() {
+    let mut lab = Lab::serving();
+    let unasked = FromHost::CheckpointUnasked {
+        generation: 4,
+        bytes: 10,
+        took_ms: 1,
+        written_unix_ms: 2,
+    };
+    lab.command(7, ToAgent::Checkpoint);
+    lab.say(unasked);
+    lab.expect(&[
+        "send Checkpoint to 1",
+        "write ready",
+        "report ready",
+        "stats",
+    ]);
+    lab.say(FromHost::Checkpointed {
+        generation: 5,
+        bytes: 10,
+        took_ms: 1,
+        written_unix_ms: 3,
+    });
+    lab.expect(&["write ready", "report ready", "stats", "answer 2 ok"]);
+    lab.die();
+    lab.expect(&["remove", "report failed"]);
+    assert_eq!(lab.said.as_ref().unwrap().swap_generation, 5);
+}
+
 #[test]
 fn a_checkpoint_that_is_known_is_not_taken_for_a_swap() {
     for (known, found, state) in [
