@@ -11,14 +11,15 @@ use praas_runtime::client::{CallOptions, Client};
 use praas_runtime::invocation::InvokeError;
 use praas_runtime::prelude::*;
 use praas_runtime::process::{
-    PersistTo, Process, Restore, STATE_PERSIST, STATE_PUT, StatePutInput,
+    Bound, PersistTo, Process, PullFrom, Restore, STATE_PERSIST, STATE_PUT, StatePutInput,
+    TransferOffer,
 };
 use praas_runtime::swap::{
     Committed, DirStorage, ImageKind, Storage, StorageError, SwapConfig, SwapError, swap_in,
     swap_in_lazily, swap_out,
 };
-use praas_transport::BufPool;
 use praas_transport::wire::Incarnation;
+use praas_transport::{BufPool, StatsPage};
 
 #[praas_runtime::function]
 fn put(context: &Context, (key, value): (String, Vec<u8>)) -> Result<u64, FunctionError> {
@@ -533,4 +534,61 @@ fn too_many_files_become_an_image() {
     drop((_process, client));
     let (_process, mut client) = lab.life(3, 1);
     assert_eq!(state(&mut client)["k1"], b"client");
+}
+
+/// A transfer takes everything along; what was written through before it stays where it is, and
+/// what is written through after it is of the new host alone.
+#[test]
+fn a_transfer_leaves_it_where_it_is() {
+    for writes in [false, true] {
+        let lab = Lab::new();
+        let (old, mut client) = lab.life(1, EAGER);
+        value(&mut client, "put", "plain", b"1");
+        value(&mut client, "put_persist", "first", b"");
+        value(&mut client, "put_persist", "a", b"1");
+        value(&mut client, "put", "plain", b"2");
+        let mut config = lab.keys.config(2, module());
+        config.persist = Some(lab.persist_to());
+        let mut bound = Bound::new(config, Arc::new(StatsPage::private())).unwrap();
+        let offer = TransferOffer {
+            incarnation: Incarnation(2),
+            token: [7; 16],
+        };
+        let (offered, heard) = std::sync::mpsc::channel();
+        let image = std::thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                let counts = old.transfer_out(offer, |step| offered.send(step).unwrap());
+                counts.unwrap();
+            });
+            heard.recv().unwrap();
+            let from = PullFrom {
+                addresses: old.addresses().to_vec(),
+                incarnation: Incarnation(1),
+                token: [7; 16],
+            };
+            let image = bound.pull(&from, || false).unwrap();
+            sending.join().unwrap();
+            image
+        });
+        drop((old, client));
+        let new = bound.serve(Some(image)).unwrap();
+        let mut client = lab.keys.client(&new);
+        let (a, plain) = match writes {
+            false => (b"1", b"1"),
+            true => {
+                // The first one takes a checkpoint, which has what came with the transfer.
+                value(&mut client, "put_persist", "first", b"");
+                value(&mut client, "put_persist", "a", b"2");
+                value(&mut client, "put", "plain", b"3");
+                assert_eq!(*lab.told.lock().unwrap(), [1, 2]);
+                let right = lab.names("writer-");
+                assert_eq!(right, ["app/p/writer-0000000000000002"]);
+                (b"2", b"2")
+            }
+        };
+        drop((new, client));
+        let (_process, mut client) = lab.life(3, EAGER);
+        let there = expected(&[("a", a), ("first", b""), ("plain", plain)]);
+        assert_eq!(state(&mut client), there, "{writes}");
+    }
 }
