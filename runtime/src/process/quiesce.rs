@@ -303,7 +303,10 @@ impl Process {
                 let waited_ms = patience.as_millis() as u64;
                 return Err(QuiesceError::OneWay { pending, waited_ms });
             }
-            std::thread::park_timeout(Duration::from_millis(1));
+            match self.engine.shared.stepped {
+                None => std::thread::park_timeout(Duration::from_millis(1)),
+                Some(meanwhile) => meanwhile(),
+            }
         }
     }
 
