@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use praas_tests::checker::{End, Event};
+use praas_tests::checker::{Action, End, Event, Outcome};
 use praas_tests::simulation::{Plan, Run, run};
 
 /// How many seeds, if the environment does not say.
@@ -75,6 +75,12 @@ struct Seen {
     thawed: u64,
     /// The source of one that had moved wrote the image that came next.
     rescued: u64,
+    /// A process was stopped, and forgot what it was.
+    forgotten: u64,
+    /// Another process's object was read without it.
+    looked: u64,
+    /// A one-way invocation ran.
+    one_way: u64,
     /// What was lost, and at which moment of a transfer.
     lost: BTreeMap<String, u64>,
 }
@@ -83,6 +89,7 @@ impl Seen {
     fn look(&mut self, run: &Run) {
         let mut crashed = BTreeSet::new();
         let mut frozen = BTreeSet::new();
+        let (mut looks, mut one_ways) = (BTreeSet::new(), BTreeSet::new());
         for event in &run.history.events {
             match event {
                 Event::Frozen {
@@ -90,6 +97,18 @@ impl Seen {
                     incarnation,
                 } => drop(frozen.insert((process, *incarnation))),
                 Event::Thawed { .. } => self.thawed += 1,
+                Event::Forgotten { .. } => self.forgotten += 1,
+                Event::Called {
+                    call,
+                    action: Action::Look { .. },
+                    ..
+                } => drop(looks.insert(*call)),
+                Event::Returned { call, outcome } => match outcome {
+                    Outcome::Ok(_) => self.looked += u64::from(looks.contains(call)),
+                    Outcome::Unknown(why) if why == "one-way" => drop(one_ways.insert(*call)),
+                    _ => {}
+                },
+                Event::Ran { call, .. } => self.one_way += u64::from(one_ways.contains(call)),
                 Event::Moved { process, from, .. } => {
                     self.moved += 1;
                     self.moved_from_the_dead += u64::from(crashed.contains(&(process, *from)));
@@ -120,6 +139,9 @@ impl Seen {
         self.moved_from_the_dead += other.moved_from_the_dead;
         self.thawed += other.thawed;
         self.rescued += other.rescued;
+        self.forgotten += other.forgotten;
+        self.looked += other.looked;
+        self.one_way += other.one_way;
         for (lost, times) in &other.lost {
             *self.lost.entry(lost.clone()).or_default() += times;
         }
@@ -132,6 +154,9 @@ impl Seen {
             self.moved_from_the_dead,
             self.thawed,
             self.rescued,
+            self.forgotten,
+            self.looked,
+            self.one_way,
         ];
         assert!(!counts.contains(&0), "{self:?}");
         for victim in ["Source", "Target", "Both", "Control", "Link"] {

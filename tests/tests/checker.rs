@@ -327,6 +327,35 @@ fn a_life_that_moves_takes_all_along() {
 }
 
 #[test]
+fn what_was_stopped_begins_from_nothing() {
+    let mut script = Script::new();
+    script.whole(1, write(5), Reply::Done);
+    script.image(1);
+    script.end(End::Swapped);
+    script.note(Event::Forgotten {
+        process: PROCESS.into(),
+    });
+    script.start(2, None);
+    script.whole(2, read(), Reply::Value(None));
+    script.good();
+    script.whole(3, read(), Reply::Value(Some(5)));
+    script.bad(Promise::State);
+}
+
+#[test]
+fn a_look_from_elsewhere_is_a_read() {
+    let mut script = Script::new();
+    let look = Action::Look { key: "k".into() };
+    script.whole(1, write(5), Reply::Done);
+    script.call(2, look.clone());
+    script.give(2, Outcome::Ok(Reply::Value(Some(5))));
+    script.good();
+    script.call(3, look);
+    script.give(3, Outcome::Ok(Reply::Value(None)));
+    script.bad(Promise::State);
+}
+
+#[test]
 fn two_sides_of_a_move_that_serve_are_found() {
     let served = |by: &dyn Fn(&mut Script)| {
         let mut script = Script::new();

@@ -29,6 +29,11 @@ pub enum Action {
         /// Which.
         key: String,
     },
+    /// Reads a state object without anything running at its process: only the caller tells.
+    Look {
+        /// Which.
+        key: String,
+    },
     /// Writes a state object.
     Write {
         /// Which.
@@ -219,6 +224,11 @@ pub enum Event {
         incarnation: u64,
         /// The one before.
         from: u64,
+    },
+    /// A process was stopped: its next life begins from nothing.
+    Forgotten {
+        /// The process.
+        process: String,
     },
     /// A life of a process is over.
     Ended {

@@ -30,7 +30,7 @@ impl Told<'_> {
     /// When it may have happened, and with what reply: once for each run if functions tell of
     /// themselves, else as its caller saw it.
     pub fn runs(&self, functions_tell: bool) -> Vec<(Time, Option<Time>, Option<&Reply>)> {
-        if functions_tell {
+        if functions_tell && !matches!(self.action, Action::Look { .. }) {
             let runs = self.began.iter();
             return runs
                 .map(|run| match run.done {
@@ -150,7 +150,8 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
                 wrong(Promise::AtMostOnce, text);
             }
             Some((at, Outcome::Ok(reply)))
-                if history.functions_tell && !matches!(told.action, Action::Put { .. }) =>
+                if history.functions_tell
+                    && !matches!(told.action, Action::Put { .. } | Action::Look { .. }) =>
             {
                 let gave = |run: &Run<'_>| run.done.is_some_and(|(t, r)| t < at && r == reply);
                 if !told.began.iter().any(gave) {

@@ -46,6 +46,11 @@ struct Following {
     there: BTreeSet<Image>,
     /// The highest that its writer has said to be whole.
     committed: Option<Image>,
+    /// When the process was stopped last, and its newest life then.
+    forgotten: Option<(Time, u64)>,
+    /// Images of before that. Nothing promises that they do not come back: if a swap of a later life
+    /// fails, or its host dies in it, the next one begins from the newest image that there is.
+    older: BTreeSet<Image>,
 }
 
 /// The lives of each process with its images and crashes, and what is wrong with them.
@@ -103,6 +108,7 @@ pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
                 let following = all.entry(process).or_default();
                 found.extend(following.moved(at, process, *incarnation, *from));
             }
+            Event::Forgotten { process } => all.entry(process).or_default().forget(at),
             Event::Ended {
                 process,
                 incarnation,
@@ -134,6 +140,13 @@ pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
 }
 
 impl Following {
+    fn forget(&mut self, at: Time) {
+        let newest = self.lives.last().map_or(0, |life| life.incarnation);
+        self.forgotten = Some((at, newest));
+        self.older.append(&mut self.there);
+        self.committed = None;
+    }
+
     /// A life runs something: it is the newest, and does not stand still.
     fn runs(&self, process: &str, incarnation: u64, call: Call) -> Option<Violation> {
         let newest = self.lives.last()?;
@@ -209,6 +222,13 @@ impl Following {
         self.noted
             .retain(|noted| !matches!(noted, Noted::Image(other, ..) if *other == image));
         self.noted.push(Noted::Image(image, begin, end));
+        if self
+            .forgotten
+            .is_some_and(|(_, last)| image.incarnation <= last)
+        {
+            self.older.insert(image);
+            return None;
+        }
         let twice = !self.there.insert(image);
         twice.then(|| Violation {
             promise: Promise::NewestImage,
@@ -231,18 +251,24 @@ impl Following {
                 let text = format!("{name} begins after {}", last.incarnation);
                 wrong(Promise::OneLife, text);
             }
+            let forgotten = self.forgotten.filter(|(_, of)| *of == last.incarnation);
             match &last.ended {
                 None => wrong(
                     Promise::OneLife,
                     format!("{name} begins, and {} has not ended", last.incarnation),
                 ),
-                Some((_, End::Swapped)) => {}
+                Some((_, End::Swapped)) => {
+                    let forgotten = forgotten.map(|(then, _)| Noted::Back(from, then, at));
+                    self.noted.extend(forgotten);
+                }
                 Some((ended, End::Crashed | End::Stopped)) => {
                     self.noted.push(Noted::Back(from, *ended, at))
                 }
             }
         }
+        let none_newer = self.there.is_empty() && self.committed.is_none();
         match from {
+            Some(image) if none_newer && self.older.contains(&image) => {}
             Some(image) if !self.there.contains(&image) => {
                 let text = format!("{name} begins from {image}, which is not whole");
                 wrong(Promise::NewestImage, text);

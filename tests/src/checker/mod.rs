@@ -134,10 +134,10 @@ impl Part<'_> {
         for told in calls.values().filter(|told| told.process == self.process) {
             for (begin, end, reply) in told.runs(self.history.functions_tell) {
                 let op = match (told.action, reply) {
-                    (Action::Read { .. }, Some(Reply::Value(value))) => {
+                    (Action::Read { .. } | Action::Look { .. }, Some(Reply::Value(value))) => {
                         ObjectOp::Read(Some(*value))
                     }
-                    (Action::Read { .. }, _) => ObjectOp::Read(None),
+                    (Action::Read { .. } | Action::Look { .. }, _) => ObjectOp::Read(None),
                     (Action::Write { value, .. }, _) => ObjectOp::Write(*value),
                     (
                         Action::CompareSwap {
@@ -169,6 +169,7 @@ impl Part<'_> {
                 };
                 let key = match told.action {
                     Action::Read { key }
+                    | Action::Look { key }
                     | Action::Write { key, .. }
                     | Action::CompareSwap { key, .. }
                     | Action::Add { key, .. } => key.clone(),

@@ -39,7 +39,38 @@ impl Caller {
     }
 
     pub fn under_way(&self) -> usize {
-        self.calls.len()
+        self.calls.len() + self.client.one_way().pending as usize
+    }
+
+    /// Calls a function and does not wait for it; the events of it.
+    pub fn invoke_one_way(
+        &mut self,
+        process: &str,
+        request: &Request,
+        within: Option<Duration>,
+    ) -> Vec<Event> {
+        let options = CallOptions {
+            deadline: within.map(|within| clock::now() + within),
+            idempotent: false,
+        };
+        let input = codec::encode(request).expect("a request has an encoding");
+        let function = self.client.function(process, APPLY);
+        let begun =
+            function.and_then(|function| self.client.call_one_way(function, &input, options));
+        let text = begun
+            .err()
+            .map_or("one-way".into(), |error| error.to_string());
+        let called = Event::Called {
+            call: request.call,
+            process: process.into(),
+            action: request.todo.action(),
+            idempotent: false,
+        };
+        let returned = Event::Returned {
+            call: request.call,
+            outcome: Outcome::Unknown(text),
+        };
+        vec![called, returned]
     }
 
     /// Calls a function; the events of it.

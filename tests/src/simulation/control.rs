@@ -11,6 +11,7 @@ use praas_transport::Secret;
 use praas_transport::clock::Simulation;
 
 use super::APPLICATION;
+use super::world::here;
 
 /// A link to an agent: what is under way on it.
 #[derive(Debug, Default)]
@@ -209,6 +210,7 @@ impl Control {
                 disk.generations.push((name, generation));
             }
             Change::Process(record) => {
+                here(|world| world.stored(&record));
                 disk.processes.retain(|old| old.name != record.name);
                 disk.processes.push(record);
             }

@@ -38,6 +38,17 @@ pub(super) enum Todo {
     Wait(Option<String>, String, u64),
     /// Invoke another process, with a deadline in milliseconds.
     Invoke(String, Box<Request>, u64),
+    /// Invoke another process many times at once.
+    Batch(String, Vec<Request>, u64),
+    /// Invoke another process, and not wait for it.
+    OneWay(String, Box<Request>, u64),
+    /// Read another process's object without it.
+    Look {
+        call: u64,
+        of: String,
+        key: String,
+        within_ms: u64,
+    },
     /// Put a message into another process's mailbox, with a deadline in milliseconds.
     Put {
         call: u64,
@@ -85,7 +96,11 @@ impl Todo {
             Self::Add(key, amount) => Action::Add { key, amount },
             Self::Take(source, key) | Self::Wait(source, key, _) => Action::Take { source, key },
             Self::Peek(source, key) => Action::Peek { source, key },
-            Self::Invoke(..) | Self::Put { .. } => Action::Other,
+            Self::Invoke(..)
+            | Self::Batch(..)
+            | Self::OneWay(..)
+            | Self::Look { .. }
+            | Self::Put { .. } => Action::Other,
         }
     }
 
@@ -177,14 +192,31 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             let call = request.call;
             let input = praas_runtime::codec::encode(&*request)?;
             let output = context.invoke_within(&process, APPLY, &input, within);
-            let outcome = match output {
-                Ok(view) => match praas_runtime::codec::decode::<Given>(&view) {
-                    Ok(given) => Outcome::Ok(given.into()),
-                    Err(error) => Outcome::Wrong(error.to_string()),
-                },
-                Err(error) => outcome(&error),
-            };
-            returned(call, outcome);
+            returned(call, output_outcome(&output));
+            Given::Done
+        }
+        Todo::Batch(process, requests, ms) => batch(context, &process, &requests, ms)?,
+        Todo::OneWay(process, request, ms) => {
+            called(&process, request.call, request.todo.action());
+            let input = praas_runtime::codec::encode(&*request)?;
+            let within = Duration::from_millis(ms);
+            let begun = context.invoke_one_way_within(&process, APPLY, &input, within);
+            let text = begun
+                .err()
+                .map_or("one-way".into(), |error| error.to_string());
+            returned(request.call, Outcome::Unknown(text));
+            Given::Done
+        }
+        Todo::Look {
+            call,
+            of,
+            key,
+            within_ms,
+        } => {
+            called(&of, call, Action::Look { key: key.clone() });
+            let within = Duration::from_millis(within_ms);
+            let seen = context.peer_state_within(&of, &key, within);
+            returned(call, seen_outcome(&key, seen));
             Given::Done
         }
         Todo::Put {
@@ -213,6 +245,59 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             Given::Done
         }
     })
+}
+
+/// Many invocations of one process at once.
+fn batch(
+    context: &Context,
+    process: &str,
+    requests: &[Request],
+    ms: u64,
+) -> Result<Given, FunctionError> {
+    let mut inputs = Vec::new();
+    for request in requests {
+        called(process, request.call, request.todo.action());
+        inputs.push(praas_runtime::codec::encode(request)?);
+    }
+    let within = Duration::from_millis(ms);
+    let outputs = context.invoke_batch_within(process, APPLY, &inputs, within);
+    let outcomes: Vec<_> = match &outputs {
+        Ok(outputs) => outputs.iter().map(output_outcome).collect(),
+        Err(error) => {
+            let text = error.to_string();
+            vec![Outcome::Unknown(text); requests.len()]
+        }
+    };
+    for (request, outcome) in requests.iter().zip(outcomes) {
+        returned(request.call, outcome);
+    }
+    Ok(Given::Done)
+}
+
+fn output_outcome(output: &Result<View, CallError>) -> Outcome {
+    match output {
+        Ok(view) => match praas_runtime::codec::decode::<Given>(view) {
+            Ok(given) => Outcome::Ok(given.into()),
+            Err(error) => Outcome::Wrong(error.to_string()),
+        },
+        Err(error) => outcome(error),
+    }
+}
+
+/// What was seen of another process's object; one that grows counts by its length.
+fn seen_outcome(key: &str, seen: Result<Option<View>, CallError>) -> Outcome {
+    let view = match seen {
+        Ok(None) => return Outcome::Ok(Reply::Value(None)),
+        Ok(Some(view)) => view,
+        Err(error) => return Outcome::Unknown(error.to_string()),
+    };
+    if key.starts_with(APPENDED) {
+        return Outcome::Ok(Reply::Value(Some(view.len() as u64)));
+    }
+    match view.first_chunk::<8>() {
+        Some(bytes) => Outcome::Ok(Reply::Value(Some(u64::from_le_bytes(*bytes)))),
+        None => Outcome::Wrong("a state object that is no number".into()),
+    }
 }
 
 fn called(process: &str, call: u64, action: Action) {

@@ -13,12 +13,12 @@ use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, HostTransfer, ToHost};
 use praas_runtime::process::{
-    Bound, OutStep, Process, ProcessConfig, ProcessSettings, PullFrom, SteppedOut, SteppedPull,
-    TransferOffer,
+    Bound, OutStep, Process, ProcessConfig, ProcessSettings, PullFrom, QuiesceError, SteppedOut,
+    SteppedPull, TransferOffer,
 };
-use praas_runtime::swap::{ImageKind, ProcessImage, SwapConfig, swap_in};
+use praas_runtime::swap::{Committed, ImageKind, ProcessImage, SwapConfig, swap_in};
 use praas_runtime::world::World as View;
-use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode};
+use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode, clock};
 
 use super::functions::module;
 use super::node::Node;
@@ -301,6 +301,9 @@ impl Host {
         match process {
             Err(error) => self.fail(world, &error.to_string()),
             Ok(process) => {
+                if from.is_none() {
+                    world.begun_from_nothing(&self.process);
+                }
                 world.note(Event::Started {
                     process: self.process.clone(),
                     incarnation: self.incarnation,
@@ -545,12 +548,38 @@ impl Host {
             ToHost::TransferThaw => self.transfer_thaw(world, process),
             // Said again by an agent that does not know whether it was heard.
             ToHost::TransferServe => self.ready_say(),
-            ToHost::Start(_)
-            | ToHost::Adopted { .. }
-            | ToHost::Keys { .. }
-            | ToHost::Stats
-            | ToHost::Checkpoint => {}
+            ToHost::Start(_) | ToHost::Adopted { .. } | ToHost::Keys { .. } | ToHost::Stats => {}
+            ToHost::Checkpoint => self.checkpoint_obey(world, process),
         }
+    }
+
+    /// Takes a checkpoint because the agent says so.
+    fn checkpoint_obey(&self, world: &World, process: &Process) {
+        let taken = self.checkpoint_take(world, process);
+        if self.gone.get() {
+            return;
+        }
+        self.say(match taken {
+            Ok(committed) => FromHost::Checkpointed {
+                generation: committed.generation,
+                bytes: committed.bytes,
+                took_ms: 0,
+                written_unix_ms: clock::unix_ms(),
+            },
+            Err(error) => FromHost::CheckpointFailed {
+                error: error.to_string(),
+            },
+        });
+    }
+
+    fn checkpoint_take(&self, world: &World, process: &Process) -> Result<Committed, QuiesceError> {
+        self.imaging(world);
+        let taken = process.checkpoint(&*world.storage(), &swap_config());
+        world.written();
+        if let (Ok(committed), false) = (&taken, self.gone.get()) {
+            self.committed(world, committed.generation);
+        }
+        taken
     }
 
     /// Closes the channels of all callers in good order, as for a new secret: what they have under
@@ -568,18 +597,11 @@ impl Host {
         let Some(process) = serving.filter(|_| self.is_idle() && self.restorable) else {
             return;
         };
-        *self.busy.borrow_mut() = true;
-        self.imaging(world);
-        let taken = process.checkpoint(&*world.storage(), &swap_config());
-        world.written();
-        *self.busy.borrow_mut() = false;
-        if self.gone.get() {
-            return;
-        }
-        match taken {
-            Ok(committed) => self.committed(world, committed.generation),
-            Err(error) => world.trace(|| format!("{}: no checkpoint: {error}", self.process)),
-        }
+        self.busily(|| {
+            if let Err(error) = self.checkpoint_take(world, &process) {
+                world.trace(|| format!("{}: no checkpoint: {error}", self.process));
+            }
+        });
     }
 
     fn imaging(&self, world: &World) {

@@ -63,12 +63,19 @@ pub struct Plan {
     pub storage_turns: u64,
     /// How often, in a thousand calls, a process is moved to another node.
     pub moves: u64,
+    /// How often, in a thousand, something else is done: one-way invocations, batches, reads of
+    /// others' state, checkpoints and stops by the control plane.
+    pub others: u64,
 }
 
 impl Plan {
     /// The plan of a seed, which also decides how much of everything there is.
     pub fn of(seed: u64) -> Self {
-        Self::moving(seed)
+        let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6f74_6865_7273);
+        Self {
+            others: [0, 100, 300][random.usize(..3)],
+            ..Self::moving(seed)
+        }
     }
 
     /// The plan of a seed, of calls, messages, swaps and moves.
@@ -102,6 +109,7 @@ impl Plan {
             storage_fails: [0, 10, 100][random.usize(..3)],
             storage_turns: random.u64(1..=12),
             moves: 0,
+            others: 0,
         }
     }
 }

@@ -3,10 +3,13 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use praas_control::api::ProcessState;
 use praas_control::machine::Verb;
+use praas_control::store::ProcessRecord;
 
 use super::control::Doom;
 use super::world::World;
+use crate::checker::Event;
 
 /// A moment of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,6 +164,46 @@ impl World {
         }
     }
 
+    /// The control plane has stored what it knows of a process. One that is gone and was to be is
+    /// forgotten; that of any other is a defect, which the checker finds.
+    pub fn stored(&self, record: &ProcessRecord) {
+        let name = &record.name;
+        let gone = record.state == ProcessState::Gone;
+        if gone && self.stopped.borrow().contains(name) {
+            self.forget(name);
+        } else if record.restorable {
+            self.restorable.borrow_mut().insert(name.clone());
+        }
+    }
+
+    /// A process begins from nothing. Nobody was told of an image of it, if there is one.
+    pub fn begun_from_nothing(&self, process: &str) {
+        if self.plan.others > 0 && !self.restorable.borrow().contains(process) {
+            self.forget(process);
+        }
+    }
+
+    fn forget(&self, process: &str) {
+        self.restorable.borrow_mut().remove(process);
+        self.note(Event::Forgotten {
+            process: process.into(),
+        });
+    }
+
+    /// What the control plane is asked for besides swaps.
+    fn upset_other(&self) {
+        let process = self.process();
+        let verb = match self.random(4) {
+            0 => Verb::Stop,
+            _ => Verb::Checkpoint,
+        };
+        self.trace(|| format!("{verb:?} {process}"));
+        if verb == Verb::Stop {
+            self.stopped.borrow_mut().insert(process.clone());
+        }
+        self.control.borrow_mut().process(&process, verb);
+    }
+
     fn link_break(&self, node: usize) {
         let node = self.node(node);
         let link = node.link.borrow_mut().take();
@@ -173,6 +216,9 @@ impl World {
 
     /// Something goes wrong, or is done to a process.
     pub fn upset(&self) {
+        if self.plan.others > 0 && self.chance(200) {
+            return self.upset_other();
+        }
         match self.random(100) {
             0..=34 => {
                 let process = self.process();

@@ -62,6 +62,11 @@ pub(super) struct World {
     storage: Arc<MemoryStorage>,
     /// Lives that are over, by process and incarnation.
     dead: RefCell<BTreeSet<(String, u64)>>,
+    /// Processes that somebody has wanted to be stopped.
+    pub stopped: RefCell<BTreeSet<String>>,
+    /// Processes of which the control plane has stored that there is an image to come back to. One
+    /// that it was never told of is no promise.
+    pub restorable: RefCell<BTreeSet<String>>,
     /// Who is writing to storage, the innermost last.
     writers: RefCell<Vec<(String, u64)>>,
     depth: Cell<u32>,
@@ -90,6 +95,8 @@ impl World {
             callers: RefCell::new(Vec::new()),
             storage: Arc::new(MemoryStorage::default()),
             dead: RefCell::new(BTreeSet::new()),
+            stopped: RefCell::new(BTreeSet::new()),
+            restorable: RefCell::new(BTreeSet::new()),
             writers: RefCell::new(Vec::new()),
             depth: Cell::new(0),
             numbers: Cell::new(0),
@@ -387,6 +394,9 @@ impl World {
 
     /// Something for a function to do; `deep`: also what has it call others.
     fn todo(&self, deep: bool) -> Todo {
+        if deep && self.plan.others > 0 && self.chance(self.plan.others) {
+            return self.todo_other();
+        }
         let key = self.pick(&KEYS).to_owned();
         let appended = key.starts_with(APPENDED);
         match self.random(if deep { 20 } else { 13 }) {
@@ -420,6 +430,29 @@ impl World {
                 key: self.pick(&MAIL_KEYS).into(),
                 message: self.number(),
                 within_ms: 1 + self.random(2_000),
+            },
+        }
+    }
+
+    /// What a function does with another process besides invoking it and putting messages.
+    fn todo_other(&self) -> Todo {
+        let request = || Request {
+            call: self.number(),
+            todo: self.todo(false),
+            padding: self.padding(),
+        };
+        let (process, ms) = (self.process(), 1 + self.random(2_000));
+        match self.random(3) {
+            0 => {
+                let many = 1 + self.random(5);
+                Todo::Batch(process, (0..many).map(|_| request()).collect(), ms)
+            }
+            1 => Todo::OneWay(process, Box::new(request()), ms),
+            _ => Todo::Look {
+                call: self.number(),
+                of: process,
+                key: self.pick(&KEYS).into(),
+                within_ms: ms,
             },
         }
     }
@@ -463,7 +496,10 @@ impl World {
                 padding: self.padding(),
             };
             let mut caller = caller.borrow_mut();
-            caller.invoke(&process, &request, within, idempotent)
+            match self.plan.others > 0 && self.chance(self.plan.others / 2) {
+                true => caller.invoke_one_way(&process, &request, within),
+                false => caller.invoke(&process, &request, within, idempotent),
+            }
         };
         for event in events {
             self.note(event);
