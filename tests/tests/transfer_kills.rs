@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use praas_cluster::run_dir::{AgentAddr, RunDir};
 use praas_cluster::session::Session;
 use praas_runtime::client::Client;
-use praas_runtime::process::{STATE_PUT, StatePutInput};
 use praas_tests::checker::{
     Action, COUNT, End, Event, Image, Outcome, Recorder, Reply, call, check,
 };
@@ -18,9 +17,8 @@ use serde_json::Value;
 
 /// How many are killed, if the environment does not say.
 const KILLS: u64 = 5;
-/// State that takes a while.
-const OBJECTS: u8 = 40;
-const OBJECT_BYTES: usize = 1_000_000;
+/// Bytes of state, which take a while.
+const FILL_BYTES: u64 = 32 << 20;
 /// How long somebody lives after what was waited for, at most.
 const LATER_US: u64 = 30_000;
 /// Calls of each client after all is over.
@@ -397,14 +395,8 @@ fn run(two: &mut Two, plan: &Plan) {
         done: [const { AtomicU64::new(0) }; 3],
     };
     let mut clients = clients(two);
-    for number in 0..OBJECTS {
-        let input = StatePutInput {
-            key: format!("fill/{number}"),
-            value: vec![number; OBJECT_BYTES],
-        };
-        let put = clients[0].invoke_value::<_, u64>(&process, STATE_PUT, &input);
-        put.expect("room for it");
-    }
+    let filled = clients[0].invoke_value::<_, ()>(&process, "fill", &FILL_BYTES);
+    filled.expect("room for it");
     let before = Before::of(&two.shown(&process));
     let mut random = fastrand::Rng::with_seed(plan.seed);
     let (marks, after) = std::thread::scope(|scope| {
@@ -471,7 +463,8 @@ fn judge(
 ) {
     let mut history = shared.recorder.history();
     let incarnation = after["incarnation"].as_u64().expect("a number");
-    let restored = after["restored"]["generation"].as_u64();
+    // There is no image but that of a source that was told to swap out.
+    let rescued = after["swap_generation"].as_u64().filter(|of| *of > 0);
     let target = before.incarnation + 1;
     let served = two
         .host_log(&before.to, shared.process)
@@ -484,7 +477,7 @@ fn judge(
     let lost = dies && incarnation > target;
     if lost {
         let process = || shared.process.to_owned();
-        let image = restored.map(|generation| Image {
+        let image = rescued.map(|generation| Image {
             incarnation: before.incarnation,
             generation,
         });
@@ -532,7 +525,7 @@ fn judge(
         events.filter(picked).count()
     };
     println!(
-        "  incarnation {} became {incarnation} (restored {restored:?}, served there: {served}, \
+        "  incarnation {} became {incarnation} (rescued {rescued:?}, served there: {served}, \
          may be lost: {lost}); {} calls, {} unknown, {} not run",
         before.incarnation,
         count(|_| true),

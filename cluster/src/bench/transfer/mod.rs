@@ -339,6 +339,13 @@ fn table(records: &[Record]) -> String {
             share(record.channel_share_low),
             share(record.channel_share_high)
         );
+        text += &line("fresh memory for as many (ms)", &record.memory_ms, 1.0);
+        let _ = writeln!(
+            text,
+            "  {:<44}{:>12}",
+            "share of channel and fresh memory together",
+            share(record.limit_share)
+        );
         text += &line(
             "frozen, as the source measures (ms)",
             &record.frozen_ms,
