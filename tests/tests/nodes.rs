@@ -1,6 +1,8 @@
 //! One application on two nodes: two agents with a run directory each, under one control plane, as
 //! on two machines; and once more in two network namespaces, where that may be done.
 
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +14,8 @@ use praas_runtime::client::{CallOptions, Client};
 use praas_runtime::process::{LINKS, LinkInfo};
 use praas_tests::cluster_lab::{Lab, eventually, kill};
 use praas_tests::lab::example_path;
-use praas_transport::Kinds;
+use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use praas_transport::{Kinds, TransportKind};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -325,27 +328,113 @@ fn an_application_spans_two_nodes() {
     over_two_nodes(Nodes::new(Where::Beside));
 }
 
-#[test]
-fn an_application_spans_two_network_namespaces() {
-    let name = format!("praas{}", std::process::id());
+/// Two network namespaces, joined by a wire; their names without the number. Nothing, said aloud,
+/// where they cannot be made.
+fn namespaces_make(suffix: &str) -> Option<String> {
+    let name = format!("praas{}{suffix}", std::process::id());
     let (one, two) = (format!("{name}-1"), format!("{name}-2"));
-    let (end1, end2) = (
-        format!("pr{}a", std::process::id()),
-        format!("pr{}b", std::process::id()),
-    );
     let made = succeeds(&format!(
         "set -e; ip netns add {one}; ip netns add {two}
-         ip link add {end1} netns {one} type veth peer name {end2} netns {two}
+         ip link add wire netns {one} type veth peer name wire netns {two}
          for n in 1 2; do ip -n {name}-$n link set lo up; done
-         ip -n {one} addr add 10.77.0.1/24 dev {end1}; ip -n {one} link set {end1} up
-         ip -n {two} addr add 10.77.0.2/24 dev {end2}; ip -n {two} link set {end2} up
+         ip -n {one} addr add 10.77.0.1/24 dev wire; ip -n {one} link set wire up
+         ip -n {two} addr add 10.77.0.2/24 dev wire; ip -n {two} link set wire up
          ip netns exec {one} true"
     ));
-    if let Err(error) = made {
-        println!("SKIP: no network namespaces here (root and iproute2 make them): {error}");
-        let _ = succeeds(&format!("ip netns del {one}; ip netns del {two}"));
-        return;
+    match made {
+        Ok(()) => Some(name),
+        Err(error) => {
+            println!("SKIP: no network namespaces here (root and iproute2 make them): {error}");
+            let _ = succeeds(&format!("ip netns del {one}; ip netns del {two}"));
+            None
+        }
     }
+}
+
+/// Has this thread, and all that it starts, be in a network namespace.
+fn namespace_enter(name: &str) {
+    let file = std::fs::File::open(format!("/var/run/netns/{name}")).expect("a namespace");
+    let kind = rustix::thread::LinkNameSpaceType::Network;
+    rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind)).expect("root may");
+}
+
+#[test]
+fn a_process_moves_between_two_network_namespaces() {
+    let Some(name) = namespaces_make("t") else {
+        return;
+    };
+    let first = format!("{name}-1");
+    let mut nodes = Nodes::new(Where::Apart(name));
+    nodes.second_start();
+    let module = example_path("lab");
+    let module = module.to_str().expect("UTF-8");
+    let create = ["app", "create", "m", "--module", module];
+    nodes
+        .lab
+        .one(&[&create[..], &["--setting", "workers=1"]].concat());
+    nodes.lab.one(&["process", "create", "m", "p"]);
+    let (over, called) = (AtomicBool::new(false), AtomicU64::new(0));
+    let more_wait = || {
+        let before = called.load(Ordering::Relaxed);
+        eventually("callers are answered", || {
+            (called.load(Ordering::Relaxed) >= before + 10).then_some(())
+        });
+    };
+    let counts = std::thread::scope(|scope| {
+        let caller = || {
+            namespace_enter(&first);
+            let run_dir = RunDir::open(&nodes.lab.run_dir()).expect("a run directory");
+            let session = Session::open(&run_dir).expect("a session");
+            let kinds = Kinds::only(TransportKind::Tcp);
+            let mut client = session.client("m", kinds).expect("a client");
+            let _: () = client.invoke_value("p", "fill", &(8_u64 << 20)).unwrap();
+            let mut counts = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let count: u64 = client.invoke_value("p", "count", &1_u64).unwrap();
+                counts.push(count);
+                called.fetch_add(1, Ordering::Relaxed);
+            }
+            counts
+        };
+        let callers = [scope.spawn(caller), scope.spawn(caller)];
+        let end = End(&over);
+        for _ in 0..2 {
+            more_wait();
+            let node = nodes.lab.one(&["process", "show", "m", "p"])["node"].clone();
+            let to = if node == "first" { "second" } else { "first" };
+            let after = nodes
+                .lab
+                .one(&["process", "transfer", "m", "p", "--to", to]);
+            assert_eq!(
+                (&after["node"], &after["state"]),
+                (&to.into(), &"ready".into())
+            );
+        }
+        more_wait();
+        drop(end);
+        let counts = callers.map(|caller| caller.join().expect("no error"));
+        counts.concat()
+    });
+    let distinct: BTreeSet<u64> = counts.iter().copied().collect();
+    assert_eq!(distinct.len(), counts.len(), "an increment was seen twice");
+    assert_eq!(distinct.last().copied(), Some(counts.len() as u64));
+    println!("{} calls during two transfers", counts.len());
+}
+
+/// Lets callers end, also of a test that fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_application_spans_two_network_namespaces() {
+    let Some(name) = namespaces_make("") else {
+        return;
+    };
     // The client of the test is in neither: everything is done by the command, in the first.
     let mut nodes = Nodes::new(Where::Apart(name));
     nodes.second_start();
