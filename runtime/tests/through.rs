@@ -571,7 +571,7 @@ fn a_transfer_leaves_it_where_it_is() {
             image
         });
         drop((old, client));
-        let new = bound.serve(Some(image)).unwrap();
+        let new = bound.prepare(image).unwrap().serve().unwrap();
         let mut client = lab.keys.client(&new);
         let (a, plain) = match writes {
             false => (b"1", b"1"),
