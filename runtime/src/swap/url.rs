@@ -216,10 +216,12 @@ fn encode(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
 impl fmt::Display for StorageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.scheme)?;
-        if self.scheme != "file" {
+        let path = self.path.as_os_str().as_bytes();
+        // What begins with // itself would be taken for a server's name.
+        if self.scheme != "file" || path.starts_with(b"//") {
             write!(f, "//{}", self.authority)?;
         }
-        encode(f, self.path.as_os_str().as_bytes())?;
+        encode(f, path)?;
         for (at, (name, value)) in self.options.iter().enumerate() {
             write!(f, "{}{name}=", if at == 0 { '?' } else { '&' })?;
             encode(f, value.as_bytes())?;
@@ -257,6 +259,8 @@ mod tests {
             assert_eq!(url(text), StorageUrl::file(Path::new("/a b/%")));
             assert_eq!(url(text).to_string(), "file:/a%20b/%25");
         }
+        assert_eq!(url("//a").to_string(), "file:////a");
+        assert_eq!(url("file:////a"), url("//a"));
         let raw = StorageUrl::file(Path::new(OsStr::from_bytes(b"/\xff")));
         assert_eq!(url(&raw.to_string()), raw);
     }
