@@ -1,5 +1,5 @@
 //! However many invocations and messages a process has had, the next ones take as long, and it holds
-//! no more memory: `PRAAS_FLAT_CALLS` of each (ten million in the release lane).
+//! no more memory: `PRAAS_FLAT_CALLS` of each (ten million in the chaos lane).
 
 use std::time::Instant;
 

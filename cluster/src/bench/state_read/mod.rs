@@ -14,7 +14,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use praas_runtime::client::{CallOptions, FunctionRef};
-use praas_runtime::process::{STATE_GET, STATE_PUT, StatePutInput};
+use praas_runtime::process::{STATE_APPEND, STATE_GET, STATE_PUT, StatePutInput};
 use praas_transport::{TransportConfig, TransportKind};
 use serde::Serialize;
 
@@ -84,6 +84,9 @@ enum Subject {
     Redis,
 }
 
+/// Bytes that are put at once.
+const PIECE_BYTES: usize = 16 << 20;
+
 impl Subject {
     fn name(self) -> &'static str {
         match self {
@@ -107,13 +110,20 @@ impl Rig {
         if let Some(redis) = &mut self.redis {
             redis.set(&value)?;
         }
-        let input = StatePutInput {
-            key: KEY.into(),
-            value,
-        };
-        let client = self.process.client();
-        let put = client.invoke_value::<_, u64>(super::peer::PROCESS, STATE_PUT, &input);
-        put.map(|_| ()).map_err(invoke_error("praas.state.put"))
+        // A value that is decoded has its limit, so large objects come in pieces.
+        let mut function = STATE_PUT;
+        let pieces = value.chunks(PIECE_BYTES);
+        for piece in pieces.chain(value.is_empty().then_some(&[][..])) {
+            let input = StatePutInput {
+                key: KEY.into(),
+                value: piece.into(),
+            };
+            let client = self.process.client();
+            let put = client.invoke_value::<_, u64>(super::peer::PROCESS, function, &input);
+            put.map_err(invoke_error(function))?;
+            function = STATE_APPEND;
+        }
+        Ok(())
     }
 
     /// Reads it once; its length.
