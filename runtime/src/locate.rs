@@ -13,6 +13,7 @@
 
 use praas_transport::RemoteKey;
 
+use crate::invocation::Status;
 use crate::state::{KEY_MAX_BYTES, Place};
 
 /// Active message of reads of state.
@@ -35,6 +36,8 @@ pub const LOCATED_BYTES: u8 = 1;
 pub const LOCATED_PLACE: u8 = 2;
 /// In a Located: the object's bytes follow in a message of their own.
 pub const LOCATED_FOLLOWS: u8 = 4;
+/// In a Located that says Quiescing: the process stays, and has the object soon.
+pub const LOCATED_LATER: u8 = 8;
 
 /// What a message on [`AM_STATE`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,14 +78,16 @@ impl LocateHeader {
         let (kind, known) = match kind {
             1 => (LocateKind::Locate, LOCATE_BYTES),
             2 => {
-                let known = LOCATED_BYTES | LOCATED_PLACE | LOCATED_FOLLOWS;
+                let known = LOCATED_BYTES | LOCATED_PLACE | LOCATED_FOLLOWS | LOCATED_LATER;
                 (LocateKind::Located, known)
             }
             3 => (LocateKind::Bytes, 0),
             _ => return None,
         };
         let status = u16::from_le_bytes([low, high]);
-        let good = flags & !known == 0 && (status == 0 || kind == LocateKind::Located);
+        let later = flags & LOCATED_LATER == 0
+            || (flags, status) == (LOCATED_LATER, Status::Quiescing as u16);
+        let good = flags & !known == 0 && later && (status == 0 || kind == LocateKind::Located);
         good.then_some(Self {
             kind,
             flags,

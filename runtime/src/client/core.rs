@@ -163,10 +163,12 @@ enum Doing {
     Put {
         key_len: u32,
     },
-    /// Reads a state object of the process, which was so often not where it was said to be.
+    /// Reads a state object of the process, which was so often not where it was said to be, or not
+    /// back from storage.
     Read {
         key: Box<str>,
         misses: u32,
+        pauses: u8,
     },
 }
 
@@ -315,6 +317,8 @@ pub struct ClientCore<C> {
     calls: Slab<Call>,
     stamp: u32,
     deadlines: BTreeSet<(Instant, CallId)>,
+    /// Reads that are to ask again, and when.
+    later: Vec<(Instant, CallId, C)>,
     completed: VecDeque<Completed>,
     one_way: OneWayTally,
     limits: CoreLimits,
@@ -350,6 +354,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             calls: Slab::new(),
             stamp: 0,
             deadlines: BTreeSet::new(),
+            later: Vec::new(),
             completed: VecDeque::new(),
             one_way: OneWayTally::default(),
             limits,
@@ -568,10 +573,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     pub fn timer_next(&self) -> Option<Instant> {
         let deadline = self.deadlines.first().map(|(at, _)| *at);
         let retry = self.peers.iter().filter_map(|peer| peer.retry).min();
-        match (deadline, retry) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let read = self.later.iter().map(|(at, ..)| *at).min();
+        [deadline, retry, read].into_iter().flatten().min()
     }
 
     /// Lets time pass: deadlines and another try at what could not be reached.
@@ -582,6 +585,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             self.deadlines.pop_first();
             self.give_up(link, id, InvokeError::DeadlineExceeded);
         }
+        self.reads_ask(link, now);
         for at in 0..self.peers.len() {
             if self.peers[at].retry.is_some_and(|retry| retry <= now) {
                 self.peers[at].retry = None;
@@ -942,7 +946,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     id.to_u64(),
                 )
             }
-            Doing::Read { key, misses } => {
+            Doing::Read { key, misses, .. } => {
                 // An object that changes faster than it can be read comes with the answer.
                 let whole = *misses > 1;
                 let header = LocateHeader {

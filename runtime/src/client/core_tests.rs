@@ -214,3 +214,35 @@ fn what_waits_behind_a_large_message_stays_behind_it_when_that_is_turned_away() 
     let sent: Vec<u64> = sent.map(|(_, tag, _)| *tag).collect();
     assert_eq!(sent, [0, 1]);
 }
+
+/// The process stays: nothing else that goes there waits, and no channel is closed.
+#[test]
+fn a_read_of_what_is_in_storage_yet_asks_again_later() {
+    let (mut core, mut notes, target, function) = opened();
+    let options = CallOptions::default();
+    let read = core.read(&mut notes, target, "key", false, options, 0);
+    let read = read.unwrap();
+    let asked = |notes: &Notes| notes.sent.iter().filter(|sent| sent.0 == AM_STATE).count();
+    assert_eq!(asked(&notes), 1);
+    let mut pause = Duration::ZERO;
+    for times in 2..6 {
+        core.read_later(notes.now, read, 1);
+        core.invoke(&mut notes, target, function, Payload::default(), options, 0)
+            .unwrap();
+        assert_eq!(notes.sent.last().unwrap().0, AM_INVOCATION);
+        let due = core.timer_next().unwrap();
+        assert!(due - notes.now > pause, "it waits longer each time");
+        pause = due - notes.now;
+        notes.now = due;
+        core.tick(&mut notes, due);
+        assert_eq!(asked(&notes), times);
+    }
+    assert_eq!(notes.closed, []);
+    // One that has begun anew elsewhere is not asked for twice.
+    core.read_later(notes.now, read, 1);
+    core.on_close(&mut notes, 1, true, "");
+    let due = core.timer_next().unwrap();
+    notes.now = due;
+    core.tick(&mut notes, due);
+    assert_eq!(asked(&notes), 5);
+}

@@ -3,12 +3,17 @@
 
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::time::{Duration, Instant};
 
-use super::{Call, CallId, CallOptions, ClientCore, Doing, Link, Refusal, Target};
+use super::{Bond, Call, CallId, CallOptions, ClientCore, Doing, Link, Refusal, Target};
 use crate::invocation::{InvokeError, Payload, Status};
 use crate::state::KEY_MAX_BYTES;
 
 const READS_INFLIGHT_MAX: usize = 1024;
+/// Before an object is asked for again that is still in storage: so long at first, and then twice
+/// as long each time, so often.
+const READ_PAUSE_MIN: Duration = Duration::from_millis(1);
+const READ_PAUSES_MAX: u8 = 6;
 
 impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     /// Submits a read of a process's state object. With `known`, whoever submits knows where the
@@ -39,6 +44,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             doing: Doing::Read {
                 key: key.into(),
                 misses: 0,
+                pauses: 0,
             },
             sequence: 0,
             payload: Payload::default(),
@@ -69,6 +75,37 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             *misses = misses.saturating_add(1);
         }
         self.call_start(link, id);
+    }
+
+    /// The process has the object soon: asks again after a pause, longer each time, and on the same
+    /// channel; one that is closed meanwhile starts it anew.
+    pub fn read_later(&mut self, now: Instant, id: CallId, channel: C) {
+        if self.call(id).is_none() {
+            return;
+        }
+        if let Doing::Read { pauses, .. } = &mut self.calls[id.index as usize].doing {
+            let pause = READ_PAUSE_MIN * (1 << *pauses);
+            *pauses = (*pauses + 1).min(READ_PAUSES_MAX);
+            self.later.push((now + pause, id, channel));
+        }
+    }
+
+    /// Asks again for what is due.
+    pub(super) fn reads_ask<L: Link<Channel = C>>(&mut self, link: &mut L, now: Instant) {
+        let mut at = 0;
+        while let Some((due, id, channel)) = self.later.get(at).copied() {
+            if due > now {
+                at += 1;
+                continue;
+            }
+            self.later.swap_remove(at);
+            let Some(call) = self.call(id) else { continue };
+            let open = self.peers[call.target.0 as usize].link == Bond::Open(channel);
+            if open && call.sent {
+                self.calls[id.index as usize].sent = false;
+                self.call_start(link, id);
+            }
+        }
     }
 
     /// The read that a message is about, with its target and key, if it is still waited for.

@@ -10,6 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use praas_transport::clock;
 use praas_transport::{
     Buf, BufMut, ChannelId, OneSidedDone, OneSidedError, Ops, PostedGet, RemoteKey, SendError,
 };
@@ -19,7 +20,7 @@ use super::{Peers, PeersLink};
 use crate::client::core::{CallId, CallOptions, Refusal, Target};
 use crate::invocation::{InvokeError, Payload, Status};
 use crate::locate::{
-    AM_STATE, LOCATED_BYTES, LOCATED_FOLLOWS, LocateHeader, LocateKind, LocatedBody,
+    AM_STATE, LOCATED_BYTES, LOCATED_FOLLOWS, LOCATED_LATER, LocateHeader, LocateKind, LocatedBody,
 };
 use crate::state::Place;
 
@@ -275,6 +276,9 @@ impl Peers {
                     // There is none.
                     self.core.read_done(call, Ok((Payload::default(), 0)));
                 }
+            }
+            (LocateKind::Located, Some(_)) if header.flags & LOCATED_LATER != 0 => {
+                self.core.read_later(clock::now(), call, channel);
             }
             (LocateKind::Located, Some(status)) => {
                 let mut link = PeersLink {

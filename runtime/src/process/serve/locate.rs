@@ -6,8 +6,8 @@ use praas_transport::{ChannelId, Ops, Role};
 use super::{Serve, served_mut};
 use crate::invocation::{Payload, Status};
 use crate::locate::{
-    AM_STATE, LOCATE_BYTES, LOCATED_FOLLOWS, LOCATED_INLINE_MAX_BYTES, LocateHeader, LocateKind,
-    LocatedBody, locate_key,
+    AM_STATE, LOCATE_BYTES, LOCATED_FOLLOWS, LOCATED_INLINE_MAX_BYTES, LOCATED_LATER, LocateHeader,
+    LocateKind, LocatedBody, locate_key,
 };
 use crate::process::settings::StateRead;
 use crate::state::Located;
@@ -42,7 +42,13 @@ impl Serve {
             None => {}
             // It is not back from storage: who asks again later finds it.
             Some(Ok(())) => {
-                return self.locate_refuse(ops, channel, tag, Status::Quiescing, "");
+                let header = LocateHeader {
+                    kind: LocateKind::Located,
+                    flags: LOCATED_LATER,
+                    status: Status::Quiescing as u16,
+                };
+                let (header, none) = (header.encode(), Payload::default());
+                return self.answer(ops, channel, AM_STATE, tag, header, none);
             }
             Some(Err(error)) => {
                 let (status, text) = (Status::FunctionError, error.to_string());
