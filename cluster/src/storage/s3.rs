@@ -44,6 +44,8 @@ const MARK: &str = "praas-creation";
 const SIGNED_FOR: Duration = Duration::from_secs(3600);
 /// Milliseconds before a creation is tried again, doubled each time.
 const AGAIN_MS: u64 = 50;
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// Objects in a bucket.
 pub struct S3Storage {
@@ -152,7 +154,7 @@ impl S3Storage {
                 Ok(Found::Nothing) | Err(_) => return Err(failed("create", name, error)),
             }
             tokio::time::sleep(pause).await;
-            pause *= 2;
+            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 

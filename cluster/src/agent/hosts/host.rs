@@ -24,6 +24,8 @@ pub(super) enum Due {
     Stopped,
     Ended,
     Redialled,
+    /// It is to be told again to swap out.
+    SwapAgain,
 }
 
 #[derive(Debug)]

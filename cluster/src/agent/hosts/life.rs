@@ -1,6 +1,6 @@
 //! What hosts say and what becomes of them: ready, swapped, found again, dead.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use praas_control::agent::HostTransfer;
 use praas_control::api::ProcessState;
@@ -10,6 +10,9 @@ use praas_transport::Address;
 use super::super::record::{Ending, HostRecord};
 use super::host::{Due, End, Host};
 use super::{Action, HostKey, Hosts};
+
+/// When a host that could not swap out at the end of its agent is told to try again.
+const SWAP_AGAIN: Duration = Duration::from_secs(1);
 
 impl Hosts {
     pub(super) fn ready(
@@ -74,6 +77,10 @@ impl Hosts {
                 key,
                 End::Failed(format!("it could not swap out: {error}")),
             ),
+            // Storage may be back before the time is over, and all that is not in it is lost.
+            Some(Ending::Swap) if self.ending && !self.ended => {
+                self.deadline_set(key, Some((now + SWAP_AGAIN, Due::SwapAgain)));
+            }
             Some(Ending::Swap) if self.ending => {
                 self.kill(
                     key,

@@ -109,6 +109,8 @@ pub(super) struct Hosts {
     heard: bool,
     /// The agent is about to end.
     ending: bool,
+    /// The time for that is over: a swap that fails now was the last try.
+    ended: bool,
     actions: Vec<Action>,
 }
 
@@ -123,6 +125,7 @@ impl Hosts {
             finals: BTreeMap::new(),
             heard: false,
             ending: false,
+            ended: false,
             actions: Vec::new(),
         }
     }
@@ -278,6 +281,10 @@ impl Hosts {
             }
             let due = self.hosts.get(&key).and_then(|host| host.deadline);
             self.deadline_set(&key, None);
+            if matches!(due, Some((_, Due::SwapAgain))) {
+                self.send(&key, ToHost::SwapOut);
+                continue;
+            }
             let why = match due.map(|(_, due)| due) {
                 Some(Due::Ready) => format!(
                     "it was not ready after {} ms (setting start_timeout_ms)",
@@ -285,7 +292,9 @@ impl Hosts {
                 ),
                 Some(Due::Stopped) => "it did not stop in time".into(),
                 Some(Due::Ended) => "it did not end".into(),
-                Some(Due::Redialled) | None => "it did not find its agent again".into(),
+                Some(Due::Redialled | Due::SwapAgain) | None => {
+                    "it did not find its agent again".into()
+                }
             };
             self.kill(&key, why);
         }
@@ -308,6 +317,7 @@ impl Hosts {
 
     /// Kills all hosts, or all but those that are writing their images.
     pub(super) fn kill_all(&mut self, spare_swapping: bool, why: &str) {
+        self.ended = self.ending;
         let swaps = |host: &Host| host.record.ending == Some(Ending::Swap) && host.killed.is_none();
         let spared = |host: &Host| spare_swapping && swaps(host);
         let doomed = self.hosts.iter().filter(|(_, host)| !spared(host));

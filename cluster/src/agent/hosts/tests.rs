@@ -449,6 +449,26 @@ fn at_its_end_the_agent_swaps_out_and_kills_what_does_not() {
 }
 
 #[test]
+fn at_its_end_the_agent_tries_again_what_cannot_be_swapped_out() {
+    let mut lab = Lab::serving();
+    lab.hosts.ending_begin();
+    lab.expect(&["write quiescing", "report quiescing", "send swap to 1"]);
+    for _ in 0..3 {
+        let error = "no storage".into();
+        lab.say(FromHost::SwapFailed { error });
+        lab.expect(&[]);
+        lab.now = lab.hosts.deadline_next().unwrap();
+        lab.hosts.tick(lab.now);
+        lab.expect(&["send swap to 1"]);
+    }
+    lab.hosts.kill_all(true, "over");
+    lab.expect(&[]);
+    let error = "no storage".into();
+    lab.say(FromHost::SwapFailed { error });
+    lab.expect(&["kill"]);
+}
+
+#[test]
 fn images_are_deleted_of_what_does_not_run() {
     let mut lab = Lab::serving();
     let delete = |process: &str| ToAgent::DeleteImages {
