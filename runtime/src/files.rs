@@ -42,6 +42,9 @@ pub enum FilesError {
     /// More bytes than may be.
     #[error("the files of the process have more than {0} bytes (files_max_bytes)")]
     TooLarge(u64),
+    /// A directory is too far below the process's.
+    #[error("directory '{0}' is more than {DEPTH_MAX} levels below the process's directory")]
+    TooDeep(String),
     /// A name that leads elsewhere, or nowhere.
     #[error("{0:?} is no name of a file in the process's directory")]
     BadName(String),
@@ -211,7 +214,12 @@ fn names_gather(
     count_max: usize,
     names: &mut Vec<String>,
 ) -> Result<(), FilesError> {
-    for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
+    let entries = match fs::read_dir(dir) {
+        // It was there a moment ago.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && depth > 0 => return Ok(()),
+        entries => entries.map_err(io_error("list", dir))?,
+    };
+    for entry in entries {
         let entry = entry.map_err(io_error("list", dir))?;
         let kind = entry.file_type().map_err(io_error("look at", dir))?;
         let Ok(name) = entry.file_name().into_string() else {
@@ -222,7 +230,10 @@ fn names_gather(
         if name.len() > FILE_NAME_MAX_BYTES {
             return Err(FilesError::BadName(name));
         }
-        if kind.is_dir() && depth < DEPTH_MAX {
+        if kind.is_dir() && depth == DEPTH_MAX {
+            return Err(FilesError::TooDeep(name));
+        }
+        if kind.is_dir() {
             let below = dir.join(entry.file_name());
             names_gather(&below, format!("{name}/"), depth + 1, count_max, names)?;
         } else if kind.is_file() {

@@ -533,7 +533,8 @@ impl Session {
                 .map_or(Admit::Expired, |slot| slot.admit(job));
         }
         let at = (sequence - self.base) as usize;
-        if at >= self.limit {
+        // What has come back from an image may be more than new ones could be.
+        if at >= self.limit.max(self.slots.len()) {
             return Admit::Full;
         }
         while self.slots.len() <= at {
@@ -620,8 +621,7 @@ impl Session {
 
     /// Whether any of its invocations runs.
     pub fn is_running(&self) -> bool {
-        let mut slots = self.slots.iter().chain(self.passed.values());
-        slots.any(|slot| matches!(slot, Slot::Running { .. }))
+        self.jobs().next().is_some()
     }
 
     /// The job that runs an invocation, if it runs.
@@ -673,12 +673,8 @@ impl Session {
 
     /// A session as it was swapped out.
     pub fn restore(image: SessionImage, limit: usize) -> Self {
-        let slots: VecDeque<Slot> = image
-            .results
-            .into_iter()
-            .take(limit)
-            .map(Slot::restore)
-            .collect();
+        // All of them, whatever the limit is now: what is not known would run again.
+        let slots: VecDeque<Slot> = image.results.into_iter().map(Slot::restore).collect();
         let passed: BTreeMap<u64, Slot> = image
             .passed
             .into_iter()

@@ -217,14 +217,17 @@ impl Shared {
         }
     }
 
-    /// Tells a running function that it should end.
-    pub fn job_cancel(&self, job: u64) {
+    /// Tells a running function that it should end; whether any worker runs it.
+    pub fn job_cancel(&self, job: u64) -> bool {
+        let mut found = false;
         for worker in self.crew.workers() {
             if worker.job.load(Ordering::Acquire) == job {
                 worker.cancel.store(job, Ordering::Release);
                 worker.thread.unpark();
+                found = true;
             }
         }
+        found
     }
 
     pub fn engine(&self) -> Option<Arc<Engine>> {

@@ -195,6 +195,14 @@ impl Shared {
         gate.inside -= 1;
     }
 
+    /// A run of a function is past its time. To be called while nobody can learn that it was, who
+    /// then gives its place back.
+    pub fn gate_overdue(&self, index: FunctionIndex) {
+        if let Some(limited) = self.limited(index) {
+            limited.lock().overdue += 1;
+        }
+    }
+
     /// A job is not going to run: its place is free, if it has one.
     pub fn job_gone(&self, job: &ReadyJob) {
         if let Callee::Limited(index) = job.callee
@@ -368,7 +376,6 @@ impl Engine {
             return;
         };
         let mut gate = limited.lock();
-        gate.overdue += 1;
         if !limited.stuck(&gate) {
             return;
         }
@@ -465,10 +472,14 @@ impl Engine {
         let stamp = self.wait_begin(&worker, job)?;
         {
             let mut gate = limited.lock();
-            if free(&mut gate) {
+            let stuck = limited.stuck(&gate);
+            if stuck || free(&mut gate) {
                 drop(gate);
                 self.wait_end();
-                return Ok(());
+                return match stuck {
+                    true => Err(exhausted(STUCK)),
+                    false => Ok(()),
+                };
             }
             gate.waiting.push_back(Waiter::Local {
                 worker: job.worker,

@@ -67,6 +67,8 @@ const _: () = assert!(size_of::<ReadyJob>() <= 128);
 const FUNCTIONS_PER_CHANNEL_MAX: usize = 4096;
 /// Answers that wait for room on one channel at most.
 const BACKLOG_MAX: usize = 1 << 16;
+/// When a job that was on its way to a worker is looked for again, to be cancelled.
+const CANCEL_AGAIN: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 struct Reply {
@@ -536,16 +538,32 @@ impl Serve {
         };
         let session = served.session;
         if let Some(job) = self.sessions[session].session.job(sequence) {
-            self.job_cancel(ops, job);
+            self.job_cancel(ops, session, job);
         }
     }
 
     /// Cancels a job, whether it runs or waits.
-    fn job_cancel(&mut self, ops: &mut Ops, job: u64) {
-        for queued in self.shared.jobs_take(|queued| queued.job == job) {
+    fn job_cancel(&mut self, ops: &mut Ops, session: usize, job: u64) {
+        let queued = self.shared.jobs_take(|queued| queued.job == job);
+        let found = !queued.is_empty() || self.shared.job_cancel(job);
+        for queued in queued {
             self.job_answer(ops, &queued, Status::Cancelled, Payload::default());
         }
-        self.shared.job_cancel(job);
+        if !found {
+            // On its way from the queue to a worker.
+            let client = self.sessions[session].client;
+            let at = clock::now() + CANCEL_AGAIN;
+            self.shared.timers.cancel_again(at, session, client, job);
+        }
+    }
+
+    /// Cancels a job that was on its way before, unless it has ended.
+    pub fn cancel_again(&mut self, ops: &mut Ops, session: usize, client: u128, job: u64) {
+        let entry = self.sessions.get(session);
+        let entry = entry.filter(|entry| entry.client == client);
+        if entry.is_some_and(|entry| entry.session.jobs().any(|running| running == job)) {
+            self.job_cancel(ops, session, job);
+        }
     }
 
     /// Cancels what a client has asked for that has not come back.
@@ -563,7 +581,7 @@ impl Serve {
             );
         }
         for job in jobs {
-            self.job_cancel(ops, job);
+            self.job_cancel(ops, session, job);
         }
     }
 

@@ -33,6 +33,12 @@ enum Timer {
         session: usize,
         client: u128,
     },
+    /// A job that was neither in a queue nor with a worker when it was cancelled.
+    CancelAgain {
+        session: usize,
+        client: u128,
+        job: u64,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -96,12 +102,25 @@ impl Timers {
 
     /// A client has no channel any more.
     pub fn caller_gone(&self, at: Instant, session: usize, client: u128) {
+        self.add(at, Timer::CallerGone { session, client });
+    }
+
+    /// A job is to be looked for again, which was on its way when it was cancelled.
+    pub fn cancel_again(&self, at: Instant, session: usize, client: u128, job: u64) {
+        let timer = Timer::CancelAgain {
+            session,
+            client,
+            job,
+        };
+        self.add(at, timer);
+    }
+
+    fn add(&self, at: Instant, timer: Timer) {
         let mut all = self.lock();
         // Apart from the numbers of jobs.
         all.next += 1;
         let number = u64::MAX - all.next;
-        all.due
-            .insert((at, number), Timer::CallerGone { session, client });
+        all.due.insert((at, number), timer);
         self.armed.store(all.due.len(), Ordering::Relaxed);
     }
 
@@ -131,6 +150,7 @@ impl Engine {
                     // Under the lock, so that a run which ends now gives back what it took.
                     let stands_in = self.shared.crew.overdue_begin();
                     all.overdue.insert(run.job, stands_in.is_some());
+                    self.shared.gate_overdue(run.index);
                     spare = stands_in == Some(true);
                     if stands_in.is_none() {
                         tracing::error!(
@@ -148,6 +168,16 @@ impl Engine {
                         endpoint, serve, ..
                     } = &mut *core;
                     serve.orphans_cancel(endpoint, session, client);
+                }
+                Timer::CancelAgain {
+                    session,
+                    client,
+                    job,
+                } => {
+                    let Core {
+                        endpoint, serve, ..
+                    } = &mut *core;
+                    serve.cancel_again(endpoint, session, client, job);
                 }
             }
         }
