@@ -218,19 +218,15 @@ impl Persister {
     fn next(&self, shared: &Shared) -> Option<Group> {
         let mut queue = self.queue();
         loop {
-            let ended = shared.ended.load(Ordering::SeqCst);
             if !queue.wanted.is_empty() {
                 let count = queue.wanted.len().min(THROUGH_ENTRIES_MAX);
                 return Some(Group(queue.wanted.drain(..count).collect()));
             }
-            let waited = match ended {
-                true => None,
-                false => Some(self.queued.wait_timeout(queue, LINGER)),
-            };
-            let Some(waited) = waited else {
-                self.queue().served = false;
+            if shared.ended.load(Ordering::SeqCst) {
+                queue.served = false;
                 return None;
-            };
+            }
+            let waited = self.queued.wait_timeout(queue, LINGER);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             queue = guard;
             if timeout.timed_out() && queue.wanted.is_empty() {
