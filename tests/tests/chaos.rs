@@ -239,6 +239,12 @@ fn seeds_that_once_failed_pass() {
             panic!("{report}");
         }
     }
+    // A process whose first swap had failed in the middle of its manifest could not begin again.
+    for seed in [4883, 9114] {
+        if let Some(report) = failure(&Plan::of(seed)) {
+            panic!("{report}");
+        }
+    }
 }
 
 #[test]

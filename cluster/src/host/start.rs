@@ -190,6 +190,11 @@ fn restore(
     let heir = Incarnation(start.incarnation);
     let loaded = match swap_in_lazily(storage, pool, name, heir, min_bytes) {
         Ok(loaded) => loaded,
+        // It died while its first image was written, with all that it had: as one without an image.
+        Err(error) if start.swap_generation == 0 && error.is_of_unfinished_commits() => {
+            tracing::error!(%error, "only commits that never ended are there: it begins anew");
+            None
+        }
         Err(error) => {
             return Err(match &error {
                 SwapError::NoneVerifies { rejected, .. } => RestoreError::NoneVerifies {

@@ -781,6 +781,13 @@ impl Registry {
             if let Some(transfer) = self.transfer_mut(key) {
                 transfer.told = Some(link);
             }
+            if matches!(told, Told::Rescue) {
+                self.update(key, |entry| {
+                    // As with any swap: from here on there may be an image, whatever comes of it.
+                    entry.record.images = true;
+                    entry.record.restorable = true;
+                });
+            }
             self.transfer_command(link, key, told, incarnation);
         }
     }

@@ -204,6 +204,19 @@ pub enum SwapError {
     },
 }
 
+impl SwapError {
+    /// Whether all that is there are manifests that are cut off: of commits that never ended, for
+    /// one that has ended is durable as a whole. If no commit is known to have ended either, then
+    /// there is no image.
+    pub fn is_of_unfinished_commits(&self) -> bool {
+        let Self::NoneVerifies { rejected, .. } = self else {
+            return false;
+        };
+        let cut_off = |reason: &RejectReason| matches!(reason, RejectReason::Truncated { .. });
+        rejected.iter().all(|rejected| cut_off(&rejected.reason))
+    }
+}
+
 /// Why a generation is not loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

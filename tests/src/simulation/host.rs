@@ -276,7 +276,14 @@ impl Host {
                 }
                 let storage = world.storage();
                 let loaded = swap_in(&*storage, pool, &start.application, &start.process);
-                let loaded = loaded?;
+                let loaded = match loaded {
+                    Err(error)
+                        if start.swap_generation == 0 && error.is_of_unfinished_commits() =>
+                    {
+                        None
+                    }
+                    loaded => loaded?,
+                };
                 Ok(match loaded {
                     None if start.swap_generation > 0 => return Err("no image at all".into()),
                     None => None,
