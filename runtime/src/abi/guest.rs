@@ -69,8 +69,10 @@ unsafe extern "C" fn entry<F: GuestFunction>(
     // SAFETY: the call still runs.
     unsafe { (host.error_set)(call, Bytes::new(text.as_bytes())) };
     // What was thrown may panic when it is dropped.
-    if let Err(panic) = outcome {
-        std::mem::forget(panic);
+    if let Err(panic) = outcome
+        && let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic)))
+    {
+        std::mem::forget(again);
     }
     code
 }
