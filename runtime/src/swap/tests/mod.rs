@@ -385,19 +385,18 @@ fn check_damaged(storage: &MemStorage, name: &str) {
 /// What is cut off was never said to be there. Anything else may be all that there is of a process.
 #[test]
 fn commits_that_never_ended_are_told_from_damage() {
-    let unfinished = |edits: &[(&str, &dyn Fn(&mut Vec<u8>))]| {
+    let cut: fn(&mut Vec<u8>) = |bytes| bytes.truncate(bytes.len() / 2);
+    let flip: fn(&mut Vec<u8>) = |bytes| bytes[70] ^= 1;
+    let unfinished = |first: fn(&mut Vec<u8>), second: fn(&mut Vec<u8>)| {
         let storage = two_generations();
-        for (name, edit) in edits {
-            storage.edit(&format!("app/k%2F1/{name}"), edit);
+        for (name, edit) in [(MANIFEST_1, first), (MANIFEST_2, second)] {
+            storage.edit(name, edit);
         }
         load(&storage).unwrap_err().is_of_unfinished_commits()
     };
-    let [first, second] = [MANIFEST_1, MANIFEST_2].map(|name| &name["app/k%2F1/".len()..]);
-    let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
-    let flip = |bytes: &mut Vec<u8>| bytes[70] ^= 1;
-    assert!(unfinished(&[(first, &cut), (second, &cut)]));
-    assert!(!unfinished(&[(first, &flip), (second, &cut)]));
-    assert!(!unfinished(&[(first, &cut), (second, &flip)]));
+    assert!(unfinished(cut, cut));
+    assert!(!unfinished(flip, cut));
+    assert!(!unfinished(cut, flip));
 }
 
 #[test]
