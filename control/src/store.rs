@@ -33,7 +33,7 @@ const TRANSFERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("transf
 const DRAINED: TableDefinition<'_, &str, ()> = TableDefinition::new("drained");
 
 const SCHEMA: &str = "schema";
-const SCHEMA_VERSION: u64 = 2;
+const SCHEMA_VERSION: u64 = 3;
 const INCARNATION_NEXT: &str = "incarnation_next";
 /// Bytes of pages that redb keeps in memory; all that matters is in the registry's.
 const CACHE_BYTES: usize = 8 << 20;
@@ -76,6 +76,8 @@ pub struct ProcessRecord {
     pub name: String,
     /// Its present or last incarnation; zero if it never started.
     pub incarnation: u64,
+    /// The first incarnation of its present life, which began when it was last created.
+    pub life: u64,
     /// Where it is in its life.
     pub state: ProcessState,
     /// The node where it is, or was started.
@@ -84,8 +86,6 @@ pub struct ProcessRecord {
     pub swap_generation: u64,
     /// Whether there may be swap images.
     pub images: bool,
-    /// Whether these images are of its present life, which began when it was last created.
-    pub restorable: bool,
     /// Whether it was told to stop: its end is no failure.
     pub stopping: bool,
     /// Why it failed.
@@ -479,11 +479,11 @@ mod tests {
             application: "a".into(),
             name: name.into(),
             incarnation: 9,
+            life: 8,
             state: ProcessState::Ready,
             node: Some("n".into()),
             swap_generation: 1,
             images: true,
-            restorable: true,
             stopping: false,
             error: None,
             swapped: false,

@@ -44,6 +44,9 @@ pub struct HostStart {
     pub process: String,
     /// Incarnation.
     pub incarnation: u64,
+    /// The first incarnation of the process's present life, which began when it was last created.
+    /// A later one begins with the newest image of this life that verifies.
+    pub life: u64,
     /// Paths of the modules to load.
     pub modules: Vec<String>,
     /// Settings.
@@ -68,8 +71,6 @@ pub struct HostStart {
     pub storage: String,
     /// How they are written.
     pub swap: SwapConfig,
-    /// Whether to begin with the newest image there that verifies.
-    pub restore: bool,
     /// The generation of the last image that was confirmed; zero: there may be none, and the
     /// process begins empty then. If it does not verify any more, an older one is loaded, and
     /// `Ready` says so; that there is no image at all is an error.

@@ -13,7 +13,7 @@ use praas_runtime::process::{
     Process, ProcessConfig, ProcessSettings, Restore, STATE_GET, StartError,
 };
 use praas_runtime::swap::{
-    Base, DirStorage, Storage, StorageError, SwapConfig, swap_in, swap_in_lazily,
+    Base, DirStorage, Heir, Storage, StorageError, SwapConfig, swap_in, swap_in_lazily,
 };
 use praas_transport::{
     BufPool, Credential, Incarnation, Keyring, Kinds, Listen, Role, Secret, Ticket, WaitMode,
@@ -240,7 +240,10 @@ impl Lab {
             persist: None,
         };
         let storage: Arc<dyn Storage> = Arc::clone(&self.gated) as _;
-        let heir = Incarnation(incarnation);
+        let heir = Heir {
+            incarnation: Incarnation(incarnation),
+            life: Incarnation(0),
+        };
         let started = Process::start_from(config, |pool| -> Result<_, StartError> {
             let loaded = swap_in_lazily(&storage, pool, ("app", "p"), heir, 1).unwrap();
             self.gated.turn(gate);

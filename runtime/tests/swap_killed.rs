@@ -18,7 +18,7 @@ use praas_runtime::prelude::*;
 use praas_runtime::process::Restore;
 use praas_runtime::state::AbsentObjects;
 use praas_runtime::swap::{
-    DirStorage, ImageKind, Loaded, Storage, StorageError, SwapConfig, swap_in, swap_in_lazily,
+    DirStorage, Heir, ImageKind, Loaded, Storage, StorageError, SwapConfig, swap_in, swap_in_lazily,
 };
 use praas_transport::BufPool;
 use rustix::process::Signal;
@@ -155,7 +155,10 @@ fn load_lazily(folder: &Path) -> Option<(Loaded, Option<AbsentObjects>)> {
     });
     let storage: Arc<dyn Storage> = Arc::clone(&silent) as _;
     // Nothing is written through, so it takes nothing from anybody.
-    let heir = praas_transport::Incarnation(0);
+    let heir = Heir {
+        incarnation: praas_transport::Incarnation(0),
+        life: praas_transport::Incarnation(0),
+    };
     let loaded = swap_in_lazily(&storage, &BufPool::new(1 << 24), ("app", "p"), heir, 1).unwrap();
     *silent.begun.lock().unwrap() = true;
     loaded

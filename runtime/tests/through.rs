@@ -15,7 +15,7 @@ use praas_runtime::process::{
     TransferOffer,
 };
 use praas_runtime::swap::{
-    Committed, DirStorage, ImageKind, Storage, StorageError, SwapConfig, SwapError, swap_in,
+    Committed, DirStorage, Heir, ImageKind, Storage, StorageError, SwapConfig, SwapError, swap_in,
     swap_in_lazily, swap_out,
 };
 use praas_transport::wire::Incarnation;
@@ -184,7 +184,10 @@ impl Lab {
         let process =
             self.keys
                 .start_with(incarnation, module(), Some(self.persist_to()), |pool| {
-                    let heir = Incarnation(incarnation);
+                    let heir = Heir {
+                        incarnation: Incarnation(incarnation),
+                        life: Incarnation(0),
+                    };
                     let loaded = swap_in_lazily(&storage, pool, ("app", "p"), heir, lazy).unwrap();
                     loaded.map(|(loaded, absent)| Restore {
                         image: loaded.image,

@@ -20,7 +20,9 @@ use deadly::Deadly;
 use praas_runtime::client::Client;
 use praas_runtime::prelude::*;
 use praas_runtime::process::{PersistTo, Restore};
-use praas_runtime::swap::{Compression, DirStorage, Storage, SwapConfig, swap_in, swap_in_lazily};
+use praas_runtime::swap::{
+    Compression, DirStorage, Heir, Storage, SwapConfig, swap_in, swap_in_lazily,
+};
 use praas_transport::BufPool;
 use praas_transport::wire::Incarnation;
 use rustix::process::Signal;
@@ -91,7 +93,10 @@ fn one_life() {
     };
     let keys = Keys::new();
     let process = keys.start_with(incarnation, module(), Some(persist), |pool| {
-        let heir = Incarnation(incarnation);
+        let heir = Heir {
+            incarnation: Incarnation(incarnation),
+            life: Incarnation(0),
+        };
         let lazy = [0, u64::MAX][incarnation as usize % 2];
         let loaded = swap_in_lazily(&storage, pool, ("app", "p"), heir, lazy).unwrap();
         loaded.map(|(loaded, absent)| Restore {

@@ -188,7 +188,7 @@ fn functions_write_objects_through() {
         p.killed_wait();
         let started = case.lab.start_with("p", |start| {
             start.modules = vec![case.module.display().to_string()];
-            (start.restore, start.swap_generation) = (true, 1);
+            (start.life, start.swap_generation) = (1, 1);
             start.incarnation = 9;
         });
         let _p = started.unwrap_or_else(|error| panic!("{}: {error}", case.language));

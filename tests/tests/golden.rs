@@ -512,10 +512,10 @@ fn framed<T: Serialize>(message: &T) -> Vec<Field> {
 fn golden_host() {
     let mut golden = Golden::open("host", "docs/wire.md, \"Agent and host\"");
     let start = json!({
-        "application": "a", "process": "p", "incarnation": 3, "modules": ["/m.so"],
+        "application": "a", "process": "p", "incarnation": 3, "life": 2, "modules": ["/m.so"],
         "settings": ProcessSettings::default(), "listen": ["127.0.0.1:0"], "key_id": 2,
         "secret": bytes32(9), "directory": [TCP], "transports": ["tcp"], "storage": "file:/swap",
-        "swap": SwapConfig::default(), "restore": true, "swap_generation": 5,
+        "swap": SwapConfig::default(), "swap_generation": 5,
         "agent_socket": "/run/agent.sock", "agent_grace_s": 10, "cpus": [0, 1],
         "unix_dir": "/run/praas", "verbs_listen": ["10.0.0.1:0"], "swapped": true,
         "from": {"addresses": [TCP], "incarnation": 2, "token": TOKEN},
@@ -634,9 +634,9 @@ fn golden_agent() {
     }
     let host = json!({"request": 1, "application": "a", "process": "p", "incarnation": 3});
     let start = json!({
-        "request": 1, "application": "a", "process": "p", "incarnation": 3,
+        "request": 1, "application": "a", "process": "p", "incarnation": 3, "life": 2,
         "modules": ["/m.so"], "settings": "{}", "key_id": 2, "secret": bytes32(9),
-        "restore": true, "swap_generation": 1, "swapped": true,
+        "swap_generation": 1, "swapped": true,
         "from": {"addresses": [TCP], "incarnation": 2, "token": TOKEN},
     });
     let out = json!({
@@ -701,8 +701,8 @@ fn golden_store() {
     }));
     golden.hold_value("application", &application);
     let process: ProcessRecord = value(json!({
-        "application": "a", "name": "p", "incarnation": 7, "state": "swapped", "node": "n",
-        "swap_generation": 2, "images": true, "restorable": true, "stopping": false,
+        "application": "a", "name": "p", "incarnation": 7, "life": 5, "state": "swapped", "node": "n",
+        "swap_generation": 2, "images": true, "stopping": false,
         "error": null, "swapped": true,
     }));
     golden.hold_value("process", &process);

@@ -59,7 +59,7 @@ fn what_cannot_start_says_why() {
     assert!(error.contains("workers"), "{error}");
     let error = failed(&|start| start.listen = vec!["192.0.2.1:1".parse().unwrap()]);
     assert!(error.contains("192.0.2.1:1"), "{error}");
-    let error = failed(&|start| (start.restore, start.swap_generation) = (true, 3));
+    let error = failed(&|start| (start.life, start.swap_generation) = (0, 3));
     assert!(error.contains("generation 3 of lab/p"), "{error}");
 }
 
@@ -141,9 +141,7 @@ fn a_host_that_nobody_adopts_swaps_out() {
     assert_eq!(host.end_wait().code(), Some(0), "{}", host.log_text());
     drop(listener);
     let mut again = lab
-        .start_with("p", |start| {
-            (start.restore, start.swap_generation) = (true, 1)
-        })
+        .start_with("p", |start| (start.life, start.swap_generation) = (1, 1))
         .unwrap();
     assert_eq!((again.swap_generation, &again.rejected), (1, &Vec::new()));
     let mut client = lab.client(TransportKind::Tcp);

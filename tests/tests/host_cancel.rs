@@ -120,8 +120,9 @@ fn a_swap_cancels_what_does_not_end_in_time() {
         let mut p = lab
             .start_with("p", |start| {
                 impatient(start);
-                (start.restore, start.swap_generation) = (round > 1, round - 1);
-                start.swapped = start.restore;
+                if round > 1 {
+                    (start.life, start.swap_generation, start.swapped) = (1, round - 1, true);
+                }
             })
             .unwrap();
         let mut client = lab.client(TransportKind::Shm);

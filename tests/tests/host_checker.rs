@@ -87,9 +87,10 @@ impl Lives<'_> {
     fn start(&mut self) -> LabHost {
         let (mut incarnation, writer) = (0, self.incarnation);
         let swapped = std::mem::take(&mut self.swapped);
-        let restore = writer > 0;
         let host = self.lab.start_with(PROCESS, |start| {
-            start.restore = restore;
+            if writer > 0 {
+                start.life = 1;
+            }
             start.swap_generation = self.generation;
             start.swapped = swapped;
             incarnation = start.incarnation;

@@ -95,7 +95,7 @@ fn what_has_not_begun_moves_to_the_next_host() {
         client.progress();
         let generation = first.swap_out().unwrap();
         let _second = lab.start_with("p", |start| {
-            (start.restore, start.swap_generation, start.swapped) = (true, generation, true);
+            (start.life, start.swap_generation, start.swapped) = (1, generation, true);
         });
         let tally = client.one_way_wait(deadline());
         assert_eq!((tally.begun, tally.failed), (50, 0), "{kind}: {tally:?}");
@@ -136,7 +136,7 @@ fn functions_ask_their_own_process_and_others() {
         .unwrap();
     let generation = p.swap_out().unwrap();
     let again = lab.start_with("p", |start| {
-        (start.restore, start.swap_generation, start.swapped) = (true, generation, true);
+        (start.life, start.swap_generation, start.swapped) = (1, generation, true);
     });
     let mut client = lab.client(TransportKind::Shm);
     assert_eq!(counted(&mut client, "p"), 600);

@@ -16,7 +16,7 @@ fn lab() -> Lab {
 
 fn restoring(generation: u64) -> impl Fn(&mut HostStart) {
     move |start| {
-        (start.restore, start.swap_generation, start.swapped) = (true, generation, true);
+        (start.life, start.swap_generation, start.swapped) = (1, generation, true);
     }
 }
 
@@ -32,6 +32,22 @@ fn same_client(lab: &Lab, kind: TransportKind) -> Client {
     ticket.client_id = 77;
     config.credential = Credential::issue(lab.secret(), &ticket);
     Client::new(config).unwrap()
+}
+
+#[test]
+fn what_an_earlier_life_has_left_is_not_come_back_to() {
+    let lab = lab();
+    let mut first = lab.start("p");
+    assert_eq!(count(&mut lab.client(TransportKind::Shm)), 1);
+    assert_eq!(first.swap_out(), Ok(1));
+    // It was stopped and created again: this life begins with incarnation 2.
+    let mut second = lab.start("p");
+    assert_eq!(count(&mut lab.client(TransportKind::Shm)), 1);
+    second.kill();
+    second.killed_wait();
+    let third = lab.start_with("p", |start| start.life = 2).unwrap();
+    assert_eq!((third.swap_generation, &third.rejected), (0, &Vec::new()));
+    assert_eq!(count(&mut lab.client(TransportKind::Shm)), 1);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use praas_runtime::host::FromHost;
 use praas_runtime::process::{Process, ProcessStats};
@@ -13,9 +13,6 @@ use praas_transport::clock;
 
 use super::link::Event;
 use crate::errors::error_text;
-
-/// How long a checkpoint that nobody asked for waits for the agent to be told.
-const TELL_MAX: Duration = Duration::from_secs(2);
 
 /// How a checkpoint went.
 pub(super) struct Checkpointed {
@@ -115,9 +112,8 @@ impl Checkpoints {
     }
 }
 
-/// Has the agent told of a checkpoint that nobody asked for, and waits until it was. Not for ever:
-/// a host that is about to swap out waits for functions itself, and whoever told it to knows that
-/// there is an image.
+/// Has the agent told of a checkpoint that nobody asked for. Nothing hangs on when it hears of it:
+/// whoever starts the process again looks for images by itself.
 pub(super) fn unasked_tell(events: &Sender<Event>, committed: &Committed) {
     let said = FromHost::CheckpointUnasked {
         generation: committed.generation,
@@ -125,11 +121,8 @@ pub(super) fn unasked_tell(events: &Sender<Event>, committed: &Committed) {
         took_ms: committed.took_ms,
         written_unix_ms: committed.begun_unix_ms,
     };
-    let (told, heard) = std::sync::mpsc::sync_channel(1);
     // The host may be ending.
-    if events.send(Event::Unasked(Box::new(said), told)).is_ok() {
-        let _ = heard.recv_timeout(TELL_MAX);
-    }
+    let _ = events.send(Event::Unasked(Box::new(said)));
 }
 
 fn checkpoint_take(process: &Process, storage: &dyn Storage, config: &SwapConfig) -> FromHost {

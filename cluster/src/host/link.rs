@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc::{Sender, SyncSender};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use praas_runtime::host::{FromHost, HostReader, ToHost, host_send};
@@ -32,8 +32,8 @@ pub(super) enum Event {
     Terminate,
     /// A checkpoint is taken, or is none; and what was counted before it.
     Checkpointed(Box<Checkpointed>),
-    /// A checkpoint is taken that nobody asked for; told once the agent was.
-    Unasked(Box<FromHost>, SyncSender<()>),
+    /// A checkpoint is taken that nobody asked for.
+    Unasked(Box<FromHost>),
     /// The process that was to be fetched is here, or is not to be had.
     Arrived(Box<Arrived>),
     /// A transfer of our process goes on.

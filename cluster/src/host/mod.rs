@@ -307,10 +307,8 @@ impl Host {
                     self.checkpointed(&checkpointed);
                     None
                 }
-                Ok(Event::Unasked(said, told)) => {
+                Ok(Event::Unasked(said)) => {
                     self.checkpoint_unasked(&said);
-                    // It may have waited for long enough.
-                    let _ = told.try_send(());
                     None
                 }
                 Ok(Event::Arrived(arrived)) => self.arrived(*arrived),

@@ -10,7 +10,9 @@ use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::HostStart;
 use praas_runtime::process::{PersistTo, Process, ProcessConfig, Restore};
-use praas_runtime::swap::{ImageKind, Loaded, Storage, StorageUrl, SwapError, swap_in_lazily};
+use praas_runtime::swap::{
+    Heir, ImageKind, Loaded, Storage, StorageUrl, SwapError, swap_in_lazily,
+};
 use praas_transport::sync::atomic::Ordering;
 use praas_transport::{
     BufPool, Credential, Incarnation, Keyring, Listen, Role, Secret, StatsPage, StatsWord, Ticket,
@@ -119,7 +121,7 @@ pub(super) fn host_start(
     let (mut swap_generation, mut rejected) = (0, Vec::new());
     let counted = Arc::clone(&page);
     let process = Process::start_counted(config, page, |pool| -> Result<_, Box<dyn Error>> {
-        if !start.restore {
+        if start.incarnation == start.life {
             return Ok(None);
         }
         let restored: Option<Restore>;
@@ -187,7 +189,10 @@ fn restore(
         false => u64::MAX,
     };
     let name = (&*start.application, &*start.process);
-    let heir = Incarnation(start.incarnation);
+    let heir = Heir {
+        incarnation: Incarnation(start.incarnation),
+        life: Incarnation(start.life),
+    };
     let loaded = match swap_in_lazily(storage, pool, name, heir, min_bytes) {
         Ok(loaded) => loaded,
         // It died while its first image was written, with all that it had: as one without an image.

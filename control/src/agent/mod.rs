@@ -185,6 +185,9 @@ pub struct StartCommand {
     pub process: String,
     /// The incarnation, which was never used before.
     pub incarnation: u64,
+    /// The first incarnation of the process's present life, which began when it was last created.
+    /// A later one continues from the newest swap image of this life that is whole.
+    pub life: u64,
     /// Paths of the shared libraries with its functions.
     pub modules: Vec<String>,
     /// Settings of the host: a JSON object.
@@ -193,8 +196,6 @@ pub struct StartCommand {
     pub key_id: u32,
     /// The application's data-plane secret.
     pub secret: Secret,
-    /// Whether it continues from the newest swap image that is whole.
-    pub restore: bool,
     /// The generation of the last image that was confirmed. If it does not verify any more, an
     /// older one is loaded, and the report of the ready process says so in `error`; that there is
     /// no image at all is an error. Zero: there may be none, and it starts empty then.
@@ -516,11 +517,11 @@ mod tests {
                 application: "a".into(),
                 process: "p".into(),
                 incarnation: 3,
+                life: 1,
                 modules: vec!["/m.so".into()],
                 settings: "{}".into(),
                 key_id: 2,
                 secret: secret.clone(),
-                restore: true,
                 swap_generation: 1,
                 swapped: true,
                 from: Some(StartFrom {

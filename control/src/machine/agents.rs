@@ -244,7 +244,6 @@ impl Registry {
             record.incarnation = report.incarnation;
             record.swap_generation = record.swap_generation.max(report.swap_generation);
             record.images |= image;
-            record.restorable |= image;
             record.swapped = report.state == ProcessState::Swapped
                 && report.swapped
                 && report.swap_generation == record.swap_generation;
@@ -298,7 +297,6 @@ impl Registry {
                 self.command_end(&key);
                 self.update(&key, |entry| {
                     entry.record.images = false;
-                    entry.record.restorable = false;
                     entry.record.swap_generation = 0;
                     entry.record.swapped = false;
                 });
@@ -407,15 +405,9 @@ impl Registry {
         }
     }
 
-    /// Hosts that miss their agent swap out before they end, of which nobody tells. Only where no
-    /// image of an earlier life can be taken for theirs is that of use.
+    /// Hosts that miss their agent swap out before they end, of which nobody tells.
     fn image_assume(&mut self, key: &Key) {
-        self.update(key, |entry| {
-            if !entry.record.images {
-                entry.record.images = true;
-                entry.record.restorable = true;
-            }
-        });
+        self.update(key, |entry| entry.record.images = true);
     }
 
     fn node_dead(&mut self, name: &str, why: &str) {

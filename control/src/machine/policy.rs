@@ -392,8 +392,7 @@ impl Registry {
             return true;
         }
         let done = entry.watch.stats.map(|stats| stats.done());
-        // From here on there may be an image, whatever comes of it. That it is this life's own is
-        // known once it is reported.
+        // From here on there may be an image, whatever comes of it.
         self.update(key, |entry| entry.record.images = true);
         let Some(request) = self.checkpoint_tell(key) else {
             return false;

@@ -96,7 +96,7 @@ fn an_idle_process_is_swapped_out_and_comes_back() {
     // Whoever wants it gets it, and it counts as active from then on.
     bench.ask(process(Verb::Ensure));
     let start = bench.started();
-    assert!(start.restore);
+    assert!(start.life == 1);
     bench.say(1, FromAgent::Report(report(&start, ProcessState::Ready)));
     bench.say(1, stats(&start, done(0)));
     bench.pass_until(begun + 499);
@@ -281,7 +281,7 @@ fn checkpoints_are_taken_of_what_has_changed() {
     bench.fails(&start);
     bench.ask(process(Verb::SwapIn));
     let again = bench.started();
-    assert!(again.restore);
+    assert!(again.life == 1);
     assert_eq!(again.swap_generation, 4);
 }
 

@@ -99,7 +99,6 @@ impl Registry {
                     self.update(key, |entry| {
                         entry.record.state = ProcessState::Gone;
                         entry.record.error = None;
-                        entry.record.restorable = false;
                     });
                     self.waiters_fail(key, Want::Swapped, ErrorKind::Conflict, "it was stopped");
                     self.ready_fail_gone(key);
@@ -179,8 +178,8 @@ impl Registry {
             swapped = std::mem::take(&mut entry.record.swapped)
                 && entry.record.state == ProcessState::Swapped;
             if entry.record.state == ProcessState::Gone {
-                // A new life: what was swapped out in the one before is not its own.
-                entry.record.restorable = false;
+                // What was swapped out in the life before is not its own.
+                entry.record.life = incarnation;
                 entry.record.swap_generation = 0;
             }
             entry.record.incarnation = incarnation;
@@ -200,11 +199,11 @@ impl Registry {
             application: key.application.clone(),
             process: key.process.clone(),
             incarnation,
+            life: entry.record.life,
             modules: app.record.modules.clone(),
             settings: app.record.settings.clone(),
             key_id: app.record.key_id,
             secret: app.record.secret.clone(),
-            restore: entry.record.restorable,
             swap_generation: entry.record.swap_generation,
             swapped,
             from: None,
@@ -222,7 +221,6 @@ impl Registry {
             entry.record.state = ProcessState::Quiescing;
             // From here on there may be an image, whatever comes of the swap.
             entry.record.images = true;
-            entry.record.restorable = true;
         });
         let message = ToAgent::SwapOut(command);
         self.actions.push(Action::Tell { link, message });
@@ -320,9 +318,8 @@ impl Registry {
             entry.record.error = error;
             entry.record.node = None;
             entry.record.stopping = false;
-            if state == ProcessState::Gone {
-                entry.record.restorable = false;
-            }
+            // It may have written one of which nobody has heard.
+            entry.record.images |= state == ProcessState::Failed;
             entry.vouched = false;
             entry.pid = 0;
             entry.addresses.clear();

@@ -190,7 +190,7 @@ fn ensures_of_one_process_share_one_start() {
     let first = bench.ask(process(Verb::Create));
     let more = [(); 5].map(|()| bench.ask(process(Verb::Ensure)));
     let start = bench.started();
-    assert!(!start.restore);
+    assert_eq!(start.life, start.incarnation);
     assert_eq!(bench.answers(), vec![]);
     bench.say(1, FromAgent::Report(report(&start, ProcessState::Ready)));
     let answered: Vec<u64> = bench.answers().into_iter().map(|(id, _)| id).collect();
@@ -304,7 +304,7 @@ fn a_process_is_swapped_out_and_in() {
     bench.say(1, swapped(&start, 1));
     assert_eq!(bench.kinds(), vec![(out, None)]);
     let again = bench.started();
-    assert!(again.restore && again.swap_generation == 1 && again.incarnation == 2);
+    assert!(again.life == 1 && again.swap_generation == 1 && again.incarnation == 2);
     bench.say(1, FromAgent::Report(report(&again, ProcessState::Ready)));
     assert_eq!(bench.kinds(), vec![(back, None)]);
 }
@@ -334,7 +334,7 @@ fn only_the_start_after_a_swap_that_was_heard_says_so() {
     };
     bench.say(1, FromAgent::Report(found));
     let fourth = bench.started();
-    assert!(fourth.restore && !fourth.swapped && fourth.swap_generation == 2);
+    assert!(fourth.life == 1 && !fourth.swapped && fourth.swap_generation == 2);
     // It was swapped out as one that is older than what is known.
     bench.say(1, swapped(&fourth, 1));
     assert!(!bench.started().swapped);
@@ -379,7 +379,7 @@ fn a_swap_that_is_refused_leaves_the_process_serving() {
 fn a_host_that_ended_unseen_may_have_left_an_image() {
     let mut bench = Bench::new();
     let first = bench.ready();
-    assert!(!first.restore);
+    assert_eq!(first.life, 1);
     bench.handle(Event::Lost { link: 1 });
     bench.told();
     // It missed its agent, swapped out and ended before there was another.
@@ -387,7 +387,7 @@ fn a_host_that_ended_unseen_may_have_left_an_image() {
     assert_eq!(bench.show().state, ProcessState::Failed);
     bench.ask(process(Verb::Ensure));
     match bench.told().as_slice() {
-        [(2, ToAgent::Start(start))] => assert!(start.restore && start.swap_generation == 0),
+        [(2, ToAgent::Start(start))] => assert!(start.life == 1 && start.swap_generation == 0),
         other => panic!("{other:?}"),
     }
 }
@@ -406,10 +406,13 @@ fn a_stopped_process_starts_only_when_created_again_and_then_empty() {
     bench.told();
     bench.ask(process(Verb::Create));
     let again = bench.started();
-    assert!(!again.restore, "its images are of another life");
+    assert!(
+        again.life == again.incarnation,
+        "its images are of another life"
+    );
     bench.say(1, FromAgent::Report(report(&again, ProcessState::Failed)));
     bench.ask(process(Verb::SwapIn));
-    assert!(!bench.started().restore);
+    assert_eq!(bench.started().life, again.life);
 }
 
 #[test]
@@ -551,7 +554,7 @@ fn a_node_that_is_silent_for_too_long_is_dead_and_no_sooner() {
     let start = bench.started();
     assert_eq!(start.incarnation, 2);
     assert!(
-        start.restore,
+        start.life == 1,
         "its host may have swapped out when it missed its agent"
     );
     bench.say(2, FromAgent::Report(report(&start, ProcessState::Ready)));
@@ -616,7 +619,7 @@ fn hosts_that_nobody_knows_are_found_or_saved() {
             settings: "{}".into(),
             key_id: 1,
             secret: Secret::from_bytes([1; 32]),
-            restore: false,
+            life: 900,
             swap_generation: 0,
             swapped: false,
             from: None,

@@ -428,10 +428,6 @@ impl Registry {
             let record = &mut entry.record;
             record.images = true;
             record.swap_generation = record.swap_generation.max(generation);
-            if record.state != ProcessState::Gone {
-                // Also if the target is yet to serve: it may fail to, and nobody writes another.
-                record.restorable = true;
-            }
             if rescuing && record.state == ProcessState::Failed {
                 record.state = ProcessState::Swapped;
                 record.error = None;
@@ -501,11 +497,11 @@ impl Registry {
             application: key.application.clone(),
             process: key.process.clone(),
             incarnation,
+            life: entry.record.life,
             modules: app.record.modules.clone(),
             settings: app.record.settings.clone(),
             key_id: app.record.key_id,
             secret: app.record.secret.clone(),
-            restore: false,
             swap_generation: entry.record.swap_generation,
             swapped: false,
             from: Some(StartFrom {
@@ -782,11 +778,8 @@ impl Registry {
                 transfer.told = Some(link);
             }
             if matches!(told, Told::Rescue) {
-                self.update(key, |entry| {
-                    // As with any swap: from here on there may be an image, whatever comes of it.
-                    entry.record.images = true;
-                    entry.record.restorable = true;
-                });
+                // As with any swap: from here on there may be an image, whatever comes of it.
+                self.update(key, |entry| entry.record.images = true);
             }
             self.transfer_command(link, key, told, incarnation);
         }

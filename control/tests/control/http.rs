@@ -478,7 +478,7 @@ fn invocations_go_through_the_gateway_and_swap_in() {
     let large = vec![1; 2 << 20];
     assert_eq!(client.invoke("a", "p", "f", &large).unwrap(), large);
     let second = agent.started();
-    assert!(second.restore && second.incarnation > first.incarnation);
+    assert!(second.life == first.life && second.incarnation > first.incarnation);
     let asked = mirror.0.lock().unwrap().pop().unwrap();
     assert_eq!(asked.incarnation, second.incarnation);
     assert!(!asked.addresses.is_empty());

@@ -40,8 +40,7 @@ pub struct PersistTo {
     pub storage: Arc<dyn Storage>,
     /// How a checkpoint is written, if there is no image yet.
     pub config: SwapConfig,
-    /// Told of such a checkpoint before anybody is told that an object is durable: whoever starts
-    /// the process again must know that there is an image.
+    /// Told of such a checkpoint.
     pub checkpointed: Box<dyn Fn(&Committed) + Send + Sync>,
 }
 

@@ -16,11 +16,10 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use praas_transport::wire::Incarnation;
 use praas_transport::{Buf, BufPool};
 
 use super::manifest::Manifest;
-use super::reader::{Loaded, Part, ReadError, Source, load_newest, load_part};
+use super::reader::{Heir, Loaded, Part, ReadError, Source, load_newest, load_part};
 use super::through::{Newer, Overlay};
 use super::{Storage, SwapError};
 use crate::state::{AbsentObjects, FetchError, ObjectMeta, ObjectSource};
@@ -29,8 +28,9 @@ use crate::state::{AbsentObjects, FetchError, ObjectMeta, ObjectSource};
 const SMALL_BELOW_BYTES: u64 = 64 << 10;
 
 /// As [`swap_in`](super::swap_in), but if the state objects have `min_bytes` or more, those of
-/// 64 KiB and more are left for later. It is for incarnation `heir`, which is to be the process: if
-/// the process has written objects through, others may no more from then on.
+/// 64 KiB and more are left for later. It is for an `heir`, which is to be the process: it begins from
+/// nothing that an earlier life has left, and if the process has written objects through, others may
+/// no more from then on.
 ///
 /// # Errors
 /// As [`swap_in`](super::swap_in).
@@ -38,7 +38,7 @@ pub fn swap_in_lazily(
     storage: &Arc<dyn Storage>,
     pool: &BufPool,
     (application, process): (&str, &str),
-    heir: Incarnation,
+    heir: Heir,
     min_bytes: u64,
 ) -> Result<Option<(Loaded, Option<AbsentObjects>)>, SwapError> {
     let load = |source: &Source<'_>, manifest: &Arc<Manifest>, mut overlay: Overlay| {

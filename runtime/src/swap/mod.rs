@@ -36,7 +36,7 @@ pub use compress::Compression;
 #[doc(hidden)]
 pub use compress::fuzz_chunk;
 pub use lazy::swap_in_lazily;
-pub use reader::{Loaded, Rejected, swap_in};
+pub use reader::{Heir, Loaded, Rejected, swap_in};
 #[doc(hidden)]
 pub use sections::fuzz_sections;
 pub(crate) use sections::{
@@ -337,6 +337,12 @@ impl Listing {
             through,
             writers,
         })
+    }
+
+    /// Leaves out what incarnations below `life` have left.
+    fn lives_forget(&mut self, life: Incarnation) {
+        self.manifests.retain(|id| id.incarnation >= life);
+        self.through.retain(|id| id.incarnation >= life);
     }
 
     /// Whether the process has written something through, or was about to.

@@ -44,6 +44,16 @@ pub struct Loaded {
     pub rejected: Vec<Rejected>,
 }
 
+/// Who is to be the process that is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heir {
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// The first incarnation of the process's present life. What lower ones have left is of a
+    /// process that was stopped, and is no part of this one.
+    pub life: Incarnation,
+}
+
 /// A generation that was not loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
@@ -82,12 +92,13 @@ pub fn swap_in(
     Ok(loaded?.map(|(loaded, ())| loaded))
 }
 
-/// Loads the highest generation of which `load` finds that it verifies, as far as it looks. If
-/// something was written through, an `heir` takes over from whoever did before it reads that.
+/// Loads the highest generation of which `load` finds that it verifies, as far as it looks. An
+/// `heir` sees nothing of lives before its own; and if something was written through, it takes over
+/// from whoever did before it reads that.
 pub(super) fn load_newest<T>(
     storage: &dyn Storage,
     (application, process): (&str, &str),
-    heir: Option<Incarnation>,
+    heir: Option<Heir>,
     load: impl Fn(&Source<'_>, &Arc<Manifest>, Overlay) -> Result<(ProcessImage, Overlay, T), ReadError>,
 ) -> Result<Option<(Loaded, T)>, SwapError> {
     let source = Source {
@@ -101,7 +112,7 @@ pub(super) fn load_newest<T>(
     let mut listing = Listing::read(storage, &source.prefix).map_err(fail)?;
     let licensed = match heir {
         Some(heir) if listing.is_through() => {
-            let writer = ThroughWriter::new(storage, (application, process), heir);
+            let writer = ThroughWriter::new(storage, (application, process), heir.incarnation);
             writer.license().map_err(|error| match error {
                 ThroughError::Storage(error) => fail(error),
                 ThroughError::Fenced { process, ours } => SwapError::Fenced {
@@ -115,6 +126,9 @@ pub(super) fn load_newest<T>(
         }
         _ => false,
     };
+    if let Some(heir) = heir {
+        listing.lives_forget(heir.life);
+    }
     let mut rejected = Vec::new();
     for id in listing.manifests.iter().copied().rev() {
         let loaded = source

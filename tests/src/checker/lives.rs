@@ -48,9 +48,6 @@ struct Following {
     committed: Option<Image>,
     /// When the process was stopped last, and its newest life then.
     forgotten: Option<(Time, u64)>,
-    /// Images of before that. Nothing promises that they do not come back: if a swap of a later life
-    /// fails, or its host dies in it, the next one begins from the newest image that there is.
-    older: BTreeSet<Image>,
 }
 
 /// The lives of each process with its images and crashes, and what is wrong with them.
@@ -143,7 +140,7 @@ impl Following {
     fn forget(&mut self, at: Time) {
         let newest = self.lives.last().map_or(0, |life| life.incarnation);
         self.forgotten = Some((at, newest));
-        self.older.append(&mut self.there);
+        self.there.clear();
         self.committed = None;
     }
 
@@ -226,7 +223,6 @@ impl Following {
             .forgotten
             .is_some_and(|(_, last)| image.incarnation <= last)
         {
-            self.older.insert(image);
             return None;
         }
         let twice = !self.there.insert(image);
@@ -266,9 +262,7 @@ impl Following {
                 }
             }
         }
-        let none_newer = self.there.is_empty() && self.committed.is_none();
         match from {
-            Some(image) if none_newer && self.older.contains(&image) => {}
             Some(image) if !self.there.contains(&image) => {
                 let text = format!("{name} begins from {image}, which is not whole");
                 wrong(Promise::NewestImage, text);

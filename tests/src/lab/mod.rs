@@ -168,6 +168,7 @@ impl Lab {
             application: APPLICATION.into(),
             process: process.into(),
             incarnation: *incarnations,
+            life: *incarnations,
             modules: vec![module_path().display().to_string()],
             settings: ProcessSettings {
                 workers: 2,
@@ -182,7 +183,6 @@ impl Lab {
             transports: Kinds::all(),
             storage: self.swap_dir().display().to_string(),
             swap: SwapConfig::default(),
-            restore: false,
             swap_generation: 0,
             agent_socket: self.agent_socket().display().to_string(),
             unix_dir: None,

@@ -16,7 +16,9 @@ use praas_runtime::process::{
     Bound, OutStep, Process, ProcessConfig, ProcessSettings, PullFrom, QuiesceError, SteppedOut,
     SteppedPull, TransferOffer,
 };
-use praas_runtime::swap::{Committed, ImageKind, ProcessImage, SwapConfig, swap_in};
+use praas_runtime::swap::{
+    Committed, Heir, ImageKind, ProcessImage, Storage, SwapConfig, swap_in_lazily,
+};
 use praas_runtime::world::World as View;
 use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode, clock};
 
@@ -51,8 +53,6 @@ pub(super) struct Host {
     gone: Cell<bool>,
     /// It is in the middle of something, on the stack.
     busy: RefCell<bool>,
-    /// The control plane knows of images of this process, and has the next life begin from one.
-    pub restorable: bool,
 }
 
 /// A process that is not this host's yet.
@@ -74,7 +74,6 @@ impl Host {
         Self {
             process: start.process.clone(),
             incarnation: start.incarnation,
-            restorable: start.restore,
             start: RefCell::new(Some(start)),
             serving: RefCell::new(None),
             arriving: RefCell::new(None),
@@ -271,11 +270,16 @@ impl Host {
         let (mut from, mut generation) = (None, 0);
         let process =
             Process::start_stepped(config, meanwhile, |pool: &BufPool| -> Result<_, Failure> {
-                if !start.restore {
+                if start.incarnation == start.life {
                     return Ok(None);
                 }
-                let storage = world.storage();
-                let loaded = swap_in(&*storage, pool, &start.application, &start.process);
+                let storage: Arc<dyn Storage> = world.storage();
+                let heir = Heir {
+                    incarnation: Incarnation(start.incarnation),
+                    life: Incarnation(start.life),
+                };
+                let name = (&*start.application, &*start.process);
+                let loaded = swap_in_lazily(&storage, pool, name, heir, u64::MAX);
                 let loaded = match loaded {
                     Err(error)
                         if start.swap_generation == 0 && error.is_of_unfinished_commits() =>
@@ -287,7 +291,7 @@ impl Host {
                 Ok(match loaded {
                     None if start.swap_generation > 0 => return Err("no image at all".into()),
                     None => None,
-                    Some(mut loaded) => {
+                    Some((mut loaded, _)) => {
                         generation = loaded.generation;
                         // As the host does: nobody has heard that the process ended with it.
                         if !(start.swapped && generation == start.swap_generation) {
@@ -308,9 +312,6 @@ impl Host {
         match process {
             Err(error) => self.fail(world, &error.to_string()),
             Ok(process) => {
-                if from.is_none() {
-                    world.begun_from_nothing(&self.process);
-                }
                 world.note(Event::Started {
                     process: self.process.clone(),
                     incarnation: self.incarnation,
@@ -601,7 +602,7 @@ impl Host {
     /// Takes a checkpoint, if it is at leisure and one is of use.
     pub fn checkpoint(&self, world: &World) {
         let serving = self.serving.borrow().clone();
-        let Some(process) = serving.filter(|_| self.is_idle() && self.restorable) else {
+        let Some(process) = serving.filter(|_| self.is_idle()) else {
             return;
         };
         self.busily(|| {

@@ -170,24 +170,10 @@ impl World {
         let name = &record.name;
         let gone = record.state == ProcessState::Gone;
         if gone && self.stopped.borrow().contains(name) {
-            self.forget(name);
-        } else if record.restorable {
-            self.restorable.borrow_mut().insert(name.clone());
+            self.note(Event::Forgotten {
+                process: name.clone(),
+            });
         }
-    }
-
-    /// A process begins from nothing. Nobody was told of an image of it, if there is one.
-    pub fn begun_from_nothing(&self, process: &str) {
-        if self.plan.others > 0 && !self.restorable.borrow().contains(process) {
-            self.forget(process);
-        }
-    }
-
-    fn forget(&self, process: &str) {
-        self.restorable.borrow_mut().remove(process);
-        self.note(Event::Forgotten {
-            process: process.into(),
-        });
     }
 
     /// What the control plane is asked for besides swaps.

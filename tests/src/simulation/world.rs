@@ -64,9 +64,6 @@ pub(super) struct World {
     dead: RefCell<BTreeSet<(String, u64)>>,
     /// Processes that somebody has wanted to be stopped.
     pub stopped: RefCell<BTreeSet<String>>,
-    /// Processes of which the control plane has stored that there is an image to come back to. One
-    /// that it was never told of is no promise.
-    pub restorable: RefCell<BTreeSet<String>>,
     /// Who is writing to storage, the innermost last.
     writers: RefCell<Vec<(String, u64)>>,
     depth: Cell<u32>,
@@ -96,7 +93,6 @@ impl World {
             storage: Arc::new(MemoryStorage::default()),
             dead: RefCell::new(BTreeSet::new()),
             stopped: RefCell::new(BTreeSet::new()),
-            restorable: RefCell::new(BTreeSet::new()),
             writers: RefCell::new(Vec::new()),
             depth: Cell::new(0),
             numbers: Cell::new(0),

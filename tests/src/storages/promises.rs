@@ -3,8 +3,8 @@
 use praas_runtime::mailbox::MailboxImage;
 use praas_runtime::state::ObjectMeta;
 use praas_runtime::swap::{
-    ImageKind, ProcessImage, Storage, StorageError, SwapConfig, SwapError, Through, ThroughError,
-    ThroughWriter, swap_in, swap_in_lazily, swap_out,
+    Heir, ImageKind, ProcessImage, Storage, StorageError, SwapConfig, SwapError, Through,
+    ThroughError, ThroughWriter, swap_in, swap_in_lazily, swap_out,
 };
 use praas_transport::wire::Incarnation;
 use praas_transport::{Buf, BufPool};
@@ -291,7 +291,10 @@ pub fn objects_are_written_through(lab: &Lab) {
         ("new".into(), object(7, 0)),
     ];
     writer.write(1, &entries).unwrap();
-    let heir = Incarnation(2);
+    let heir = Heir {
+        incarnation: Incarnation(2),
+        life: Incarnation(0),
+    };
     let loaded = swap_in_lazily(&storage, &pool, name, heir, u64::MAX).unwrap();
     let mut state = loaded.unwrap().0.image.state;
     state.sort_by(|a, b| a.0.cmp(&b.0));

@@ -14,7 +14,7 @@ use praas_runtime::client::{CallOptions, Client, ClientConfig, Directory, Functi
 use praas_runtime::directory::Resolved;
 use praas_runtime::function::Registry;
 use praas_runtime::process::{Process, Restore, StartError};
-use praas_runtime::swap::{StorageUrl, swap_in_lazily};
+use praas_runtime::swap::{Heir, StorageUrl, swap_in_lazily};
 use praas_transport::{
     BufPool, Incarnation, Keyring, Role, Secret, TransportConfig, TransportKind, WaitMode,
 };
@@ -103,7 +103,10 @@ impl Swapped {
         let storage = storage_open(&url).map_err(|error| failed(&error))?;
         let name = (peer::APPLICATION, peer::PROCESS);
         // Nothing is written through, so it takes nothing from anybody.
-        let heir = Incarnation(0);
+        let heir = Heir {
+            incarnation: Incarnation(0),
+            life: Incarnation(0),
+        };
         let loaded = swap_in_lazily(&storage, pool, name, heir, self.lazy_min_bytes);
         let loaded = loaded.map_err(|error| failed(&error))?;
         let (loaded, absent) = loaded.ok_or_else(|| failed(&"there is no image"))?;

@@ -104,7 +104,10 @@ fn every_flipped_bit_and_every_cut_is_found() {
 #[test]
 fn of_two_incarnations_one_may_write_through() {
     let storage: Arc<dyn Storage> = Arc::new(storage());
-    let heir = Incarnation(4);
+    let heir = Heir {
+        incarnation: Incarnation(4),
+        life: Incarnation(0),
+    };
     let lazily = swap_in_lazily(&storage, &pool(), ("app", "k/1"), heir, 0).unwrap();
     assert_eq!(lazily.unwrap().0.through, 3);
     assert_eq!(
