@@ -31,6 +31,9 @@ pub const AM_MAILBOX: u8 = 2;
 /// Active message of the directory.
 pub const AM_DIRECTORY: u8 = 3;
 
+/// Functions that have a number on one channel at a time.
+pub const CHANNEL_FUNCTIONS_MAX: usize = 4096;
+
 /// Flag of a request: it is answered when its function begins.
 pub const FLAG_ONE_WAY: u8 = 1;
 
@@ -49,7 +52,7 @@ pub enum Kind {
     Request = 1,
     /// How it went.
     Reply = 2,
-    /// The payload is a function's name; the tag is its number on this channel.
+    /// The payload is a function's name; the tag is its number on this channel from here on.
     Intern = 3,
     /// Stop the invocation that the tag names.
     Cancel = 4,

@@ -12,6 +12,7 @@
 //! the process is next; when a process died, whether the call ran is not known, and the caller
 //! hears so at once, unless the caller said that running it twice does no harm.
 
+mod numbers;
 mod reads;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -22,12 +23,13 @@ use std::time::{Duration, Instant};
 use praas_transport::wire::Incarnation;
 use slab::Slab;
 
+use self::numbers::Numbers;
 use super::one_way::OneWayTally;
 use super::order::PutOrder;
 use crate::directory::Resolved;
 use crate::invocation::{
-    AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, PASSED_MAX, Payload, PutBody, RequestHeader,
-    Status, passed_encode, short_header,
+    AM_INVOCATION, AM_MAILBOX, CHANNEL_FUNCTIONS_MAX, InvokeError, Kind, PASSED_MAX, Payload,
+    PutBody, RequestHeader, Status, passed_encode, short_header,
 };
 use crate::locate::{AM_STATE, LOCATE_BYTES, LocateHeader, LocateKind};
 
@@ -132,6 +134,9 @@ pub struct Completed {
 pub struct CoreLimits {
     /// Invocations of one process between the oldest without a result and the newest.
     pub inflight_max: usize,
+    /// Names of functions of one process that a client uses in its life; a call of one more gets
+    /// `Exhausted`.
+    pub functions_max: usize,
     /// How long a process that cannot be reached is tried again.
     pub reconnect_for: Duration,
 }
@@ -140,6 +145,7 @@ impl Default for CoreLimits {
     fn default() -> Self {
         Self {
             inflight_max: 1024,
+            functions_max: 1 << 16,
             reconnect_for: Duration::from_secs(10),
         }
     }
@@ -215,8 +221,8 @@ struct Peer<C> {
     unsent: VecDeque<CallId>,
     functions: Vec<Box<str>>,
     by_name: HashMap<Box<str>, u32>,
-    /// Functions whose names the channel knows.
-    interned: Vec<bool>,
+    /// What stands for their names on the channel.
+    numbers: Numbers,
     /// It has turned calls away, and is left once it has answered the others.
     leaving: bool,
     order: PutOrder,
@@ -389,7 +395,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             unsent: VecDeque::new(),
             functions: Vec::new(),
             by_name: HashMap::new(),
-            interned: Vec::new(),
+            numbers: Numbers::default(),
             leaving: false,
             order: PutOrder::default(),
             retry: None,
@@ -403,7 +409,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     /// The number that a function's name has with a target.
     ///
     /// # Errors
-    /// A name that no function has.
+    /// A name that no function has; more names than a client may use.
     pub fn function(&mut self, target: Target, name: &str) -> Result<u32, InvokeError> {
         let peer = &mut self.peers[target.0 as usize];
         if let Some(number) = peer.by_name.get(name) {
@@ -413,9 +419,16 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             let text = format!("a function's name has 1 to 255 bytes, not {}", name.len());
             return Err(InvokeError::Malformed(text));
         }
+        if peer.functions.len() >= self.limits.functions_max {
+            return Err(InvokeError::Exhausted(format!(
+                "this client has used {} names of functions of process '{}' (functions_max)",
+                peer.functions.len(),
+                peer.name
+            )));
+        }
         let number = peer.functions.len() as u32;
         peer.functions.push(name.into());
-        peer.interned.push(false);
+        peer.numbers.function_add();
         peer.by_name.insert(name.into(), number);
         Ok(number)
     }
@@ -633,7 +646,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let peer = &mut self.peers[target.0 as usize];
         peer.link = Bond::Open(channel);
         peer.incarnation = incarnation;
-        peer.interned.fill(false);
+        peer.numbers.clear();
         peer.pass_due = !peer.passed.is_empty();
         peer.failing_since = None;
         peer.backoff = RETRY_FIRST;
@@ -895,16 +908,23 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                         Sent::Dead | Sent::TooLarge(_) => return true,
                     }
                 }
-                if !peer.interned[function as usize] {
-                    let header = short_header(Kind::Intern, 0, 0);
-                    let name = peer.functions[function as usize].as_bytes();
-                    let name = Payload::Inline(smallvec::SmallVec::from_slice(name));
-                    match link.send(channel, AM_INVOCATION, function.into(), &header, &name, 0) {
-                        Sent::Done | Sent::Pending => peer.interned[function as usize] = true,
-                        Sent::Busy => return false,
-                        Sent::Dead | Sent::TooLarge(_) => return true,
-                    }
-                }
+                let number = match peer.numbers.number(function) {
+                    Some(number) => number,
+                    None => match function_tell(link, channel, peer, function) {
+                        Told::Number(number) => number,
+                        Told::Busy => return false,
+                        Told::Dead => return true,
+                        Told::None => {
+                            let text = format!(
+                                "large inputs to {CHANNEL_FUNCTIONS_MAX} functions of process \
+                                 '{}' went over one channel, which has no more numbers for others",
+                                peer.name
+                            );
+                            self.complete(id, Err(InvokeError::Exhausted(text)));
+                            return true;
+                        }
+                    },
+                };
                 let deadline_us = call.options.deadline.map_or(0, |deadline| {
                     let left = deadline.saturating_duration_since(link.now()).as_micros();
                     // What does not fit is further away than the header can say: no deadline there.
@@ -913,7 +933,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                 let acked_delta =
                     u32::try_from(call.sequence.saturating_sub(peer.base)).unwrap_or(u32::MAX);
                 let header = RequestHeader {
-                    function,
+                    function: number,
                     deadline_us,
                     acked_delta,
                     first: call.doubt,
@@ -963,9 +983,15 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             Sent::Done => call.sent = true,
             Sent::Pending => {
                 call.sent = true;
-                if let Doing::Put { key_len } = call.doing {
-                    let key = call.payload.get(..key_len as usize).unwrap_or_default();
-                    peer.order.large_sent(call.sequence, id, key);
+                match call.doing {
+                    Doing::Put { key_len } => {
+                        let key = call.payload.get(..key_len as usize).unwrap_or_default();
+                        peer.order.large_sent(call.sequence, id, key);
+                    }
+                    Doing::Invoke { function } | Doing::OneWay { function, .. } => {
+                        peer.numbers.keep(function);
+                    }
+                    Doing::Read { .. } => {}
                 }
             }
             Sent::Busy => return false,
@@ -1161,6 +1187,40 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             outcome,
             version: 0,
         });
+    }
+}
+
+/// What came of telling a channel a function's name.
+enum Told {
+    /// The number that stands for it.
+    Number(u32),
+    Busy,
+    Dead,
+    /// No number is to be had.
+    None,
+}
+
+/// Tells a channel the name of a function.
+#[cold]
+fn function_tell<L: Link>(
+    link: &mut L,
+    channel: L::Channel,
+    peer: &mut Peer<L::Channel>,
+    function: u32,
+) -> Told {
+    let Some(number) = peer.numbers.vacant() else {
+        return Told::None;
+    };
+    let header = short_header(Kind::Intern, 0, 0);
+    let name = peer.functions[function as usize].as_bytes();
+    let name = Payload::Inline(smallvec::SmallVec::from_slice(name));
+    match link.send(channel, AM_INVOCATION, number.into(), &header, &name, 0) {
+        Sent::Done | Sent::Pending => {
+            peer.numbers.give(number, function);
+            Told::Number(number)
+        }
+        Sent::Busy => Told::Busy,
+        Sent::Dead | Sent::TooLarge(_) => Told::Dead,
     }
 }
 

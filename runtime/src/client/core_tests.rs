@@ -9,6 +9,8 @@ struct Notes {
     now: Instant,
     asked: Vec<Target>,
     sent: Vec<(u8, u64, Vec<u8>)>,
+    /// What was interned last, by number.
+    names: HashMap<u64, String>,
     channels: u32,
     closed: Vec<u32>,
 }
@@ -22,6 +24,10 @@ impl Link for Notes {
     }
 
     fn send(&mut self, _: u32, am: u8, tag: u64, header: &[u8], body: &Payload, _: u64) -> Sent {
+        if (am, header.first().copied()) == (AM_INVOCATION, Some(Kind::Intern as u8)) {
+            let name = String::from_utf8(body.to_vec()).unwrap();
+            self.names.insert(tag, name);
+        }
         self.sent.push((am, tag, header.to_vec()));
         match body.len() > 1000 {
             true => Sent::Pending,
@@ -47,6 +53,7 @@ fn opened() -> (ClientCore<u32>, Notes, Target, u32) {
         now: Instant::now(),
         asked: Vec::new(),
         sent: Vec::new(),
+        names: HashMap::new(),
         channels: 0,
         closed: Vec::new(),
     };
@@ -245,4 +252,81 @@ fn a_read_of_what_is_in_storage_yet_asks_again_later() {
     notes.now = due;
     core.tick(&mut notes, due);
     assert_eq!(asked(&notes), 5);
+}
+
+/// Invokes a function; the name that its process takes its number for, if it was sent.
+fn name_called(
+    core: &mut ClientCore<u32>,
+    notes: &mut Notes,
+    target: Target,
+    name: &str,
+    bytes: usize,
+) -> Option<String> {
+    let before = notes.sent.len();
+    let function = core.function(target, name).unwrap();
+    let input = Payload::Buf(vec![0; bytes].into());
+    core.invoke(notes, target, function, input, CallOptions::default(), 0)
+        .unwrap();
+    let (_, tag, header) = notes.sent[before..].last()?.clone();
+    let request = RequestHeader::decode(&header).unwrap();
+    core.on_reply(notes, 1, tag, Status::Ok, Payload::default());
+    Some(notes.names[&u64::from(request.function)].clone())
+}
+
+#[test]
+fn more_names_than_numbers_share_them() {
+    let (mut core, mut notes, target, _) = opened();
+    core.on_reply(&mut notes, 1, 0, Status::Ok, Payload::default());
+    core.completed().unwrap();
+    for name in (0..CHANNEL_FUNCTIONS_MAX + 10).chain(0..20) {
+        let name = format!("f{name}");
+        let called = name_called(&mut core, &mut notes, target, &name, 0);
+        assert_eq!(called.as_deref(), Some(&*name));
+    }
+    assert_eq!(notes.names.len(), CHANNEL_FUNCTIONS_MAX);
+    let most = notes.names.keys().max().copied();
+    assert_eq!(most, Some(CHANNEL_FUNCTIONS_MAX as u64 - 1));
+    assert_eq!(notes.closed, []);
+}
+
+/// The function of a large request is looked up when all of it is there.
+#[test]
+fn the_number_of_a_large_request_is_given_to_no_other_name() {
+    let (mut core, mut notes, target, _) = opened();
+    core.on_reply(&mut notes, 1, 0, Status::Ok, Payload::default());
+    core.completed().unwrap();
+    let called = name_called(&mut core, &mut notes, target, "large", 5000);
+    assert_eq!(called.as_deref(), Some("large"));
+    for name in 0..2 * CHANNEL_FUNCTIONS_MAX {
+        name_called(&mut core, &mut notes, target, &format!("f{name}"), 0).unwrap();
+    }
+    assert!(notes.names.values().any(|name| name == "large"));
+    for name in 0..CHANNEL_FUNCTIONS_MAX {
+        name_called(&mut core, &mut notes, target, &format!("g{name}"), 5000);
+    }
+    while core.completed().is_some() {}
+    assert_eq!(
+        name_called(&mut core, &mut notes, target, "one more", 0),
+        None
+    );
+    let error = core.completed().unwrap().outcome.unwrap_err();
+    assert!(matches!(error, InvokeError::Exhausted(_)), "{error}");
+    assert_eq!(
+        name_called(&mut core, &mut notes, target, "large", 0).as_deref(),
+        Some("large")
+    );
+}
+
+#[test]
+fn one_name_too_many_fails_alone() {
+    let (mut core, mut notes, target, _) = opened();
+    core.on_reply(&mut notes, 1, 0, Status::Ok, Payload::default());
+    core.completed().unwrap();
+    core.limits.functions_max = 2;
+    core.function(target, "g").unwrap();
+    let error = core.function(target, "h").unwrap_err();
+    assert!(error.to_string().contains("functions_max"), "{error}");
+    let called = name_called(&mut core, &mut notes, target, "g", 0);
+    assert_eq!(called.as_deref(), Some("g"));
+    assert_eq!(notes.closed, []);
 }

@@ -23,8 +23,9 @@ use super::transfer::Sending;
 use crate::client::Peers;
 use crate::function::FunctionIndex;
 use crate::invocation::{
-    AM_DIRECTORY, AM_INVOCATION, AM_MAILBOX, Admit, Kind, Payload, RequestHeader, Session,
-    SessionImage, Status, passed_decode, put_split, short_header, short_header_read,
+    AM_DIRECTORY, AM_INVOCATION, AM_MAILBOX, Admit, CHANNEL_FUNCTIONS_MAX, Kind, Payload,
+    RequestHeader, Session, SessionImage, Status, passed_decode, put_split, short_header,
+    short_header_read,
 };
 use crate::locate::AM_STATE;
 use crate::mailbox::{MailMessage, Put, PutId};
@@ -63,8 +64,6 @@ pub(super) struct ReadyJob {
 
 const _: () = assert!(size_of::<ReadyJob>() <= 128);
 
-/// Names in use on one channel at most.
-const FUNCTIONS_PER_CHANNEL_MAX: usize = 4096;
 /// Answers that wait for room on one channel at most.
 const BACKLOG_MAX: usize = 1 << 16;
 /// When a job that was on its way to a worker is looked for again, to be cancelled.
@@ -501,7 +500,7 @@ impl Serve {
             return;
         };
         let number = usize::try_from(number).unwrap_or(usize::MAX);
-        if number >= FUNCTIONS_PER_CHANNEL_MAX || name.len() > 255 {
+        if number >= CHANNEL_FUNCTIONS_MAX || name.len() > 255 {
             tracing::warn!(
                 peer = served.source,
                 "closed: it numbers functions out of range"
