@@ -143,6 +143,44 @@ fn functions_ask_their_own_process_and_others() {
     drop(again);
 }
 
+/// As many as may be are under way to one process, and wait there: calls of others go past.
+#[test]
+fn a_process_that_has_no_room_holds_up_no_other() {
+    let lab = lab();
+    let mut p = lab.start("p");
+    let _q = lab.start("q");
+    let one = |start: &mut praas_runtime::host::HostStart| start.settings.workers = 1;
+    let mut slow = lab.start_with("slow", one).unwrap();
+    let mut client = lab.client(TransportKind::Shm);
+    let spins = client.function("slow", "spins").unwrap();
+    let spinning = client.submit(spins, b"", CallOptions::default()).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while slow.stats().running == 0 {
+        assert!(Instant::now() < until, "{:?}", slow.stats());
+        client.progress();
+    }
+    let posts = client.function("p", "posts").unwrap();
+    let wanted = |process: &str, times: u32| {
+        praas_runtime::codec::encode(&(process, "counts", times)).unwrap()
+    };
+    let many = wanted("slow", 3000);
+    let posting = client.submit(posts, &many, CallOptions::default()).unwrap();
+    while p.stats().blocked == 0 {
+        assert!(Instant::now() < until, "{:?}", p.stats());
+        client.progress();
+    }
+    let options = CallOptions {
+        deadline: deadline(),
+        ..CallOptions::default()
+    };
+    let to_others = client.call(posts, &wanted("q", 100), options);
+    assert!(to_others.is_ok(), "{to_others:?}");
+    counted_wait(&mut client, "q", 100);
+    client.cancel(spinning);
+    client.wait(posting).unwrap();
+    counted_wait(&mut client, "slow", 3000);
+}
+
 #[test]
 fn a_client_that_closes_waits_for_what_it_asked_for() {
     let lab = lab();

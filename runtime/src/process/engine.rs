@@ -322,7 +322,7 @@ impl Engine {
                         Err(error) => drop(worker.deliver(stamp, Delivery::Ended(Err(error), 0))),
                     }
                 }
-                Post::OneWay(call) => core.one_ways.push_back(call),
+                Post::OneWay(call) => self.one_way_queue(core, call),
                 Post::Retired => self.shared.state.retired_close(&mut core.endpoint),
                 Post::Batch(call) => self.batch_begin(core, call),
                 Post::BatchCancel { worker, stamp } => self.batch_cancel(core, worker, stamp),

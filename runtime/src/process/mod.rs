@@ -239,7 +239,7 @@ impl Process {
         let token = OwnerToken::new(Core {
             endpoint,
             serve,
-            one_ways: OneWayCalls::new(),
+            one_ways: OneWayCalls::default(),
             batches: Batches::default(),
         });
         let engine = Arc::new(Engine { shared, token });

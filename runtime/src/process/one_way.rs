@@ -10,7 +10,7 @@
 //! channel, is sent again. From its beginning on it is this process's, and what becomes of it is
 //! counted and logged here.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ use praas_transport::sync::atomic::Ordering;
 use super::crew::{Delivery, Worker};
 use super::engine::{Core, Engine, Post};
 use super::serve::{Callee, ReadyJob};
-use crate::client::{CallOptions, Refusal};
+use crate::client::{CallOptions, Refusal, Target};
 use crate::invocation::{InvokeError, Payload, Status};
 use crate::services::Job;
 
@@ -46,8 +46,16 @@ pub(super) struct OneWayCall {
     pub deadline: Option<Instant>,
 }
 
-/// One-way calls that wait for room, the oldest first.
-pub(super) type OneWayCalls = VecDeque<OneWayCall>;
+/// One-way calls that wait for room, by their processes, the oldest first: a process that is slow,
+/// or gone, holds up nobody but who calls it.
+#[derive(Debug, Default)]
+pub(super) struct OneWayCalls(BTreeMap<Target, VecDeque<OneWayCall>>);
+
+impl OneWayCalls {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
 
 impl ReadyJob {
     /// Whether a function of this process has asked for it.
@@ -185,13 +193,15 @@ impl Engine {
             payload,
             deadline,
         };
-        if let Some(mut core) = self.token.try_take()
-            && core.one_ways.is_empty()
-        {
-            match one_way_start(&mut core, &call) {
-                Ok(()) => return Ok(()),
-                Err(Refusal::Never(error)) => return Err(error),
-                Err(Refusal::Full) => {}
+        if let Some(mut core) = self.token.try_take() {
+            let target = core.serve.peers.target(process)?;
+            // Those that wait already come first.
+            if !core.one_ways.0.contains_key(&target) {
+                match one_way_start(&mut core, target, &call) {
+                    Ok(()) => return Ok(()),
+                    Err(Refusal::Never(error)) => return Err(error),
+                    Err(Refusal::Full) => {}
+                }
             }
         }
         call.stamp = self.wait_begin(worker, job)?;
@@ -207,23 +217,54 @@ impl Engine {
         }
     }
 
+    /// A one-way call is to be taken on, as soon as there is room.
+    #[cold]
+    pub fn one_way_queue(&self, core: &mut Core, call: OneWayCall) {
+        match core.serve.peers.target(&call.process) {
+            Ok(target) => {
+                let calls = core.one_ways.0.entry(target).or_default();
+                // Whoever calls a process that never has room, and gives up, leaves nothing behind.
+                calls.retain(|call| self.one_way_waiter(call).is_some());
+                calls.push_back(call);
+            }
+            Err(error) => self.one_way_taken(&call, Err(error)),
+        }
+    }
+
     /// Takes on the one-way calls that waited for room, as far as there is some now.
     #[cold]
     pub fn one_ways_start(&self, core: &mut Core) {
-        while let Some(call) = core.one_ways.pop_front() {
-            let worker = self.shared.crew.worker(call.worker);
-            let Some(worker) = worker.filter(|worker| worker.inbox().stamp == call.stamp) else {
-                // Its function has given up waiting.
-                continue;
-            };
-            let begun = match one_way_start(core, &call) {
-                Ok(()) => Ok(Payload::default()),
-                Err(Refusal::Never(error)) => Err(error),
-                Err(Refusal::Full) => {
-                    core.one_ways.push_front(call);
-                    return;
+        let mut waiting = std::mem::take(&mut core.one_ways.0);
+        waiting.retain(|target, calls| {
+            while core.serve.peers.room(*target)
+                && let Some(call) = calls.pop_front()
+            {
+                if self.one_way_waiter(&call).is_none() {
+                    continue;
                 }
-            };
+                let begun = match one_way_start(core, *target, &call) {
+                    Ok(()) => Ok(Payload::default()),
+                    Err(Refusal::Never(error)) => Err(error),
+                    Err(Refusal::Full) => {
+                        calls.push_front(call);
+                        break;
+                    }
+                };
+                self.one_way_taken(&call, begun);
+            }
+            !calls.is_empty()
+        });
+        core.one_ways.0 = waiting;
+    }
+
+    /// The worker whose function waits until a call is taken on, unless it has given up.
+    fn one_way_waiter(&self, call: &OneWayCall) -> Option<Arc<Worker>> {
+        let worker = self.shared.crew.worker(call.worker);
+        worker.filter(|worker| worker.inbox().stamp == call.stamp)
+    }
+
+    fn one_way_taken(&self, call: &OneWayCall, begun: Result<Payload, InvokeError>) {
+        if let Some(worker) = self.shared.crew.worker(call.worker) {
             // Nobody waits any more if it cannot be delivered.
             drop(worker.deliver(call.stamp, Delivery::Ended(begun, 0)));
         }
@@ -231,12 +272,11 @@ impl Engine {
 }
 
 /// Hands a one-way call to the client's core, if there is room.
-fn one_way_start(core: &mut Core, call: &OneWayCall) -> Result<(), Refusal> {
+fn one_way_start(core: &mut Core, target: Target, call: &OneWayCall) -> Result<(), Refusal> {
     let Core {
         endpoint, serve, ..
     } = core;
     let peers = &mut serve.peers;
-    let target = peers.target(&call.process).map_err(Refusal::Never)?;
     let function = peers
         .function(target, &call.function)
         .map_err(Refusal::Never)?;
