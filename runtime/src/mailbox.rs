@@ -5,7 +5,7 @@
 //! and popped only when handed to a waiter that still waits. A full mailbox refuses, it never
 //! drops. No clock, thread or socket inside: whoever calls brings the waiters.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use praas_transport::sync::atomic::Ordering;
@@ -64,16 +64,27 @@ pub struct PutId {
     pub sequence: u64,
 }
 
-/// The sequence numbers seen of one sender: all below `next`, and some above.
+/// The sequence numbers seen of one sender: all below `end` but for those that are missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "SeenImage", into = "SeenImage")]
 struct SeenPuts {
     incarnation: u64,
-    next: u64,
-    above: std::collections::BTreeSet<u64>,
+    end: u64,
+    /// Those that may come yet. A put that was turned away, or given up, never does.
+    missing: BTreeSet<u64>,
 }
 
-/// Sequence numbers of one sender that are remembered above the lowest gap.
-const SEEN_ABOVE_MAX: usize = 4096;
+/// The same in an image: all below `next` were seen, and some above.
+#[derive(Serialize, Deserialize)]
+struct SeenImage {
+    incarnation: u64,
+    next: u64,
+    above: BTreeSet<u64>,
+}
+
+/// Puts of one sender to one process that are under way: what is further behind its newest was given
+/// up.
+pub const PUTS_INFLIGHT_MAX: usize = 1024;
 /// Senders that are remembered; the one with the lowest incarnation is forgotten first.
 const SENDERS_MAX: usize = 1 << 16;
 
@@ -323,8 +334,7 @@ impl Mailbox {
         self.seen.get(&id.sender).is_some_and(|seen| {
             // A sender's older life can only resend.
             id.incarnation < seen.incarnation
-                || id.incarnation == seen.incarnation
-                    && (id.sequence < seen.next || seen.above.contains(&id.sequence))
+                || id.incarnation == seen.incarnation && seen.has(id.sequence)
         })
     }
 
@@ -342,15 +352,62 @@ impl Mailbox {
                 ..SeenPuts::default()
             };
         }
-        seen.above.insert(id.sequence);
-        // A sender leaves gaps where it gave up; it never has so many under way.
-        while seen.above.len() > SEEN_ABOVE_MAX
-            && let Some(lowest) = seen.above.pop_first()
-        {
-            seen.next = lowest + 1;
+        seen.mark(id.sequence);
+    }
+}
+
+impl SeenPuts {
+    fn has(&self, sequence: u64) -> bool {
+        sequence < self.end && !self.missing.contains(&sequence)
+    }
+
+    fn mark(&mut self, sequence: u64) {
+        if sequence < self.end {
+            self.missing.remove(&sequence);
+            return;
         }
-        while seen.above.remove(&seen.next) {
-            seen.next += 1;
+        let before = self.end;
+        self.end = sequence.saturating_add(1);
+        let lowest = self.lowest();
+        self.missing.extend(lowest.max(before)..sequence);
+        while self.missing.first().is_some_and(|first| *first < lowest) {
+            self.missing.pop_first();
+        }
+    }
+
+    /// What is below this does not come any more: so many puts of a sender are under way at most.
+    fn lowest(&self) -> u64 {
+        self.end.saturating_sub(PUTS_INFLIGHT_MAX as u64)
+    }
+}
+
+impl From<SeenImage> for SeenPuts {
+    fn from(image: SeenImage) -> Self {
+        let SeenImage {
+            incarnation,
+            next,
+            above,
+        } = image;
+        let end = above.last().map_or(next, |last| last.saturating_add(1));
+        let mut seen = Self {
+            incarnation,
+            end: end.max(next),
+            missing: BTreeSet::new(),
+        };
+        let open = seen.lowest().max(next)..seen.end;
+        seen.missing = open.filter(|sequence| !above.contains(sequence)).collect();
+        seen
+    }
+}
+
+impl From<SeenPuts> for SeenImage {
+    fn from(seen: SeenPuts) -> Self {
+        let next = seen.missing.first().copied().unwrap_or(seen.end);
+        let above = (next..seen.end).filter(|sequence| seen.has(*sequence));
+        Self {
+            incarnation: seen.incarnation,
+            next,
+            above: above.collect(),
         }
     }
 }
@@ -447,6 +504,68 @@ mod tests {
             Put::Duplicate
         );
         assert_eq!(restored.image().unwrap(), image);
+    }
+
+    /// What of a sender's puts is remembered besides the newest.
+    fn gaps(mailbox: &Mailbox) -> usize {
+        mailbox.seen["a"].missing.len()
+    }
+
+    #[test]
+    fn puts_that_never_got_in_are_remembered_for_a_while_only() {
+        let mut mailbox = mailbox(1);
+        let put = |mailbox: &mut Mailbox, sequence| {
+            let id = PutId {
+                sender: "a".into(),
+                incarnation: 1,
+                sequence,
+            };
+            mailbox.put(Some(id), message("a", "k", 0)).0
+        };
+        let newest = PUTS_INFLIGHT_MAX as u64 * 8;
+        for sequence in 0..newest {
+            let full = sequence % 100 == 7;
+            if full {
+                mailbox.store(message("b", "k", 0));
+            }
+            let expected = if full { Put::Full } else { Put::Stored };
+            assert_eq!(put(&mut mailbox, sequence), expected);
+            while mailbox.take(&Source::Any, "k").is_some() {}
+            assert!(gaps(&mailbox) <= PUTS_INFLIGHT_MAX / 100 + 1);
+        }
+        // One that may be under way still, and one that cannot be.
+        let last = (newest - 100..newest).find(|number| number % 100 == 7);
+        assert_eq!(put(&mut mailbox, last.unwrap()), Put::Stored);
+        assert_eq!(put(&mut mailbox, last.unwrap()), Put::Duplicate);
+        assert_eq!(put(&mut mailbox, 7), Put::Duplicate);
+        // Whatever a sender counts, what is remembered of it has a limit.
+        while mailbox.take(&Source::Any, "k").is_some() {}
+        assert_eq!(put(&mut mailbox, u64::MAX - 1), Put::Stored);
+        assert_eq!(gaps(&mailbox), PUTS_INFLIGHT_MAX - 1);
+        let image = mailbox.image().unwrap();
+        let mut restored = self::mailbox(1);
+        restored.restore(image).unwrap();
+        assert_eq!(restored.seen, mailbox.seen);
+    }
+
+    #[test]
+    fn what_an_image_says_of_resends_is_bounded() {
+        let image = SeenImage {
+            incarnation: 1,
+            next: 3,
+            above: [5, u64::MAX].into(),
+        };
+        let seen = SeenPuts::from(image);
+        assert!(seen.missing.len() <= PUTS_INFLIGHT_MAX);
+        let image = SeenImage {
+            incarnation: 1,
+            next: 3,
+            above: [5, 6, 9].into(),
+        };
+        let seen = SeenPuts::from(image);
+        assert_eq!((seen.end, &seen.missing), (10, &[3, 4, 7, 8].into()));
+        let image = SeenImage::from(seen);
+        assert_eq!((image.next, image.above), (3, [5, 6, 9].into()));
     }
 
     proptest! {

@@ -32,6 +32,7 @@ use crate::invocation::{
     PutBody, RequestHeader, Status, passed_encode, short_header,
 };
 use crate::locate::{AM_STATE, LOCATE_BYTES, LocateHeader, LocateKind};
+use crate::mailbox::PUTS_INFLIGHT_MAX;
 
 /// What became of bytes that the core sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +154,6 @@ impl Default for CoreLimits {
 
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(500);
-const PUTS_INFLIGHT_MAX: usize = 1024;
 
 #[derive(Debug)]
 enum Doing {
