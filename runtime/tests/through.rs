@@ -468,6 +468,32 @@ fn many_at_once_go_together_and_others_are_served_meanwhile() {
     assert_eq!(state(&mut client), now);
 }
 
+/// The function that every process has is cancelled like others, while storage does not answer.
+#[test]
+fn whoever_waits_for_storage_can_be_cancelled() {
+    let lab = Lab::new();
+    let (process, mut client) = lab.life(1, EAGER);
+    value(&mut client, "put_persist", "first", b"");
+    value(&mut client, "put", "a", b"");
+    let idle = process.stats().blocked;
+    lab.storage.turn(Gate::Closed);
+    let persist = client.function("p", STATE_PERSIST).unwrap();
+    let call = client.submit(persist, b"a", CallOptions::default());
+    let call = call.unwrap();
+    while process.stats().blocked == idle {
+        state(&mut client);
+    }
+    client.cancel(call);
+    assert_eq!(client.wait(call).err(), Some(InvokeError::Cancelled));
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while process.stats().blocked > idle {
+        assert!(std::time::Instant::now() < until, "it waits on");
+        state(&mut client);
+    }
+    lab.storage.turn(Gate::Open);
+    assert!(persisted(&mut client, "a") > 0);
+}
+
 #[test]
 fn damage_is_found_and_what_was_cut_off_is_left_out() {
     let lab = Lab::new();

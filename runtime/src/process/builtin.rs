@@ -5,9 +5,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::engine::Shared;
+use super::persist::PersistError;
 use crate::codec;
-use crate::invocation::{Payload, Status};
+use crate::invocation::{InvokeError, Payload, Status};
 use crate::mailbox::{MailMessage, Put, Source};
+use crate::services::Job;
 use crate::state::{ObjectMeta, StateError};
 
 /// A function that every process has.
@@ -121,19 +123,16 @@ impl Builtin {
         self == Self::StatePersist
     }
 
-    /// Runs it.
-    pub fn call(self, shared: &Shared, input: &[u8]) -> (Status, Payload) {
-        match self.run(shared, input) {
+    /// Runs it; one that waits for storage does so for as long as its `job` may.
+    pub fn call(self, shared: &Shared, job: Option<&Job>, input: &[u8]) -> (Status, Payload) {
+        match self.run(shared, job, input) {
             Ok(payload) => (Status::Ok, payload),
-            Err(text) => (
-                Status::FunctionError,
-                Payload::Buf(text.into_bytes().into()),
-            ),
+            Err(Failure(status, text)) => (status, Payload::Buf(text.into_bytes().into())),
         }
     }
 
-    fn run(self, shared: &Shared, input: &[u8]) -> Result<Payload, String> {
-        fn value<T: Serialize>(value: &T) -> Result<Payload, String> {
+    fn run(self, shared: &Shared, job: Option<&Job>, input: &[u8]) -> Result<Payload, Failure> {
+        fn value<T: Serialize>(value: &T) -> Result<Payload, Failure> {
             let bytes = codec::encode(value).map_err(|error| error.to_string())?;
             Ok(Payload::Buf(bytes.into()))
         }
@@ -170,13 +169,14 @@ impl Builtin {
                 match shared.state.compare_swap(&key, expected, &bytes) {
                     Ok(version) => value(&Ok::<u64, u64>(version)),
                     Err(StateError::Conflict { actual, .. }) => value(&Err::<u64, u64>(actual)),
-                    Err(error) => Err(error.to_string()),
+                    Err(error) => Err(error.to_string().into()),
                 }
             }
             Self::StatePersist => {
-                let engine = shared.engine().ok_or("the process has ended")?;
-                let persisted = engine.persist(None, key()?, None);
-                value(&persisted.map_err(|error| error.to_string())?)
+                let engine = shared.engine();
+                let engine = engine.ok_or_else(|| "the process has ended".to_string())?;
+                let persisted = engine.persist(job, key()?, None);
+                value(&persisted.map_err(Failure::of_persist)?)
             }
             Self::StateDelete => value(&shared.state.delete(key()?)),
             Self::StateList => {
@@ -201,6 +201,26 @@ impl Builtin {
             Self::Functions => value(&shared.registry.names()),
             Self::Links => value(&shared.links.list()),
         }
+    }
+}
+
+/// How one of these functions has failed, and why.
+struct Failure(Status, String);
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self(Status::FunctionError, text)
+    }
+}
+
+impl Failure {
+    fn of_persist(error: PersistError) -> Self {
+        let status = match &error {
+            PersistError::Wait(InvokeError::Cancelled) => Status::Cancelled,
+            PersistError::Wait(InvokeError::DeadlineExceeded) => Status::DeadlineExceeded,
+            _ => Status::FunctionError,
+        };
+        Self(status, error.to_string())
     }
 }
 

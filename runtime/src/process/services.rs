@@ -264,7 +264,7 @@ impl Engine {
                 let text = "a function that is marked short may not wait for storage";
                 return Err(InvokeError::Exhausted(text.into()));
             }
-            Callee::Builtin(builtin) => builtin.call(&self.shared, input),
+            Callee::Builtin(builtin) => builtin.call(&self.shared, Some(job), input),
             callee @ (Callee::User(index) | Callee::Limited(index)) => {
                 let deadline = match (deadline, job.deadline) {
                     (Some(a), Some(b)) => Some(a.min(b)),

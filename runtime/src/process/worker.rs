@@ -158,36 +158,40 @@ impl Engine {
         {
             return (Status::DeadlineExceeded, Payload::default());
         }
-        match ready.callee {
+        let job = |held| Job {
+            id: ready.job,
+            worker: number,
+            depth: 0,
+            short,
+            held,
+            client: ready.client,
+            sequence: ready.sequence,
+            deadline: ready.deadline,
+            cancel: Arc::clone(&worker.cancel),
+        };
+        // Whoever cancels it finds it here.
+        worker.job.store(ready.job, Ordering::Release);
+        let done = match ready.callee {
             Callee::Unknown => (Status::UnknownFunction, Payload::default()),
-            Callee::Builtin(builtin) => builtin.call(&self.shared, &ready.input),
+            Callee::Builtin(builtin) => {
+                let job = builtin.waits().then(|| job(None));
+                builtin.call(&self.shared, job.as_ref(), &ready.input)
+            }
             Callee::User(index) | Callee::Limited(index) => {
                 let held = match ready.callee {
                     Callee::Limited(index) => self.held(index),
                     _ => None,
                 };
-                let job = Job {
-                    id: ready.job,
-                    worker: number,
-                    depth: 0,
-                    short,
-                    held,
-                    client: ready.client,
-                    sequence: ready.sequence,
-                    deadline: ready.deadline,
-                    cancel: Arc::clone(&worker.cancel),
-                };
-                worker.job.store(ready.job, Ordering::Release);
+                let job = job(held);
                 let services: &dyn Services = self;
-                let done = self
-                    .shared
+                self.shared
                     .registry
                     .function(index)
-                    .call(services, &job, &ready.input);
-                worker.job.store(0, Ordering::Release);
-                done
+                    .call(services, &job, &ready.input)
             }
-        }
+        };
+        worker.job.store(0, Ordering::Release);
+        done
     }
 
     #[inline]
