@@ -456,3 +456,6 @@ fn shared_make(
     }
     Ok((shared, sessions))
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,7 @@ use slab::Slab;
 
 use super::builtin::Builtin;
 use super::engine::Shared;
+use super::timers::TimerKey;
 use super::transfer::Sending;
 use crate::client::Peers;
 use crate::function::FunctionIndex;
@@ -105,6 +106,8 @@ struct ClientSession {
     seen: u64,
     /// It began after others had been forgotten, of which it may have been one.
     after_forgotten: bool,
+    /// Ends what it has asked for, unless it comes back first.
+    gone: Option<TimerKey>,
 }
 
 /// The serving side of a process; owned with the endpoint.
@@ -162,6 +165,7 @@ impl Serve {
                 channels: 0,
                 seen: 0,
                 after_forgotten: false,
+                gone: None,
             };
             let at = serve.sessions.insert(entry);
             serve.by_client.insert(client, at);
@@ -218,7 +222,7 @@ impl Serve {
             if entry.channels == 0 && patience_ms > 0 {
                 let at = Instant::now() + Duration::from_millis(patience_ms);
                 let (session, client) = (served.session, served.client);
-                self.shared.timers.caller_gone(at, session, client);
+                entry.gone = Some(self.shared.timers.caller_gone(at, session, client));
             }
             if entry.channel == Some(channel) {
                 let mut others = self.channels.iter().flatten();
@@ -342,6 +346,9 @@ impl Serve {
             entry.channel = Some(channel);
             entry.channels += 1;
             entry.seen = seen;
+            if let Some(timer) = entry.gone.take() {
+                self.shared.timers.take_back(timer);
+            }
             return at;
         }
         if self.sessions.len() >= self.shared.settings.sessions_max {
@@ -355,6 +362,7 @@ impl Serve {
             channels: 1,
             seen,
             after_forgotten: self.forgotten,
+            gone: None,
         };
         let at = self.sessions.insert(entry);
         self.by_client.insert(client, at);
@@ -371,6 +379,9 @@ impl Serve {
         let first = gone.min_by_key(|(_, entry)| (entry.session.is_running(), entry.seen));
         if let Some(at) = first.map(|(at, _)| at) {
             let entry = self.sessions.remove(at);
+            if let Some(timer) = entry.gone {
+                self.shared.timers.take_back(timer);
+            }
             self.results_bytes -= entry.session.bytes();
             self.by_client.remove(&entry.client);
             self.forgotten = true;

@@ -41,6 +41,10 @@ enum Timer {
     },
 }
 
+/// Names a timer. Never used again for another.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TimerKey(Instant, u64);
+
 #[derive(Debug, Default)]
 struct All {
     due: BTreeMap<(Instant, u64), Timer>,
@@ -100,9 +104,16 @@ impl Timers {
         stood_in.is_some()
     }
 
-    /// A client has no channel any more.
-    pub fn caller_gone(&self, at: Instant, session: usize, client: u128) {
-        self.add(at, Timer::CallerGone { session, client });
+    /// A client has no channel any more; what takes the timer back.
+    pub fn caller_gone(&self, at: Instant, session: usize, client: u128) -> TimerKey {
+        self.add(at, Timer::CallerGone { session, client })
+    }
+
+    /// What was to happen is not to happen any more.
+    pub fn take_back(&self, TimerKey(at, number): TimerKey) {
+        let mut all = self.lock();
+        all.due.remove(&(at, number));
+        self.armed.store(all.due.len(), Ordering::Relaxed);
     }
 
     /// A job is to be looked for again, which was on its way when it was cancelled.
@@ -115,13 +126,14 @@ impl Timers {
         self.add(at, timer);
     }
 
-    fn add(&self, at: Instant, timer: Timer) {
+    fn add(&self, at: Instant, timer: Timer) -> TimerKey {
         let mut all = self.lock();
         // Apart from the numbers of jobs.
         all.next += 1;
         let number = u64::MAX - all.next;
         all.due.insert((at, number), timer);
         self.armed.store(all.due.len(), Ordering::Relaxed);
+        TimerKey(at, number)
     }
 
     /// Runs past their time that have not ended.
