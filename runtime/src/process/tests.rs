@@ -79,3 +79,14 @@ fn a_caller_that_comes_again_takes_its_timer_back() {
     }
     process.stop();
 }
+
+/// Nobody may take a process that has ended for one that is frozen.
+#[test]
+fn a_process_that_has_ended_has_transferred_nothing() {
+    let (process, _) = alone(ProcessSettings::default());
+    process.stop();
+    let finished = process.transfer_finish(Ok(()));
+    assert!(finished.is_err(), "{finished:?}");
+    let finished = process.transfer_finish(Err(TransferError::Cancelled));
+    assert!(matches!(finished, Err(TransferError::Cancelled)));
+}

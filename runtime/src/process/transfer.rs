@@ -169,14 +169,15 @@ impl Process {
         &self,
         outcome: Result<(), TransferError>,
     ) -> Result<SourceCounts, TransferError> {
-        let counts = self.transfer_end(outcome.as_ref().err().map(ToString::to_string));
-        let (counts, doubt) = counts.unwrap_or_default();
-        match outcome {
-            Err(error) if !doubt => {
+        let ended = self.transfer_end(outcome.as_ref().err().map(ToString::to_string));
+        match (outcome, ended) {
+            (outcome, Some((counts, doubt))) if outcome.is_ok() || doubt => Ok(counts),
+            // It has ended meanwhile: nothing is frozen, and nobody knows what was sent.
+            (Ok(()), _) => Err(QuiesceError::Ended.into()),
+            (Err(error), _) => {
                 self.thaw();
                 Err(error)
             }
-            _ => Ok(counts),
         }
     }
 
@@ -345,7 +346,7 @@ impl Process {
     }
 
     /// Takes the sending side away. With an error the target is told, and this says whether it may
-    /// have everything all the same.
+    /// have everything all the same. `None`: the process has ended.
     fn transfer_end(&self, error: Option<String>) -> Option<(SourceCounts, bool)> {
         self.engine.with_core(move |core| {
             let Core {
