@@ -218,7 +218,8 @@ pub struct ProcessStats {
     pub blocked: u64,
     /// Invocations that wait for a worker.
     pub queued: u64,
-    /// Bytes of state objects, keys included.
+    /// Bytes that count against `state_max_bytes`: state objects, their keys, 512 bytes more for
+    /// each.
     pub state_bytes: u64,
     /// Messages in the mailbox.
     pub messages: u64,

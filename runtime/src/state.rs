@@ -5,6 +5,7 @@
 //! read by one-sided operations is in `shown`; what is not back from storage yet in `absent`.
 
 mod absent;
+mod draft;
 mod shown;
 
 use std::collections::BTreeMap;
@@ -12,17 +13,21 @@ use std::ops::Bound;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use praas_transport::clock;
-use praas_transport::sync::atomic::Ordering;
-use praas_transport::{Buf, BufGrow, BufMut, BufPool, PoolExhausted, StatsPage, StatsWord};
+use praas_transport::sync::atomic::{AtomicU64, Ordering};
+use praas_transport::{Buf, BufGrow, BufPool, PoolExhausted, StatsPage, StatsWord};
 use serde::{Deserialize, Serialize};
 
 use self::absent::costs;
 pub use self::absent::{Absent, AbsentObjects, FetchError, Look, ObjectSource};
+pub use self::draft::Draft;
 pub use self::shown::{Located, Place, ShownStats};
 use self::shown::{Shown, Slot};
 
 /// Bytes that a key may have.
 pub const KEY_MAX_BYTES: usize = 255;
+/// Bytes that an object counts for besides its key and its payload: what the store knows of it, and
+/// the least that memory comes in (481 bytes in all for objects of one byte).
+pub const OBJECT_OVERHEAD_BYTES: u64 = 512;
 
 /// What is known of an object besides its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +138,8 @@ pub struct StateStore {
     objects: RwLock<Objects>,
     pool: BufPool,
     limit: u64,
+    /// Bytes of drafts.
+    lent: Arc<AtomicU64>,
     /// Where bytes are counted for others to see.
     page: Option<Arc<StatsPage>>,
     /// Told when there are regions to be closed.
@@ -152,12 +159,14 @@ impl From<Buf> for New {
 }
 
 impl StateStore {
-    /// An empty store of at most `limit` bytes (keys and payloads), from `pool`.
+    /// An empty store of at most `limit` bytes from `pool`: keys, payloads, [`OBJECT_OVERHEAD_BYTES`]
+    /// for each object, and drafts.
     pub fn new(pool: BufPool, limit: u64) -> Self {
         Self {
             objects: RwLock::new(Objects::default()),
             pool,
             limit,
+            lent: Arc::default(),
             page: None,
             retired: OnceLock::new(),
         }
@@ -190,7 +199,7 @@ impl StateStore {
     /// As [`StateStore::put`].
     pub fn put_buf(&self, key: &str, buf: Buf) -> Result<u64, StateError> {
         let len = buf.len() as u64;
-        self.write(key, None, |_| len, |_| Ok(buf.into()))
+        self.write(key, None, 0, |_| len, |_| Ok(buf.into()))
     }
 
     /// The object, sharing its memory. One that is in storage still is waited for.
@@ -253,7 +262,7 @@ impl StateStore {
     pub fn compare_swap(&self, key: &str, expected: u64, bytes: &[u8]) -> Result<u64, StateError> {
         let buf = self.pool.copy_from(bytes)?;
         let len = buf.len() as u64;
-        self.write(key, Some(expected), |_| len, |_| Ok(buf.into()))
+        self.write(key, Some(expected), 0, |_| len, |_| Ok(buf.into()))
     }
 
     /// Makes memory that was filled elsewhere the object, without copying it, if the object is at
@@ -266,15 +275,17 @@ impl StateStore {
         &self,
         key: &str,
         expected: Option<u64>,
-        draft: &mut Option<BufMut>,
+        draft: &mut Option<Draft>,
     ) -> Result<u64, StateError> {
         let len = draft.as_ref().map_or(0, |draft| draft.len() as u64);
+        let own = draft.as_ref().map_or(0, Draft::lent_bytes);
         self.write(
             key,
             expected,
+            own,
             |_| len,
             |_| {
-                let buf = draft.take().map(BufMut::freeze);
+                let buf = draft.take().map(Draft::freeze);
                 Ok(buf.unwrap_or_default().into())
             },
         )
@@ -308,7 +319,7 @@ impl StateStore {
                 growing: Some(growing),
             })
         };
-        self.write(key, None, |old| old + bytes.len() as u64, append)?;
+        self.write(key, None, 0, |old| old + bytes.len() as u64, append)?;
         Ok(length)
     }
 
@@ -330,7 +341,7 @@ impl StateStore {
         objects.version = objects.version.max(version);
     }
 
-    /// Bytes in use, keys and payloads.
+    /// Bytes in use: keys, payloads, and [`OBJECT_OVERHEAD_BYTES`] for each object.
     pub fn used_bytes(&self) -> u64 {
         self.read().bytes
     }
@@ -425,11 +436,13 @@ impl StateStore {
     }
 
     /// Writes an object, if it is at version `expected` (any, if there is none), whose length hangs
-    /// on that of the old one. `make` leaves the old object good if it fails.
+    /// on that of the old one. `own` bytes of drafts are what it is made of. `make` leaves the old
+    /// object good if it fails.
     fn write(
         &self,
         key: &str,
         expected: Option<u64>,
+        own: u64,
         len: impl FnOnce(u64) -> u64,
         make: impl FnOnce(Option<&mut Object>) -> Result<New, StateError>,
     ) -> Result<u64, StateError> {
@@ -450,9 +463,10 @@ impl StateStore {
         }
         let wanted = cost(key, len(bytes.unwrap_or(0)));
         let used = objects.bytes - bytes.map_or(0, |bytes| cost(key, bytes));
-        if used.saturating_add(wanted) > self.limit {
+        let others = self.lent.load(Ordering::Relaxed).saturating_sub(own);
+        if used.saturating_add(others).saturating_add(wanted) > self.limit {
             return Err(StateError::LimitReached {
-                used,
+                used: used + others,
                 wanted,
                 limit: self.limit,
             });
@@ -499,8 +513,8 @@ impl StateStore {
 }
 
 /// What an object of `bytes` counts for.
-fn cost(key: &str, bytes: u64) -> u64 {
-    key.len() as u64 + bytes
+pub(crate) fn cost(key: &str, bytes: u64) -> u64 {
+    bytes.saturating_add(key.len() as u64 + OBJECT_OVERHEAD_BYTES)
 }
 
 #[cfg(test)]
@@ -508,13 +522,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const EACH: u64 = OBJECT_OVERHEAD_BYTES;
+
     fn store(limit: u64) -> StateStore {
         StateStore::new(BufPool::new(1 << 24), limit)
     }
 
     #[test]
     fn views_outlive_replacement_and_limits_hold() {
-        let store = store(100);
+        let store = store(EACH + 100);
         store.put("a", &[1; 50]).unwrap();
         let (view, meta) = store.object("a").unwrap().unwrap();
         assert_eq!(meta.bytes, 50);
@@ -524,9 +540,9 @@ mod tests {
         assert_eq!(
             error,
             StateError::LimitReached {
-                used: 100,
-                wanted: 2,
-                limit: 100
+                used: EACH + 100,
+                wanted: EACH + 2,
+                limit: EACH + 100
             }
         );
         assert!(store.delete("a") && !store.delete("a"));
@@ -536,7 +552,7 @@ mod tests {
 
     #[test]
     fn compare_swap_needs_the_version() {
-        let store = store(1000);
+        let store = store(EACH + 1000);
         let first = store.compare_swap("a", 0, b"x").unwrap();
         let error = store.compare_swap("a", 0, b"y").unwrap_err();
         assert_eq!(
@@ -553,41 +569,83 @@ mod tests {
 
     #[test]
     fn the_limit_holds_to_the_byte() {
-        let store = store(100);
+        let limit = EACH + 100;
+        let store = store(limit);
         let full = |used, wanted| {
             Err(StateError::LimitReached {
                 used,
                 wanted,
-                limit: 100,
+                limit,
             })
         };
-        assert_eq!(store.put("a", &[0; 100]), full(0, 101));
+        assert_eq!(store.put("a", &[0; 100]), full(0, EACH + 101));
         store.put("a", &[0; 98]).unwrap();
         assert_eq!(store.append("a", &[1]), Ok(99));
-        assert_eq!(store.used_bytes(), 100);
-        assert_eq!(store.append("a", &[1]), full(0, 101));
-        assert_eq!(store.put("b", &[]), full(100, 1));
+        assert_eq!(store.used_bytes(), limit);
+        assert_eq!(store.append("a", &[1]), full(0, EACH + 101));
+        assert_eq!(store.put("b", &[]), full(limit, EACH + 1));
         let version = store.object("a").unwrap().unwrap().1.version;
-        assert_eq!(store.compare_swap("a", version, &[0; 100]), full(0, 101));
+        let wide = store.compare_swap("a", version, &[0; 100]);
+        assert_eq!(wide, full(0, EACH + 101));
         let conflict = store.compare_swap("a", version + 1, &[0; 100]).unwrap_err();
         assert!(matches!(conflict, StateError::Conflict { .. }));
         assert_eq!(&store.object("a").unwrap().unwrap().0[97..], &[0, 1]);
-        assert_eq!(store.append("b", &[1]), full(100, 2));
+        assert_eq!(store.append("b", &[1]), full(limit, EACH + 2));
 
-        let exact = StateStore::new(BufPool::new(1 << 20), 100);
+        let exact = StateStore::new(BufPool::new(1 << 20), limit);
         exact.restore(store.snapshot().unwrap()).unwrap();
-        assert_eq!(exact.used_bytes(), 100);
-        let less = StateStore::new(BufPool::new(1 << 20), 99);
+        assert_eq!(exact.used_bytes(), limit);
+        let less = StateStore::new(BufPool::new(1 << 20), limit - 1);
         let error = less.restore(store.snapshot().unwrap()).unwrap_err();
+        let told = (limit, limit - 1);
         assert!(matches!(
             error,
-            StateError::LimitReached {
-                wanted: 100,
-                limit: 99,
-                ..
-            }
+            StateError::LimitReached { wanted, limit, .. } if (wanted, limit) == told
         ));
         assert_eq!((less.used_bytes(), less.object("a")), (0, Ok(None)));
+    }
+
+    /// What small objects take is more than their bytes, which are 2 here.
+    #[test]
+    fn many_small_objects_are_not_for_nothing() {
+        let store = store(100_000);
+        let mut objects = 0;
+        while store.put(&format!("{objects:04}"), &[7]).is_ok() {
+            objects += 1;
+        }
+        assert_eq!(objects, 100_000 / (EACH + 5));
+        let pool = store.pool.used_bytes() as u64;
+        assert!(pool < store.used_bytes(), "{pool} bytes are lent");
+    }
+
+    #[test]
+    fn drafts_count_until_they_are_objects_or_gone() {
+        let limit = 2 * EACH + 100;
+        let store = store(limit);
+        let full = |used, wanted| StateError::LimitReached {
+            used,
+            wanted,
+            limit,
+        };
+        let most = limit as usize;
+        assert_eq!(store.draft(most + 1).unwrap_err(), full(0, limit + 1));
+        drop(store.draft(most).unwrap());
+        let mut draft = Some(store.draft(60).unwrap());
+        assert_eq!(store.draft(most).unwrap_err(), full(60, limit));
+        store.put("a", &[1; 39]).unwrap();
+        let error = store.put("b", &[1; 40]).unwrap_err();
+        assert_eq!(error, full(EACH + 40 + 60, EACH + 41));
+        // It is what it has counted for already.
+        draft.as_mut().unwrap().fill(2);
+        let conflict = store.commit("b", Some(9), &mut draft);
+        assert!(matches!(conflict, Err(StateError::Conflict { .. })));
+        draft.as_mut().unwrap().truncate(59);
+        store.commit("b", Some(0), &mut draft).unwrap();
+        assert!(draft.is_none());
+        assert_eq!(store.used_bytes(), limit);
+        assert_eq!(store.draft(1).unwrap_err(), full(limit, 1));
+        assert!(store.delete("a"));
+        store.draft(40).unwrap();
     }
 
     #[test]
@@ -634,7 +692,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_behaves_like_a_map(ops in proptest::collection::vec(op(), 0..100)) {
-            let store = store(10_000);
+            let store = store(1 << 20);
             let mut model = BTreeMap::<String, Vec<u8>>::new();
             let name = |key: u8| format!("{}{key}", if key < 3 { "a" } else { "b" });
             for op in ops {

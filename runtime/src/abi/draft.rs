@@ -25,7 +25,7 @@ pub(super) unsafe extern "C" fn state_alloc(
     // SAFETY: see above.
     let call = unsafe { call(handle) };
     call.draft = None;
-    match call.services.pool().alloc(len) {
+    match call.services.state().draft(len) {
         Ok(mut draft) => {
             let memory = draft.as_mut_ptr();
             call.draft = Some(draft);
@@ -33,7 +33,7 @@ pub(super) unsafe extern "C" fn state_alloc(
             unsafe { write(out, memory) };
             code::OK
         }
-        Err(error) => call.fail(code::LIMIT_REACHED, error),
+        Err(error) => call.state_fail(&error),
     }
 }
 

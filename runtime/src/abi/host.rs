@@ -14,7 +14,7 @@ use super::table::{
 use crate::invocation::{InlineBytes, InvokeError, PAYLOAD_INLINE_BYTES, Payload, Status};
 use crate::mailbox::{MailMessage, Source};
 use crate::services::{BATCH_MAX, Charge, Held, Job, Services};
-use crate::state::StateError;
+use crate::state::{Draft, StateError};
 use crate::world::{MemberState, World};
 
 enum Output {
@@ -30,7 +30,7 @@ pub(super) struct Call<'a> {
     function: &'a str,
     output: Output,
     /// Memory for the next value of a state object.
-    pub(super) draft: Option<BufMut>,
+    pub(super) draft: Option<Draft>,
     /// What the function says of its failure.
     error: String,
     /// What went wrong in the host last.

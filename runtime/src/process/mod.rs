@@ -127,7 +127,7 @@ pub struct ProcessStats {
     pub blocked: u64,
     /// Invocations that wait for a worker.
     pub queued: u64,
-    /// Bytes of state objects.
+    /// Bytes of state objects, as they count against the limit.
     pub state_bytes: u64,
     /// Messages in the mailbox.
     pub messages: u64,

@@ -40,7 +40,8 @@ pub struct ProcessSettings {
     pub takeover_us: u64,
     /// How the process waits for requests.
     pub wait: WaitMode,
-    /// Bytes of state objects, keys included.
+    /// Bytes of state objects, with their keys, 512 bytes more for each, and what functions have been
+    /// given to write objects in (`state_alloc`).
     pub state_max_bytes: u64,
     /// Who may read state objects by one-sided operations.
     pub state_read: StateRead,

@@ -10,7 +10,7 @@ use praas_transport::{Buf, BufMut, BufPool, PoolExhausted};
 use super::message::{Entry, FromSource, FromTarget, What};
 use super::ranges::Ranges;
 use crate::mailbox::MailboxImage;
-use crate::state::{KEY_MAX_BYTES, ObjectMeta};
+use crate::state::{KEY_MAX_BYTES, ObjectMeta, cost};
 use crate::swap::{ImageKind, ProcessImage, mailbox_decode, sessions_decode};
 
 /// Entries that may be announced and not be there.
@@ -243,7 +243,7 @@ impl Target {
                 if key.is_empty() || key.len() > KEY_MAX_BYTES {
                     return Err(PullError::Malformed("an object's key"));
                 }
-                let cost = entry.bytes.saturating_add(key.len() as u64);
+                let cost = cost(key, entry.bytes);
                 let object = Object {
                     entry: number,
                     whole: None,

@@ -19,6 +19,9 @@ fn limits() -> SourceLimits {
     }
 }
 
+/// What an object counts for besides its key and its bytes.
+const EACH: u64 = crate::state::OBJECT_OVERHEAD_BYTES;
+
 fn takes(state_max_bytes: u64) -> TargetLimits {
     TargetLimits {
         state_max_bytes,
@@ -185,7 +188,8 @@ fn the_source_gives_up_until_the_end_is_out() {
 
 #[test]
 fn what_is_too_large_or_twice_is_refused() {
-    let mut target = Target::new(BufPool::new(1 << 20), takes(100));
+    let limit = EACH + 100;
+    let mut target = Target::new(BufPool::new(1 << 20), takes(limit));
     let object = |bytes| Entry {
         what: What::Object {
             key: "k".into(),
@@ -199,15 +203,15 @@ fn what_is_too_large_or_twice_is_refused() {
     target.heard(FromSource::Entries(vec![object(99)])).unwrap();
     // Others of its time may be gone.
     target
-        .heard(FromSource::Entries(vec![object(199)]))
+        .heard(FromSource::Entries(vec![object(EACH + 199)]))
         .unwrap();
-    let over = target.heard(FromSource::Entries(vec![object(200)]));
-    assert_eq!(over, Err(PullError::TooLarge { limit: 100 }));
+    let over = target.heard(FromSource::Entries(vec![object(EACH + 200)]));
+    assert_eq!(over, Err(PullError::TooLarge { limit }));
     let end = FromSource::End {
         vouched: Vec::new(),
     };
     let over = target.heard(end);
-    assert_eq!(over, Err(PullError::TooLarge { limit: 100 }));
+    assert_eq!(over, Err(PullError::TooLarge { limit }));
     assert!(target.piece_room(0, 1, 50).is_err());
     assert!(target.piece_room(0, u64::MAX, 2).is_err());
     target.piece(0, 0, Buf::from_vec(vec![0; 50])).unwrap();
@@ -218,7 +222,7 @@ fn what_is_too_large_or_twice_is_refused() {
 
 #[test]
 fn pieces_that_overlap_make_nothing_whole() {
-    let mut target = Target::new(BufPool::new(1 << 20), takes(1000));
+    let mut target = Target::new(BufPool::new(1 << 20), takes(1 << 16));
     let entry = |key: &str| Entry {
         what: What::Object {
             key: key.into(),
@@ -238,7 +242,7 @@ fn pieces_that_overlap_make_nothing_whole() {
         assert!(!target.is_complete());
     }
     // In any order they do.
-    let mut target = Target::new(BufPool::new(1 << 20), takes(1000));
+    let mut target = Target::new(BufPool::new(1 << 20), takes(1 << 16));
     target.heard(FromSource::Entries(vec![entry("k")])).unwrap();
     target.heard(FromSource::Round { round: 1 }).unwrap();
     for offset in [60, 0, 80, 20, 40] {
@@ -252,7 +256,7 @@ fn pieces_that_overlap_make_nothing_whole() {
 fn what_is_gone_makes_room_for_what_came_in_its_place() {
     // Less than two generations of objects are ever there, and each round finds another.
     let mut pair = Pair::new();
-    pair.target = Target::new(BufPool::new(1 << 24), takes(1000));
+    pair.target = Target::new(BufPool::new(1 << 24), takes(1000 + 8 * EACH));
     let mut generation = 0;
     let mut replace = |store: &StateStore| {
         for at in 0..8 {
