@@ -136,6 +136,7 @@ pub(crate) struct Metrics {
     checkpoints: Gauge,
     checkpoint_failures: Gauge,
     restarts: Gauge,
+    older_images: Gauge,
     /// In the order of [`PROCESS_NUMBERS`]. Held while they are replaced and written.
     numbers: Mutex<Vec<Family<ProcessLabel, Gauge>>>,
 }
@@ -157,6 +158,7 @@ impl Metrics {
             checkpoints: Gauge::default(),
             checkpoint_failures: Gauge::default(),
             restarts: Gauge::default(),
+            older_images: Gauge::default(),
             numbers: Mutex::default(),
         };
         let registry = &mut metrics.registry;
@@ -215,6 +217,11 @@ impl Metrics {
             "Processes started after a failure since the control plane's start",
             self.restarts.clone(),
         );
+        registry.register(
+            "older_images",
+            "Processes that began with an older image than there was, since the control plane's start",
+            self.older_images.clone(),
+        );
         let mut numbers = Vec::with_capacity(PROCESS_NUMBERS.len());
         for (name, help, _) in PROCESS_NUMBERS {
             let family = Family::default();
@@ -271,6 +278,7 @@ impl Metrics {
         self.checkpoint_failures
             .set(policy.checkpoint_failures as i64);
         self.restarts.set(policy.restarts as i64);
+        self.older_images.set(policy.older_images as i64);
         // One at a time, since they are written for whoever asked.
         let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         for (family, (_, _, number)) in numbers.iter().zip(PROCESS_NUMBERS) {

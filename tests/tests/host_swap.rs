@@ -319,6 +319,20 @@ fn damage_is_named_and_the_older_generation_loads() {
         let mut client = lab.client(TransportKind::Tcp);
         assert_eq!(count(&mut client), 3);
     }
+    // One that was heard of is gone, and the one before it is damaged: both are said.
+    let swap = copy(&lab.swap_dir());
+    bit_flip(&newest(swap.path(), "manifest-"));
+    let in_swap = |start: &mut HostStart| {
+        restoring(3)(start);
+        start.storage = swap.path().display().to_string();
+    };
+    let host = lab.start_with("p", in_swap).unwrap();
+    assert_eq!(host.swap_generation, 1);
+    let [damaged, missing] = &host.rejected[..] else {
+        panic!("{:?}", host.rejected);
+    };
+    assert!(damaged.contains("checksum mismatch"), "{damaged}");
+    assert_eq!(missing, "generation 3 is missing");
 }
 
 #[test]

@@ -319,13 +319,13 @@ fn row(process: &Process) -> Vec<String> {
         process.incarnation.to_string(),
         process.swap_generation.to_string(),
         transports.join(","),
-        process.error.clone().unwrap_or_else(|| note(process)),
+        note(process),
     ]
 }
 
-/// What else is to be known of a process that serves.
+/// What is wrong with a process, and what else is to be known of it.
 fn note(process: &Process) -> String {
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = process.error.iter().cloned().collect();
     if let Some(restored) = process.restored.as_ref().filter(|image| image.checkpoint) {
         let when = match restored.written_unix_ms {
             0 => String::new(),

@@ -240,8 +240,10 @@ fn restore(
         // begun with it.
         image.kind = ImageKind::Checkpoint;
     }
+    let there = rejected.iter().any(|one| one.generation() == Some(hint));
     let mut rejected: Vec<String> = rejected.iter().map(ToString::to_string).collect();
-    if generation < hint && rejected.is_empty() {
+    if generation < hint && !there {
+        // Whatever else is wrong: what it had done by then is not in what is loaded.
         rejected.push(format!("generation {hint} is missing"));
     }
     for reason in &rejected {

@@ -233,12 +233,19 @@ impl Registry {
         };
         let image = report.swap_generation > entry.record.swap_generation
             || report.state == ProcessState::Swapped;
+        let news = report.state == ProcessState::Ready && report.error != entry.record.error;
+        let older = report.error.as_ref().filter(|_| news);
         let commanded = matches!(entry.doing, Doing::Swap | Doing::Stop);
         let readies = report.state == ProcessState::Ready && !commanded;
         if readies || (entry.doing == Doing::Start && report.state == ProcessState::Quiescing) {
             self.command_end(key);
         }
         let dead = !report.state.is_live();
+        if let Some(error) = older {
+            let (application, process) = (&report.application, &report.process);
+            tracing::error!(application, process, error, "newer images are not used");
+            self.policy.counts.older_images += 1;
+        }
         self.update(key, |entry| {
             let record = &mut entry.record;
             record.incarnation = report.incarnation;

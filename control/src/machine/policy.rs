@@ -42,6 +42,8 @@ pub struct PolicyCounts {
     pub checkpoint_failures: u64,
     /// Processes started again after a failure.
     pub restarts: u64,
+    /// Processes that began with an older image than the newest that there was, or was heard of.
+    pub older_images: u64,
 }
 
 /// The registry's part that acts by itself.

@@ -2,7 +2,7 @@
 
 use super::tests::{Bench, process, report, spec, swapped};
 use super::{Action, Event, PolicyCounts, Reply, Request, Verb};
-use crate::agent::{FromAgent, HostStats, StartCommand, ToAgent};
+use crate::agent::{FromAgent, HostReport, HostStats, StartCommand, ToAgent};
 use crate::api::{Checkpoint, ProcessState, ProcessStats, Settings};
 use crate::error::ErrorKind;
 use praas_transport::Secret;
@@ -106,6 +106,31 @@ fn an_idle_process_is_swapped_out_and_comes_back() {
     assert_eq!(bench.words(), [""; 0]);
     bench.pass_until(begun + 999);
     assert_eq!(bench.words(), ["swap"]);
+}
+
+/// What was lost is seen by whoever looks later, too: each time is counted once.
+#[test]
+fn a_process_that_began_with_an_older_image_is_counted() {
+    let mut bench = bench("{}");
+    let start = bench.ready();
+    bench.say(1, swapped(&start, 2));
+    assert_eq!(bench.counts().older_images, 0);
+    bench.ask(process(Verb::Ensure));
+    let start = bench.started();
+    assert_eq!(start.swap_generation, 2);
+    let lost = "generation 1 was loaded: generation 2 is missing";
+    let older = HostReport {
+        swap_generation: 1,
+        error: Some(lost.into()),
+        ..report(&start, ProcessState::Ready)
+    };
+    bench.say(1, FromAgent::Report(older.clone()));
+    assert_eq!(bench.show().error.as_deref(), Some(lost));
+    assert_eq!(bench.counts().older_images, 1);
+    // An agent that comes back says so again.
+    bench.hello(1, "n", vec![older]);
+    assert_eq!(bench.counts().older_images, 1);
+    assert_eq!(bench.show().error.as_deref(), Some(lost));
 }
 
 #[test]

@@ -63,6 +63,14 @@ pub struct Rejected {
     pub reason: RejectReason,
 }
 
+impl Rejected {
+    /// The generation that it is; `None` if it is something that was written through.
+    pub fn generation(&self) -> Option<u64> {
+        let (_, last) = self.name.rsplit_once('/')?;
+        Some(CommitId::from_manifest_name(last)?.generation)
+    }
+}
+
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.name, self.reason)
