@@ -95,9 +95,12 @@ struct Ticket {
 }
 
 impl Ticket {
+    fn lock(&self) -> MutexGuard<'_, Option<Result<u64, PersistError>>> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn end(&self, outcome: Result<u64, PersistError>) {
-        let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert(outcome);
+        self.lock().get_or_insert(outcome);
         self.ended.notify_all();
     }
 }
@@ -112,6 +115,14 @@ struct Queue {
     wanted: VecDeque<Wanted>,
     /// Whether there is a thread.
     served: bool,
+}
+
+impl Queue {
+    /// Those whose turn is next.
+    fn take(&mut self) -> Option<Group> {
+        let count = self.wanted.len().min(THROUGH_ENTRIES_MAX);
+        (count > 0).then(|| Group(self.wanted.drain(..count).collect()))
+    }
 }
 
 /// What is in storage of what this incarnation has written through and no image has yet.
@@ -191,6 +202,11 @@ impl Persister {
         self.queued.notify_all();
     }
 
+    /// Whether somebody waits whose turn has not come.
+    pub fn is_wanted(&self) -> bool {
+        !self.queue().wanted.is_empty()
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -217,9 +233,8 @@ impl Persister {
     fn next(&self, shared: &Shared) -> Option<Group> {
         let mut queue = self.queue();
         loop {
-            if !queue.wanted.is_empty() {
-                let count = queue.wanted.len().min(THROUGH_ENTRIES_MAX);
-                return Some(Group(queue.wanted.drain(..count).collect()));
+            if let Some(group) = queue.take() {
+                return Some(group);
             }
             if shared.ended.load(Ordering::SeqCst) {
                 queue.served = false;
@@ -304,20 +319,76 @@ impl Engine {
             return Err(PersistError::NoStorage);
         }
         let deadline = deadline.or(job.and_then(|job| job.deadline));
-        if shared.stepped.is_some() {
-            let ticket = Arc::new(Ticket::default());
-            let (key, told) = (key.into(), Arc::clone(&ticket));
-            self.persist_group(Group(vec![Wanted { key, ticket: told }]));
-            return ticket_wait(shared, &ticket, job, deadline);
-        }
         shared.block()?;
         let (ticket, thread) = shared.persister.push(key);
-        if thread {
+        if thread && shared.stepped.is_none() {
             self.persist_thread();
         }
-        let outcome = ticket_wait(shared, &ticket, job, deadline);
+        let outcome = self.ticket_wait(&ticket, job, deadline);
         shared.crew.unblock();
         outcome
+    }
+
+    /// Whether [`Engine::persist_step`] has something to do. It may be asked while that is under
+    /// way, or a commit, by whoever waits in their midst: what they would have to let go of first
+    /// is not done then.
+    pub(super) fn persist_waits(&self) -> bool {
+        let persister = &self.shared.persister;
+        if self.shared.ended.load(Ordering::SeqCst) || !persister.is_wanted() {
+            return false;
+        }
+        match persister.written.try_lock() {
+            Ok(written) => written.licensed || written.fenced || !self.is_committing(),
+            Err(_) => false,
+        }
+    }
+
+    /// What the thread does in one go, in a process without threads.
+    pub(super) fn persist_step(&self) {
+        if self.persist_waits() {
+            let group = self.shared.persister.queue().take();
+            group
+                .into_iter()
+                .for_each(|group| self.persist_group(group));
+        }
+    }
+
+    /// Whether somebody commits.
+    pub(super) fn is_committing(&self) -> bool {
+        self.shared.base.try_lock().is_err()
+    }
+
+    /// Waits for the outcome; one who waits no longer does not know it.
+    fn ticket_wait(
+        &self,
+        ticket: &Ticket,
+        job: Option<&Job>,
+        deadline: Option<Instant>,
+    ) -> Result<u64, PersistError> {
+        let shared = &self.shared;
+        let mut outcome = ticket.lock();
+        loop {
+            if let Some(outcome) = outcome.take() {
+                return outcome;
+            }
+            let now = clock::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Err(InvokeError::DeadlineExceeded.into());
+            }
+            if job.is_some_and(Job::cancelled) || shared.ended.load(Ordering::Relaxed) {
+                return Err(InvokeError::Cancelled.into());
+            }
+            if let Some(meanwhile) = shared.stepped {
+                drop(outcome);
+                self.step_waiting(meanwhile, || false);
+                outcome = ticket.lock();
+                continue;
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
+            let wait = left.unwrap_or(CANCEL_LOOK).min(CANCEL_LOOK);
+            let waited = ticket.ended.wait_timeout(outcome, wait);
+            outcome = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     fn persist_thread(&self) {
@@ -479,7 +550,9 @@ impl Engine {
     fn persist_tidy(&self, to: &PersistTo, mut written: MutexGuard<'_, Written>) {
         let max = self.shared.settings.persist_files_max;
         let files = written.live.len() + written.inherited;
-        if files <= max.max(written.again) {
+        // Whoever commits in a process without threads does so below us on the stack.
+        let below = self.shared.stepped.is_some() && self.is_committing();
+        if files <= max.max(written.again) || below {
             return;
         }
         written.again = files + max;
@@ -532,35 +605,6 @@ impl From<ThroughError> for Failed {
             ThroughError::Fenced { .. } => Self::Fenced(error.to_string()),
             ThroughError::Storage(_) => Self::Storage(causes(&error)),
         }
-    }
-}
-
-/// Waits for the outcome; one who waits no longer does not know it.
-fn ticket_wait(
-    shared: &Shared,
-    ticket: &Ticket,
-    job: Option<&Job>,
-    deadline: Option<Instant>,
-) -> Result<u64, PersistError> {
-    let mut outcome = ticket
-        .outcome
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    loop {
-        if let Some(outcome) = outcome.take() {
-            return outcome;
-        }
-        let now = clock::now();
-        if deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(InvokeError::DeadlineExceeded.into());
-        }
-        if job.is_some_and(Job::cancelled) || shared.ended.load(Ordering::Relaxed) {
-            return Err(InvokeError::Cancelled.into());
-        }
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
-        let wait = left.unwrap_or(CANCEL_LOOK).min(CANCEL_LOOK);
-        let waited = ticket.ended.wait_timeout(outcome, wait);
-        outcome = waited.unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 

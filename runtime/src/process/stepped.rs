@@ -80,6 +80,26 @@ impl Process {
         true
     }
 
+    /// Writes through to storage what functions wait for, as a thread of its own does otherwise.
+    pub fn persist_step(&self) {
+        self.engine.persist_step();
+    }
+
+    /// Whether [`Process::persist_step`] would write something.
+    pub fn persist_waits(&self) -> bool {
+        self.engine.persist_waits()
+    }
+
+    /// Whether functions wait for what [`Process::persist_step`] is yet to begin with.
+    pub fn persist_queued(&self) -> bool {
+        self.engine.shared.persister.is_wanted()
+    }
+
+    /// Whether a commit is under way, which another one would wait for in vain.
+    pub fn is_committing(&self) -> bool {
+        self.engine.is_committing()
+    }
+
     /// Ends the process as a kill does: nobody hears a word, and what was under way is gone.
     pub fn kill(&self) {
         self.abandon();
