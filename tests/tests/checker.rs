@@ -68,6 +68,11 @@ impl Script {
         });
     }
 
+    fn crash(&mut self, next: u64, from: Image) {
+        self.end(End::Crashed);
+        self.start(next, Some(from));
+    }
+
     fn image(&mut self, generation: u64) -> Image {
         let incarnation = self.incarnation;
         self.note(Event::Imaging {
@@ -463,6 +468,70 @@ fn a_lost_write_is_found() {
 }
 
 #[test]
+fn what_was_written_through_outlives_a_crash() {
+    let persist = |write| Action::Persist {
+        key: "k".into(),
+        write,
+    };
+    let begun = |reply| {
+        let mut script = Script::new();
+        let image = script.image(1);
+        script.whole(1, persist(Some(5)), reply);
+        script.crash(2, image);
+        (script, image)
+    };
+    let read = |script: &mut Script, call, value| {
+        script.whole(call, read(), Reply::Value(value));
+    };
+    let (mut script, image) = begun(Reply::Durable(Some(5)));
+    read(&mut script, 2, Some(5));
+    script.crash(3, image);
+    read(&mut script, 3, Some(5));
+    script.good();
+    let (mut script, _) = begun(Reply::Durable(Some(5)));
+    read(&mut script, 2, None);
+    script.bad(Promise::State);
+    // Whoever was not told does not know, also if it was not there at first;
+    for (first, second) in [(None, None), (None, Some(5)), (Some(5), Some(5))] {
+        let (mut script, image) = begun(Reply::Done);
+        read(&mut script, 2, first);
+        script.crash(3, image);
+        read(&mut script, 3, second);
+        script.good();
+    }
+    // but what was there is, and what was written through later goes before it.
+    let (mut script, image) = begun(Reply::Done);
+    read(&mut script, 2, Some(5));
+    script.crash(3, image);
+    read(&mut script, 3, None);
+    script.bad(Promise::State);
+    let (mut script, image) = begun(Reply::Done);
+    script.whole(2, persist(Some(6)), Reply::Durable(Some(6)));
+    script.crash(3, image);
+    read(&mut script, 3, Some(5));
+    script.bad(Promise::State);
+    // When nothing is under way any more, what is written later is not meant.
+    for over in [false, true] {
+        let mut script = Script::new();
+        let image = script.image(1);
+        script.whole(1, persist(Some(5)), Reply::Done);
+        if over {
+            script.note(Event::WrittenThrough {
+                process: PROCESS.into(),
+                incarnation: 1,
+            });
+        }
+        script.whole(2, write(6), Reply::Done);
+        script.crash(2, image);
+        read(&mut script, 3, Some(6));
+        match over {
+            false => script.good(),
+            true => script.bad(Promise::State),
+        }
+    }
+}
+
+#[test]
 fn a_stale_read_is_found_and_a_late_one_is_none() {
     let mut script = Script::new();
     script.whole(1, write(5), Reply::Done);
@@ -590,13 +659,13 @@ fn brute_force<M: Model>(model: &M, operations: &[Operation<M::Op>]) -> bool {
             if used[at] || late {
                 continue;
             }
-            if let Some(next) = model.step(state, &operations[at].op) {
-                used[at] = true;
+            used[at] = true;
+            for next in model.step(state, &operations[at].op) {
                 if go(model, operations, used, &next) {
                     return true;
                 }
-                used[at] = false;
             }
+            used[at] = false;
         }
         false
     }
@@ -642,6 +711,10 @@ fn object_op() -> impl Strategy<Value = ObjectOp> {
             .prop_map(|(expected, value, wrote)| ObjectOp::CompareSwap { expected, value, wrote }),
         2 => (1_u64..3, prop::option::of(1_u64..6))
             .prop_map(|(amount, sum)| ObjectOp::Add { amount, sum }),
+        1 => Just(ObjectOp::Erase),
+        2 => prop::option::of(value()).prop_map(ObjectOp::Through),
+        1 => Just(ObjectOp::ThroughWanted),
+        1 => Just(ObjectOp::ThroughOver),
         1 => (1_u64..3).prop_map(|generation| ObjectOp::Note(image(generation))),
         1 => prop::option::of(1_u64..3)
             .prop_map(|generation| ObjectOp::Back(generation.map(image))),

@@ -57,6 +57,18 @@ pub enum Action {
         /// How much.
         amount: u64,
     },
+    /// Deletes a state object.
+    Erase {
+        /// Which.
+        key: String,
+    },
+    /// Has a state object written through.
+    Persist {
+        /// Which.
+        key: String,
+        /// What is written before.
+        write: Option<u64>,
+    },
     /// Puts a message into the mailbox.
     Put {
         /// Who puts it.
@@ -96,6 +108,11 @@ pub enum Reply {
     Wrote(bool),
     /// The sum after an addition.
     Sum(u64),
+    /// A state object is durable with this value, or with none. After a persist `Done` is that
+    /// nobody knows.
+    Durable(Option<u64>),
+    /// A state object is durable with what another one has made of it meanwhile.
+    DurableLater,
     /// Source and number of the message that was taken, or looked at.
     Message(Option<(String, u64)>),
 }
@@ -178,6 +195,13 @@ pub enum Event {
         process: String,
         /// The image.
         image: Image,
+    },
+    /// Nothing that was to be written through before is under way any more.
+    WrittenThrough {
+        /// The process.
+        process: String,
+        /// Which life.
+        incarnation: u64,
     },
     /// Its writer says that an image is whole: it must not get lost any more.
     Committed {

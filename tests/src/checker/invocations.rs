@@ -47,6 +47,14 @@ impl Told<'_> {
     }
 }
 
+impl Told<'_> {
+    /// In which life the run is that began then.
+    pub fn incarnation(&self, at: Time) -> Option<u64> {
+        let run = self.began.iter().find(|run| run.at == at)?;
+        Some(run.incarnation)
+    }
+}
+
 /// All calls, with what was said of each.
 pub(super) fn calls(history: &History) -> BTreeMap<Call, Told<'_>> {
     let mut calls: BTreeMap<Call, Told<'_>> = BTreeMap::new();

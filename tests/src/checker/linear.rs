@@ -26,8 +26,8 @@ pub trait Model {
     /// The state before the first.
     fn initial(&self) -> Self::State;
 
-    /// The state after an operation, if it may have its result.
-    fn step(&self, state: &Self::State, op: &Self::Op) -> Option<Self::State>;
+    /// The states that there may be after an operation; none if it cannot have its result.
+    fn step(&self, state: &Self::State, op: &Self::Op) -> Vec<Self::State>;
 }
 
 /// An operation in a history.
@@ -124,6 +124,8 @@ struct Step<S> {
     state: S,
     /// What may come next and was not tried, the last first.
     candidates: Vec<usize>,
+    /// An operation that comes next, and states after it that were not tried.
+    states: (usize, Vec<S>),
     /// Closed operations that are linearized.
     closed: usize,
     /// The operation that led here.
@@ -139,6 +141,7 @@ impl<M: Model> Search<'_, M> {
         let (mut longest, mut next) = (Vec::new(), self.candidates(&front));
         let mut way = vec![Step {
             candidates: next.clone(),
+            states: (usize::MAX, Vec::new()),
             state: self.model.initial(),
             front,
             closed: 0,
@@ -148,13 +151,17 @@ impl<M: Model> Search<'_, M> {
             if step.closed == self.closed {
                 return Verdict::Linearizable;
             }
-            let Some(at) = step.candidates.pop() else {
-                way.pop();
+            let Some(state) = step.states.1.pop() else {
+                match step.candidates.pop() {
+                    Some(at) => {
+                        let states = self.model.step(&step.state, &self.ops[at].op);
+                        step.states = (at, states);
+                    }
+                    None => drop(way.pop()),
+                }
                 continue;
             };
-            let Some(state) = self.model.step(&step.state, &self.ops[at].op) else {
-                continue;
-            };
+            let at = step.states.0;
             let front = step.front.with(at);
             let closed = step.closed + usize::from(self.ops[at].end.is_some());
             if !self.seen.insert((front.clone(), state.clone())) {
@@ -168,6 +175,7 @@ impl<M: Model> Search<'_, M> {
                 front,
                 state,
                 candidates: candidates.clone(),
+                states: (usize::MAX, Vec::new()),
                 closed,
                 by: at,
             });

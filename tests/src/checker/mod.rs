@@ -15,6 +15,7 @@
 //! | a state object is linearizable | the search of `linear.rs`, an object at a time |
 //! | messages of a source under a key: in order, once, none lost | the same, a queue at a time |
 //! | a crash takes a process back to an image, a swap takes nothing back | images and crashes are operations of the search: `models.rs` |
+//! | but for objects that were written through | that is an operation, too, which goes over images: `through.rs` |
 //!
 //! What a caller cannot know (its process died, its deadline passed) may have happened or not: the
 //! search tries both.
@@ -25,6 +26,7 @@ mod linear;
 mod lives;
 mod models;
 mod real;
+mod through;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +35,7 @@ pub use self::linear::{Model, Operation, Verdict, linearize};
 pub use self::lives::{Life, Lives, Noted, lives};
 pub use self::models::{ObjectModel, ObjectOp, ObjectState, QueueModel, QueueOp, QueueState};
 pub use self::real::{COUNT, call};
+use self::through::ThroughEnds;
 
 /// What is not as it was promised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,35 +133,57 @@ impl Part<'_> {
         &self,
         calls: &BTreeMap<Call, invocations::Told<'_>>,
     ) -> Vec<Named<String, ObjectOp>> {
+        let through = ThroughEnds::new(self.history, self.process);
         let mut all = Vec::new();
         for told in calls.values().filter(|told| told.process == self.process) {
             for (begin, end, reply) in told.runs(self.history.functions_tell) {
-                let op = match (told.action, reply) {
-                    (Action::Read { .. } | Action::Look { .. }, Some(Reply::Value(value))) => {
-                        ObjectOp::Read(Some(*value))
+                let (key, op) = match (told.action, reply) {
+                    (Action::Read { key } | Action::Look { key }, reply) => {
+                        let value = match reply {
+                            Some(Reply::Value(value)) => Some(*value),
+                            _ => None,
+                        };
+                        (key, ObjectOp::Read(value))
                     }
-                    (Action::Read { .. } | Action::Look { .. }, _) => ObjectOp::Read(None),
-                    (Action::Write { value, .. }, _) => ObjectOp::Write(*value),
+                    (Action::Write { key, value }, _) => (key, ObjectOp::Write(*value)),
+                    (Action::Erase { key }, _) => (key, ObjectOp::Erase),
                     (
                         Action::CompareSwap {
-                            expected, value, ..
+                            key,
+                            expected,
+                            value,
                         },
                         reply,
-                    ) => ObjectOp::CompareSwap {
-                        expected: *expected,
-                        value: *value,
-                        wrote: match reply {
-                            Some(Reply::Wrote(wrote)) => Some(*wrote),
-                            _ => None,
-                        },
-                    },
-                    (Action::Add { amount, .. }, reply) => ObjectOp::Add {
-                        amount: *amount,
-                        sum: match reply {
-                            Some(Reply::Sum(sum)) => Some(*sum),
-                            _ => None,
-                        },
-                    },
+                    ) => {
+                        let op = ObjectOp::CompareSwap {
+                            expected: *expected,
+                            value: *value,
+                            wrote: match reply {
+                                Some(Reply::Wrote(wrote)) => Some(*wrote),
+                                _ => None,
+                            },
+                        };
+                        (key, op)
+                    }
+                    (Action::Add { key, amount }, reply) => {
+                        let op = ObjectOp::Add {
+                            amount: *amount,
+                            sum: match reply {
+                                Some(Reply::Sum(sum)) => Some(*sum),
+                                _ => None,
+                            },
+                        };
+                        (key, op)
+                    }
+                    (Action::Persist { key, write }, reply) => {
+                        let written = write.map(ObjectOp::Write);
+                        let written = written.map(|op| operation(begin, end, op));
+                        let life = told.incarnation(begin);
+                        let through = through.operations((begin, end), life, reply);
+                        let all_of_it = written.into_iter().chain(through);
+                        all.extend(all_of_it.map(|operation| (key.clone(), operation)));
+                        continue;
+                    }
                     (
                         Action::Put { .. }
                         | Action::Take { .. }
@@ -167,18 +192,7 @@ impl Part<'_> {
                         _,
                     ) => continue,
                 };
-                let key = match told.action {
-                    Action::Read { key }
-                    | Action::Look { key }
-                    | Action::Write { key, .. }
-                    | Action::CompareSwap { key, .. }
-                    | Action::Add { key, .. } => key.clone(),
-                    Action::Put { .. }
-                    | Action::Take { .. }
-                    | Action::Peek { .. }
-                    | Action::Other => continue,
-                };
-                all.push((key, operation(begin, end, op)));
+                all.push((key.clone(), operation(begin, end, op)));
             }
         }
         all

@@ -4,6 +4,10 @@
 //! each state object, and each queue of one source under one key, is checked by itself. An image
 //! is an operation on every object, which notes what it is then; that a process begins from an
 //! image after a crash is another one, which makes it that again.
+//!
+//! What is written through goes over all images that are noted by then. If nobody was told that it
+//! is durable it may do so, and at any later crash for the first time: its write may have come to
+//! storage when the next life had looked there already.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -33,9 +37,17 @@ pub enum ObjectOp {
         /// What it is then.
         sum: Option<u64>,
     },
+    /// It is no more.
+    Erase,
+    /// It is durable as it is, which is this; `None`: nobody knows what.
+    Through(Option<Option<u64>>),
+    /// Somebody wants it to be written through, and is not told that it was.
+    ThroughWanted,
+    /// Nothing more comes of that.
+    ThroughOver,
     /// An image notes its value.
     Note(Image),
-    /// It has the value of an image again, or none.
+    /// It has the value of an image again, or none, and then what was written through.
     Back(Option<Image>),
 }
 
@@ -50,7 +62,57 @@ pub struct ObjectModel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct ObjectState {
     value: Option<u64>,
-    noted: BTreeMap<Image, Option<u64>>,
+    noted: BTreeMap<Image, Stored>,
+    /// Who wants it to be written through, and is not told that it was.
+    wanted: u32,
+}
+
+/// What a life that begins from an image begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+struct Stored {
+    value: Option<u64>,
+    /// What it may be instead: nobody was told whether this was written through. What comes later
+    /// goes before what came earlier.
+    perhaps: Vec<Option<u64>>,
+}
+
+impl ObjectState {
+    fn with(&self, value: Option<u64>) -> Self {
+        let mut state = self.clone();
+        state.value = value;
+        if state.wanted > 0 {
+            state.perhaps_note();
+        }
+        state
+    }
+
+    fn perhaps_note(&mut self) {
+        for stored in self.noted.values_mut() {
+            if stored.perhaps.last() != Some(&self.value) {
+                stored.perhaps.push(self.value);
+            }
+        }
+    }
+
+    /// What may be there after a crash.
+    fn back(&self, image: Image) -> Vec<Self> {
+        let Some(stored) = self.noted.get(&image) else {
+            return Vec::new();
+        };
+        let others = stored.perhaps.iter().enumerate().map(|(at, other)| {
+            let mut state = self.clone();
+            let perhaps = stored.perhaps[at + 1..].to_vec();
+            let value = *other;
+            state.noted.insert(image, Stored { value, perhaps });
+            state
+        });
+        let mut states: Vec<_> = others.chain([self.clone()]).collect();
+        for state in &mut states {
+            state.value = state.noted.get(&image).and_then(|stored| stored.value);
+            state.wanted = 0;
+        }
+        states
+    }
 }
 
 impl Model for ObjectModel {
@@ -61,13 +123,14 @@ impl Model for ObjectModel {
         ObjectState::default()
     }
 
-    fn step(&self, state: &ObjectState, op: &ObjectOp) -> Option<ObjectState> {
+    fn step(&self, state: &ObjectState, op: &ObjectOp) -> Vec<ObjectState> {
         let value = match op {
             ObjectOp::Read(read) => {
                 let fits = read.is_none_or(|read| read == state.value);
-                return fits.then(|| state.clone());
+                return fits.then(|| state.clone()).into_iter().collect();
             }
             ObjectOp::Write(value) => Some(*value),
+            ObjectOp::Erase => None,
             ObjectOp::CompareSwap {
                 expected,
                 value,
@@ -75,7 +138,7 @@ impl Model for ObjectModel {
             } => {
                 let writes = *expected == state.value;
                 if wrote.is_some_and(|wrote| wrote != writes) {
-                    return None;
+                    return Vec::new();
                 }
                 match writes {
                     true => Some(*value),
@@ -85,23 +148,55 @@ impl Model for ObjectModel {
             ObjectOp::Add { amount, sum } => {
                 let value = state.value.unwrap_or(0) + amount;
                 if sum.is_some_and(|sum| sum != value) {
-                    return None;
+                    return Vec::new();
                 }
                 Some(value)
             }
+            ObjectOp::Through(value) => return self.through(state, *value),
+            ObjectOp::ThroughWanted => {
+                let mut state = state.clone();
+                state.wanted += 1;
+                state.perhaps_note();
+                return vec![state];
+            }
+            ObjectOp::ThroughOver => {
+                let mut state = state.clone();
+                // A crash may have ended it before.
+                state.wanted = state.wanted.saturating_sub(1);
+                return vec![state];
+            }
             ObjectOp::Note(image) => {
                 let mut state = state.clone();
-                state.noted.insert(*image, state.value);
-                return Some(state);
+                let stored = Stored {
+                    value: state.value,
+                    perhaps: Vec::new(),
+                };
+                state.noted.insert(*image, stored);
+                return vec![state];
             }
             ObjectOp::Back(_) if self.written_through => state.value,
-            ObjectOp::Back(None) => None,
-            ObjectOp::Back(Some(image)) => *state.noted.get(image)?,
+            ObjectOp::Back(None) => {
+                let mut state = state.clone();
+                (state.value, state.wanted) = (None, 0);
+                return vec![state];
+            }
+            ObjectOp::Back(Some(image)) => return state.back(*image),
         };
-        Some(ObjectState {
-            value,
-            noted: state.noted.clone(),
-        })
+        vec![state.with(value)]
+    }
+}
+
+impl ObjectModel {
+    fn through(&self, state: &ObjectState, value: Option<Option<u64>>) -> Vec<ObjectState> {
+        if value.is_some_and(|value| value != state.value) {
+            return Vec::new();
+        }
+        let mut state = state.clone();
+        for stored in state.noted.values_mut() {
+            stored.value = state.value;
+            stored.perhaps.clear();
+        }
+        vec![state]
     }
 }
 
@@ -151,12 +246,12 @@ impl Model for QueueModel {
         QueueState::default()
     }
 
-    fn step(&self, state: &QueueState, op: &QueueOp) -> Option<QueueState> {
+    fn step(&self, state: &QueueState, op: &QueueOp) -> Vec<QueueState> {
         let mut state = state.clone();
         match op {
             QueueOp::Put { number, message } => {
                 if state.queue.last.is_some_and(|last| last >= *number) {
-                    return None;
+                    return Vec::new();
                 }
                 state.queue.last = Some(*number);
                 state.queue.messages.push_back(*message);
@@ -164,20 +259,23 @@ impl Model for QueueModel {
             QueueOp::Take(taken) => {
                 let front = state.queue.messages.pop_front();
                 if taken.is_some_and(|taken| taken != front) {
-                    return None;
+                    return Vec::new();
                 }
             }
             QueueOp::Peek(seen) => {
                 if *seen != state.queue.messages.front().copied() {
-                    return None;
+                    return Vec::new();
                 }
             }
             QueueOp::Note(image) => {
                 state.noted.insert(*image, state.queue.clone());
             }
             QueueOp::Back(None) => state.queue = Queue::default(),
-            QueueOp::Back(Some(image)) => state.queue = state.noted.get(image)?.clone(),
+            QueueOp::Back(Some(image)) => match state.noted.get(image) {
+                Some(queue) => state.queue = queue.clone(),
+                None => return Vec::new(),
+            },
         }
-        Some(state)
+        vec![state]
     }
 }
