@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use praas_tests::checker::{Action, End, Event, Outcome};
+use praas_tests::checker::{Action, End, Event, Outcome, Reply};
 use praas_tests::simulation::{Plan, Run, run};
 
 /// How many seeds, if the environment does not say.
@@ -81,6 +81,10 @@ struct Seen {
     looked: u64,
     /// A one-way invocation ran.
     one_way: u64,
+    /// Somebody was told that an object is durable.
+    durable: u64,
+    /// A process crashed of which somebody was told that, and began again.
+    durable_crashed: u64,
     /// What was lost, and at which moment of a transfer.
     lost: BTreeMap<String, u64>,
 }
@@ -90,6 +94,7 @@ impl Seen {
         let mut crashed = BTreeSet::new();
         let mut frozen = BTreeSet::new();
         let (mut looks, mut one_ways) = (BTreeSet::new(), BTreeSet::new());
+        let (mut told, mut told_crashed) = (BTreeSet::new(), BTreeSet::new());
         for event in &run.history.events {
             match event {
                 Event::Frozen {
@@ -108,7 +113,21 @@ impl Seen {
                     Outcome::Unknown(why) if why == "one-way" => drop(one_ways.insert(*call)),
                     _ => {}
                 },
-                Event::Ran { call, .. } => self.one_way += u64::from(one_ways.contains(call)),
+                Event::Ran {
+                    call,
+                    process,
+                    reply,
+                    ..
+                } => {
+                    self.one_way += u64::from(one_ways.contains(call));
+                    if matches!(reply, Reply::Durable(_) | Reply::DurableLater) {
+                        self.durable += 1;
+                        told.insert(process);
+                    }
+                }
+                Event::Started { process, .. } => {
+                    self.durable_crashed += u64::from(told_crashed.remove(process));
+                }
                 Event::Moved { process, from, .. } => {
                     self.moved += 1;
                     self.moved_from_the_dead += u64::from(crashed.contains(&(process, *from)));
@@ -118,7 +137,10 @@ impl Seen {
                     incarnation,
                     how,
                 } => match how {
-                    End::Crashed => drop(crashed.insert((process, *incarnation))),
+                    End::Crashed => {
+                        crashed.insert((process, *incarnation));
+                        told_crashed.extend(told.take(process));
+                    }
                     End::Swapped => {
                         self.rescued += u64::from(frozen.contains(&(process, *incarnation)));
                     }
@@ -142,6 +164,8 @@ impl Seen {
         self.forgotten += other.forgotten;
         self.looked += other.looked;
         self.one_way += other.one_way;
+        self.durable += other.durable;
+        self.durable_crashed += other.durable_crashed;
         for (lost, times) in &other.lost {
             *self.lost.entry(lost.clone()).or_default() += times;
         }
@@ -157,6 +181,8 @@ impl Seen {
             self.forgotten,
             self.looked,
             self.one_way,
+            self.durable,
+            self.durable_crashed,
         ];
         assert!(!counts.contains(&0), "{self:?}");
         for victim in ["Source", "Target", "Both", "Control", "Link"] {
@@ -245,7 +271,7 @@ fn seeds_that_once_failed_pass() {
     // stop came back.
     let of_before = [298, 433, 505, 585];
     for seed in cut_off.into_iter().chain(of_before) {
-        if let Some(report) = failure(&Plan::of(seed)) {
+        if let Some(report) = failure(&Plan::calling(seed)) {
             panic!("{report}");
         }
     }

@@ -34,18 +34,17 @@ impl Process {
     ///
     /// # Errors
     /// As [`Process::start_from`].
-    pub fn start_stepped<E: From<StartError>>(
+    pub fn start_stepped<R: Into<Restore>, E: From<StartError>>(
         config: ProcessConfig,
         meanwhile: Meanwhile,
-        restore: impl FnOnce(&BufPool) -> Result<Option<ProcessImage>, E>,
+        restore: impl FnOnce(&BufPool) -> Result<Option<R>, E>,
     ) -> Result<Self, E> {
         config.settings.check().map_err(StartError::from)?;
         let mut endpoint = endpoint_make(&config)?;
-        let image = restore(endpoint.pool())?;
+        let restore = restore(endpoint.pool())?.map(R::into);
         endpoint
             .listen_any(&config.listen)
             .map_err(StartError::from)?;
-        let restore = image.map(Restore::from);
         let process = Self::start_on(endpoint, config, restore, Some(meanwhile), Vec::new())?;
         process.stack_make();
         Ok(process)

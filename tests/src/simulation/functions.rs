@@ -32,6 +32,9 @@ pub(super) enum Todo {
     Write(String, u64),
     CompareSwap(String, Option<u64>, u64),
     Add(String, u64),
+    Erase(String),
+    /// Have an object written through, perhaps after writing it, within so many milliseconds.
+    Persist(String, Option<u64>, u64),
     Take(Option<String>, String),
     Peek(Option<String>, String),
     /// Take, waiting up to so many milliseconds.
@@ -67,6 +70,8 @@ pub(super) enum Given {
     Value(Option<u64>),
     Wrote(bool),
     Sum(u64),
+    Durable(Option<u64>),
+    DurableLater,
     Message(Option<(String, u64)>),
 }
 
@@ -77,6 +82,8 @@ impl From<Given> for Reply {
             Given::Value(value) => Self::Value(value),
             Given::Wrote(wrote) => Self::Wrote(wrote),
             Given::Sum(sum) => Self::Sum(sum),
+            Given::Durable(value) => Self::Durable(value),
+            Given::DurableLater => Self::DurableLater,
             Given::Message(message) => Self::Message(message),
         }
     }
@@ -94,6 +101,8 @@ impl Todo {
                 value,
             },
             Self::Add(key, amount) => Action::Add { key, amount },
+            Self::Erase(key) => Action::Erase { key },
+            Self::Persist(key, write, _) => Action::Persist { key, write },
             Self::Take(source, key) | Self::Wait(source, key, _) => Action::Take { source, key },
             Self::Peek(source, key) => Action::Peek { source, key },
             Self::Invoke(..)
@@ -170,6 +179,11 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             context.state_put(&key, &sum.to_le_bytes())?;
             Given::Sum(sum)
         }
+        Todo::Erase(key) => {
+            context.state_delete(&key)?;
+            Given::Done
+        }
+        Todo::Persist(key, write, ms) => persist(context, &key, write, ms)?,
         Todo::Take(source, key) => {
             let message = context.message_try(source.as_deref(), &key)?;
             Given::Message(message.map(|message| number(&message)))
@@ -192,7 +206,7 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             let call = request.call;
             let input = praas_runtime::codec::encode(&*request)?;
             let output = context.invoke_within(&process, APPLY, &input, within);
-            returned(call, output_outcome(&output));
+            returned(context, call, output_outcome(&output));
             Given::Done
         }
         Todo::Batch(process, requests, ms) => batch(context, &process, &requests, ms)?,
@@ -204,7 +218,7 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             let text = begun
                 .err()
                 .map_or("one-way".into(), |error| error.to_string());
-            returned(request.call, Outcome::Unknown(text));
+            returned(context, request.call, Outcome::Unknown(text));
             Given::Done
         }
         Todo::Look {
@@ -216,7 +230,7 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             called(&of, call, Action::Look { key: key.clone() });
             let within = Duration::from_millis(within_ms);
             let seen = context.peer_state_within(&of, &key, within);
-            returned(call, seen_outcome(&key, seen));
+            returned(context, call, seen_outcome(&key, seen));
             Given::Done
         }
         Todo::Put {
@@ -241,9 +255,33 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
                 Ok(()) => Outcome::Ok(Reply::Done),
                 Err(error) => outcome(&error),
             };
-            returned(call, outcome);
+            returned(context, call, outcome);
             Given::Done
         }
+    })
+}
+
+/// Has an object written through.
+fn persist(
+    context: &Context,
+    key: &str,
+    write: Option<u64>,
+    ms: u64,
+) -> Result<Given, FunctionError> {
+    let (value, version) = match write {
+        Some(value) => (Some(value), context.state_put(key, &value.to_le_bytes())?),
+        None if key.starts_with(APPENDED) => {
+            let view = context.state_view(key)?;
+            view.map_or((None, 0), |view| (Some(view.len() as u64), view.version()))
+        }
+        None => value(context, key)?,
+    };
+    let durable = context.state_persist_within(key, Duration::from_millis(ms));
+    Ok(match durable {
+        Ok(durable) if durable == version => Given::Durable(value),
+        Ok(_) => Given::DurableLater,
+        // Perhaps it is all the same.
+        Err(_) => Given::Done,
     })
 }
 
@@ -269,7 +307,7 @@ fn batch(
         }
     };
     for (request, outcome) in requests.iter().zip(outcomes) {
-        returned(request.call, outcome);
+        returned(context, request.call, outcome);
     }
     Ok(Given::Done)
 }
@@ -311,7 +349,12 @@ fn called(process: &str, call: u64, action: Action) {
     });
 }
 
-fn returned(call: u64, outcome: Outcome) {
+fn returned(context: &Context, call: u64, outcome: Outcome) {
+    let lives = here(|world| world.lives(context.process(), context.incarnation()));
+    let outcome = match lives {
+        true => outcome,
+        false => Outcome::Unknown("its caller was killed".into()),
+    };
     here(|world| world.note(Event::Returned { call, outcome }));
 }
 

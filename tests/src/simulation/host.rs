@@ -13,8 +13,8 @@ use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, HostTransfer, ToHost};
 use praas_runtime::process::{
-    Bound, OutStep, Process, ProcessConfig, ProcessSettings, PullFrom, QuiesceError, SteppedOut,
-    SteppedPull, TransferOffer,
+    Bound, OutStep, PersistTo, Process, ProcessConfig, ProcessSettings, PullFrom, QuiesceError,
+    Restore, SteppedOut, SteppedPull, TransferOffer,
 };
 use praas_runtime::swap::{
     Committed, Heir, ImageKind, ProcessImage, Storage, SwapConfig, swap_in_lazily,
@@ -25,7 +25,7 @@ use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode, 
 use super::functions::module;
 use super::node::Node;
 use super::upsets::Moment;
-use super::world::{World, meanwhile};
+use super::world::{World, here, meanwhile};
 use crate::checker::{End, Event, Image};
 
 type Failure = Box<dyn std::error::Error>;
@@ -167,11 +167,11 @@ impl Host {
             return true;
         }
         let serving = self.serving.borrow().clone();
-        // What it is told waits while a function of it is on the stack below us; unless it is about
-        // a transfer, in which nothing waits.
+        // What it is told waits while a function of it is on the stack below us, or a commit; unless
+        // it is about a transfer, in which nothing waits.
         let stacked = serving.as_ref().is_some_and(|process| {
             let stats = process.stats();
-            stats.running + stats.blocked > 0
+            stats.running + stats.blocked > 0 || process.is_committing()
         });
         let message = {
             let mut queue = self.to_host.borrow_mut();
@@ -261,13 +261,69 @@ impl Host {
             },
             registry: registry(),
             restore: None,
-            persist: None,
+            persist: (world.plan.through > 0).then(|| self.persist_to(world)),
         }
+    }
+
+    /// Where the process writes objects through. It is told of checkpoints on the way.
+    fn persist_to(&self, world: &World) -> PersistTo {
+        let (process, incarnation) = (self.process.clone(), self.incarnation);
+        let checkpointed = move |committed: &Committed| {
+            here(|world| {
+                let hosts = world.hosts();
+                let mut hosts = hosts.iter().map(|(_, host)| host);
+                let ours = |host: &&Rc<Self>| {
+                    (&*host.process, host.incarnation) == (&*process, incarnation)
+                };
+                if let Some(host) = hosts.find(ours).filter(|host| !host.gone.get()) {
+                    host.checkpoint_unasked(world, committed);
+                }
+            });
+        };
+        PersistTo {
+            storage: world.storage(),
+            config: swap_config(),
+            checkpointed: Box::new(checkpointed),
+        }
+    }
+
+    fn checkpoint_unasked(&self, world: &World, committed: &Committed) {
+        self.committed(world, committed.generation);
+        self.say(FromHost::CheckpointUnasked {
+            generation: committed.generation,
+            bytes: committed.bytes,
+            took_ms: 0,
+            written_unix_ms: clock::unix_ms(),
+        });
+    }
+
+    /// What the thread does that writes through; whether it did something.
+    pub fn persist_step(&self, world: &World) -> bool {
+        let process = self.serving.borrow().clone();
+        let Some(process) = process.filter(|process| process.persist_waits()) else {
+            return false;
+        };
+        if !process.is_committing() {
+            // It may take a checkpoint.
+            self.imaging(world);
+        } else {
+            world.writing(&self.process, self.incarnation);
+        }
+        process.persist_step();
+        world.written();
+        if !self.gone.get() && !process.persist_queued() {
+            world.note(Event::WrittenThrough {
+                process: self.process.clone(),
+                incarnation: self.incarnation,
+            });
+        }
+        true
     }
 
     fn begin(&self, world: &World, node: &Node, start: &StartCommand) {
         let config = self.config(world, node, start);
         let (mut from, mut generation) = (None, 0);
+        world.writing(&self.process, self.incarnation);
         let process =
             Process::start_stepped(config, meanwhile, |pool: &BufPool| -> Result<_, Failure> {
                 if start.incarnation == start.life {
@@ -291,7 +347,7 @@ impl Host {
                 Ok(match loaded {
                     None if start.swap_generation > 0 => return Err("no image at all".into()),
                     None => None,
-                    Some((mut loaded, _)) => {
+                    Some((mut loaded, absent)) => {
                         generation = loaded.generation;
                         // As the host does: nobody has heard that the process ended with it.
                         if !(start.swapped && generation == start.swap_generation) {
@@ -301,10 +357,18 @@ impl Host {
                             incarnation: loaded.image.incarnation.0,
                             generation,
                         });
-                        Some(loaded.image)
+                        // Where nothing is written through it is as if all were new in storage.
+                        let base = (world.plan.through > 0).then_some(loaded.base);
+                        let image = loaded.image;
+                        Some(Restore {
+                            image,
+                            absent,
+                            base,
+                        })
                     }
                 })
             });
+        world.written();
         if self.gone.get() {
             // It was killed while it started.
             return;
@@ -602,7 +666,8 @@ impl Host {
     /// Takes a checkpoint, if it is at leisure and one is of use.
     pub fn checkpoint(&self, world: &World) {
         let serving = self.serving.borrow().clone();
-        let Some(process) = serving.filter(|_| self.is_idle()) else {
+        let ready = |process: &Rc<Process>| self.is_idle() && !process.is_committing();
+        let Some(process) = serving.filter(ready) else {
             return;
         };
         self.busily(|| {

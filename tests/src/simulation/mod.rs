@@ -13,7 +13,8 @@
 //! Everything with decisions in it is the product's own code: runtime, transport, the registry, the
 //! agent's decisions on hosts, the format of images. What is played here is what they stand on:
 //! time and chance (`transport::clock`), who moves when, storage, the agent's sockets and the OS
-//! processes of hosts. One seed is one course of events, to the byte of the trace.
+//! processes of hosts. One seed is one course of events, to the byte of the trace. What a host's own
+//! threads do besides, such as writing objects through, is a step as well.
 //!
 //! A turn is somebody's step: of a process, a client, a directory, a link. What waits (a function
 //! in a call, an operation on storage) takes turns of the others on the same stack.
@@ -66,11 +67,23 @@ pub struct Plan {
     /// How often, in a thousand, something else is done: one-way invocations, batches, reads of
     /// others' state, checkpoints and stops by the control plane.
     pub others: u64,
+    /// How often, in a thousand things that a function does, an object is written through, or
+    /// deleted.
+    pub through: u64,
 }
 
 impl Plan {
     /// The plan of a seed, which also decides how much of everything there is.
     pub fn of(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x7468_726f_7567);
+        Self {
+            through: [0, 150, 500][random.usize(..3)],
+            ..Self::calling(seed)
+        }
+    }
+
+    /// The plan of a seed, of all but what is written through.
+    pub fn calling(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6f74_6865_7273);
         Self {
             others: [0, 100, 300][random.usize(..3)],
@@ -110,6 +123,7 @@ impl Plan {
             storage_turns: random.u64(1..=12),
             moves: 0,
             others: 0,
+            through: 0,
         }
     }
 }

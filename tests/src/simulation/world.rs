@@ -221,6 +221,10 @@ impl World {
             settings.transfer_window_bytes = 64 << 10;
             settings.transfer_freeze_timeout_ms = 2_000;
         }
+        if self.plan.through > 0 {
+            settings.persist_files_max = [1, 3, 1024][self.random(3) as usize];
+            settings.persist_group_max_bytes = [1, 32 << 20][self.random(2) as usize];
+        }
         settings
     }
 
@@ -327,7 +331,11 @@ impl World {
         let hosts = self.hosts();
         let nodes = self.nodes.borrow().len() as u64;
         let callers = self.callers.borrow().len() as u64;
-        let all = nodes * 4 + callers * 2 + hosts.len() as u64 * 4;
+        let of_host = match self.plan.through {
+            0 => 4,
+            _ => 5,
+        };
+        let all = nodes * 4 + callers * 2 + hosts.len() as u64 * of_host;
         let mut turn = self.random(all);
         if turn < nodes * 4 {
             let node = self.node((turn % nodes) as usize);
@@ -343,11 +351,12 @@ impl World {
             return self.caller_step((turn % callers) as usize);
         }
         turn -= callers * 2;
-        let (node, host) = &hosts[(turn / 4) as usize];
-        if turn.is_multiple_of(4) {
-            return host.step(self, node);
+        let (node, host) = &hosts[(turn / of_host) as usize];
+        match turn % of_host {
+            0 => host.step(self, node),
+            4 => host.persist_step(self),
+            _ => host.process_step(self),
         }
-        host.process_step(self)
     }
 
     fn control_step(&self, node: &Node) -> bool {
@@ -395,6 +404,15 @@ impl World {
         }
         let key = self.pick(&KEYS).to_owned();
         let appended = key.starts_with(APPENDED);
+        if self.plan.through > 0 && self.chance(self.plan.through) {
+            return match self.random(8) {
+                0 => Todo::Erase(key),
+                other => {
+                    let write = (other > 3 && !appended).then(|| self.number());
+                    Todo::Persist(key, write, 1 + self.random(100))
+                }
+            };
+        }
         match self.random(if deep { 20 } else { 13 }) {
             0..=8 if appended => Todo::Add(key, 1 + self.random(40)),
             0..=2 => Todo::Read(key),
