@@ -4,8 +4,8 @@
 //! layout is bincode 2's standard one (variable-length integers), pinned by golden files.
 #![expect(clippy::disallowed_methods, reason = "this is a codec, with limits")]
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// The most bytes that decoding one value may claim, whatever lengths it announces.
 pub const DECODE_MAX_BYTES: usize = 64 << 20;
@@ -53,10 +53,71 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
             bincode::serde::decode_from_slice(bytes, config)
         }
     };
+    whole(decoded, bytes)
+}
+
+/// As [`decode`], for values that refer to `bytes`: texts and bytes in them are not copied.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_borrowed<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CodecError> {
+    let decoded = match bytes.len() {
+        0..=DECODE_SMALL_BYTES => {
+            let config = bincode::config::standard().with_limit::<{ DECODE_SMALL_BYTES * 16 }>();
+            bincode::serde::borrow_decode_from_slice(bytes, config)
+        }
+        _ => {
+            let config = bincode::config::standard().with_limit::<DECODE_MAX_BYTES>();
+            bincode::serde::borrow_decode_from_slice(bytes, config)
+        }
+    };
+    whole(decoded, bytes)
+}
+
+/// What was decoded, if it was all of the bytes.
+fn whole<T>(
+    decoded: Result<(T, usize), bincode::error::DecodeError>,
+    bytes: &[u8],
+) -> Result<T, CodecError> {
     let (value, used) = decoded.map_err(|error| CodecError::Decode(error.to_string()))?;
     match bytes.len() - used {
         0 => Ok(value),
         left => Err(CodecError::LeftOver(left)),
+    }
+}
+
+/// For fields of bytes (`#[serde(with = "codec::bytes")]`): read and written as a whole, where a
+/// list of bytes goes one by one. In the encoding of this module the two are the same.
+pub(crate) mod bytes {
+    use std::fmt;
+
+    use serde::de::{Deserializer, Error, Visitor};
+    use serde::ser::Serializer;
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        deserializer.deserialize_byte_buf(Bytes)
+    }
+
+    struct Bytes;
+
+    impl Visitor<'_> for Bytes {
+        type Value = Vec<u8>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("bytes")
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+            Ok(bytes.to_vec())
+        }
+
+        fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+            Ok(bytes)
+        }
     }
 }
 
@@ -84,7 +145,7 @@ pub fn fuzz_codec(bytes: &[u8]) {
         let twice = decode::<Shapes>(&again).map(|value| encode(&value));
         assert_eq!(twice, Ok(Ok(again)));
     }
-    let _ = decode::<crate::process::StatePutInput>(bytes);
+    crate::process::fuzz_inputs(bytes);
     let _ = decode::<crate::process::StateListInput>(bytes);
     let _ = decode::<crate::process::MessageTakeInput>(bytes);
 }
@@ -108,6 +169,19 @@ mod tests {
         let error = decode::<String>(&megabytes).unwrap_err();
         assert!(error.to_string().contains("LimitExceeded"), "{error}");
         assert_eq!(decode::<u8>(&[1, 2]), Err(CodecError::LeftOver(1)));
+    }
+
+    /// Whoever was built before bytes were written as a whole understands them still.
+    #[test]
+    fn bytes_as_a_whole_are_a_list_of_bytes() {
+        let put = crate::process::StatePutInput {
+            key: "k".into(),
+            value: (0..=255).collect(),
+        };
+        let encoded = encode(&put).unwrap();
+        assert_eq!(encoded, encode(&("k", &put.value)).unwrap());
+        let (key, value) = decode::<(String, Vec<u8>)>(&encoded).unwrap();
+        assert_eq!((key, value), (put.key, put.value));
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 //!
 //! Their inputs and outputs are typed values of the codec.
 
+use praas_transport::Buf;
 use serde::{Deserialize, Serialize};
 
 use super::engine::Shared;
@@ -59,6 +60,7 @@ pub struct StatePutInput {
     /// The key.
     pub key: String,
     /// The bytes.
+    #[serde(with = "codec::bytes")]
     pub value: Vec<u8>,
 }
 
@@ -70,7 +72,45 @@ pub struct StateCompareSwapInput {
     /// The version that it must have; zero: there must be none.
     pub expected: u64,
     /// The bytes.
+    #[serde(with = "codec::bytes")]
     pub value: Vec<u8>,
+}
+
+/// [`StatePutInput`], as it lies in the message.
+#[derive(Deserialize)]
+struct StatePut<'a> {
+    key: &'a str,
+    value: &'a [u8],
+}
+
+/// [`StateCompareSwapInput`], as it lies in the message.
+#[derive(Deserialize)]
+struct StateCompareSwap<'a> {
+    key: &'a str,
+    expected: u64,
+    value: &'a [u8],
+}
+
+/// What [`MESSAGE_TAKE`] gives: source and body.
+#[derive(Serialize)]
+struct Taken(String, #[serde(serialize_with = "body_serialize")] Buf);
+
+fn body_serialize<S: serde::Serializer>(body: &Buf, serializer: S) -> Result<S::Ok, S::Error> {
+    codec::bytes::serialize(body, serializer)
+}
+
+/// Reads arbitrary bytes as inputs, both as who sends and as who runs them has them.
+pub(crate) fn fuzz_inputs(bytes: &[u8]) {
+    let sent = codec::decode::<StatePutInput>(bytes).ok();
+    let lies = codec::decode_borrowed::<StatePut<'_>>(bytes).ok();
+    let sent = sent.as_ref().map(|put| (&*put.key, &*put.value));
+    assert_eq!(sent, lies.map(|put| (put.key, put.value)));
+    let sent = codec::decode::<StateCompareSwapInput>(bytes).ok();
+    let lies = codec::decode_borrowed::<StateCompareSwap<'_>>(bytes).ok();
+    let sent = sent
+        .as_ref()
+        .map(|swap| (&*swap.key, swap.expected, &*swap.value));
+    assert_eq!(sent, lies.map(|swap| (swap.key, swap.expected, swap.value)));
 }
 
 /// Input of [`STATE_LIST`].
@@ -139,6 +179,9 @@ impl Builtin {
         fn read<T: serde::de::DeserializeOwned>(input: &[u8]) -> Result<T, String> {
             codec::decode(input).map_err(|error| format!("the input: {error}"))
         }
+        fn lies<'a, T: Deserialize<'a>>(input: &'a [u8]) -> Result<T, String> {
+            codec::decode_borrowed(input).map_err(|error| format!("the input: {error}"))
+        }
         let key = || std::str::from_utf8(input).map_err(|_| "a key is UTF-8".to_string());
         match self {
             Self::StateGet => {
@@ -148,25 +191,22 @@ impl Builtin {
                 Ok(Payload::Buf(buf))
             }
             Self::StatePut => {
-                let StatePutInput { key, value: bytes } = read(input)?;
-                let version = shared
-                    .state
-                    .put(&key, &bytes)
-                    .map_err(|error| error.to_string())?;
-                value(&version)
+                let StatePut { key, value: bytes } = lies(input)?;
+                let version = shared.state.put(key, bytes);
+                value(&version.map_err(|error| error.to_string())?)
             }
             Self::StateAppend => {
-                let StatePutInput { key, value: bytes } = read(input)?;
-                let appended = shared.state.append(&key, &bytes);
+                let StatePut { key, value: bytes } = lies(input)?;
+                let appended = shared.state.append(key, bytes);
                 value(&appended.map_err(|error| error.to_string())?)
             }
             Self::StateCompareSwap => {
-                let StateCompareSwapInput {
+                let StateCompareSwap {
                     key,
                     expected,
                     value: bytes,
-                } = read(input)?;
-                match shared.state.compare_swap(&key, expected, &bytes) {
+                } = lies(input)?;
+                match shared.state.compare_swap(key, expected, bytes) {
                     Ok(version) => value(&Ok::<u64, u64>(version)),
                     Err(StateError::Conflict { actual, .. }) => value(&Err::<u64, u64>(actual)),
                     Err(error) => Err(error.to_string().into()),
@@ -195,7 +235,7 @@ impl Builtin {
                 value(&taken.map(
                     |MailMessage {
                          source, payload, ..
-                     }| (source, payload.to_vec()),
+                     }| Taken(source, payload),
                 ))
             }
             Self::Functions => value(&shared.registry.names()),

@@ -42,6 +42,7 @@ use praas_transport::{
 use serde::{Deserialize, Serialize};
 
 use self::batch::Batches;
+pub(crate) use self::builtin::fuzz_inputs;
 pub use self::builtin::{
     FUNCTIONS, LINKS, MESSAGE_TAKE, MessageTakeInput, STATE_APPEND, STATE_COMPARE_SWAP,
     STATE_DELETE, STATE_GET, STATE_LIST, STATE_PERSIST, STATE_PUT, StateCompareSwapInput,
