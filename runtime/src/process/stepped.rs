@@ -108,6 +108,18 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Ends the endpoint as a kill does, for good: the process goes on, until [`Process::kill`], cut
+    /// off from all but its storage.
+    pub fn cut_off(&self) {
+        if let Some(mut core) = self.engine.token.try_take() {
+            core.endpoint.die();
+            // Nobody is to have it again.
+            std::mem::forget(core);
+        }
+    }
+}
+
 /// A stepped process on its way to another host, as [`Process::transfer_out`] sends it.
 #[derive(Debug)]
 pub struct SteppedOut {

@@ -135,8 +135,17 @@ fn run(context: &Context, request: Request) -> Result<Given, FunctionError> {
     let (process, incarnation) = (context.process().to_owned(), context.incarnation());
     let lives = || here(|world| world.lives(&process, incarnation));
     let note = |event: Event| {
-        // What a killed process would have gone on to say, nobody hears.
-        if lives() {
+        // What a killed process would have gone on to say, nobody hears; but one that is taken for
+        // dead may tell somebody that something is durable.
+        let durable = matches!(
+            event,
+            Event::Ran {
+                reply: Reply::Durable(_) | Reply::DurableLater,
+                ..
+            }
+        );
+        let heard = || durable && here(|world| world.is_ghost(&process, incarnation));
+        if lives() || heard() {
             here(|world| world.note(event));
         }
     };

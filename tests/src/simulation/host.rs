@@ -3,6 +3,8 @@
 //! What it does is what `praas host` does, a step at a time: it starts, or fetches its process from
 //! another host; it obeys its agent; it is killed.
 
+mod images;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -13,19 +15,17 @@ use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, HostTransfer, ToHost};
 use praas_runtime::process::{
-    Bound, OutStep, PersistTo, Process, ProcessConfig, ProcessSettings, PullFrom, QuiesceError,
-    Restore, SteppedOut, SteppedPull, TransferOffer,
+    Bound, OutStep, Process, ProcessConfig, ProcessSettings, PullFrom, Restore, SteppedOut,
+    SteppedPull, TransferOffer,
 };
-use praas_runtime::swap::{
-    Committed, Heir, ImageKind, ProcessImage, Storage, SwapConfig, swap_in_lazily,
-};
+use praas_runtime::swap::{Heir, ImageKind, ProcessImage, Storage, swap_in_lazily};
 use praas_runtime::world::World as View;
-use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode, clock};
+use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode};
 
 use super::functions::module;
 use super::node::Node;
 use super::upsets::Moment;
-use super::world::{World, here, meanwhile};
+use super::world::{World, meanwhile};
 use crate::checker::{End, Event, Image};
 
 type Failure = Box<dyn std::error::Error>;
@@ -53,6 +53,8 @@ pub(super) struct Host {
     gone: Cell<bool>,
     /// It is in the middle of something, on the stack.
     busy: RefCell<bool>,
+    /// It writes something through, on the stack.
+    persisting: Cell<bool>,
 }
 
 /// A process that is not this host's yet.
@@ -87,6 +89,7 @@ impl Host {
             exited: RefCell::new(None),
             gone: Cell::new(false),
             busy: RefCell::new(false),
+            persisting: Cell::new(false),
         }
     }
 
@@ -129,6 +132,10 @@ impl Host {
     /// Whether it is there, and nobody's hand is on it.
     pub fn is_idle(&self) -> bool {
         !self.gone.get() && !*self.busy.borrow()
+    }
+
+    pub fn serves(&self) -> bool {
+        self.serving.borrow().is_some()
     }
 
     /// Kills it. What it has said already is heard.
@@ -263,61 +270,6 @@ impl Host {
             restore: None,
             persist: (world.plan.through > 0).then(|| self.persist_to(world)),
         }
-    }
-
-    /// Where the process writes objects through. It is told of checkpoints on the way.
-    fn persist_to(&self, world: &World) -> PersistTo {
-        let (process, incarnation) = (self.process.clone(), self.incarnation);
-        let checkpointed = move |committed: &Committed| {
-            here(|world| {
-                let hosts = world.hosts();
-                let mut hosts = hosts.iter().map(|(_, host)| host);
-                let ours = |host: &&Rc<Self>| {
-                    (&*host.process, host.incarnation) == (&*process, incarnation)
-                };
-                if let Some(host) = hosts.find(ours).filter(|host| !host.gone.get()) {
-                    host.checkpoint_unasked(world, committed);
-                }
-            });
-        };
-        PersistTo {
-            storage: world.storage(),
-            config: swap_config(),
-            checkpointed: Box::new(checkpointed),
-        }
-    }
-
-    fn checkpoint_unasked(&self, world: &World, committed: &Committed) {
-        self.committed(world, committed.generation);
-        self.say(FromHost::CheckpointUnasked {
-            generation: committed.generation,
-            bytes: committed.bytes,
-            took_ms: 0,
-            written_unix_ms: clock::unix_ms(),
-        });
-    }
-
-    /// What the thread does that writes through; whether it did something.
-    pub fn persist_step(&self, world: &World) -> bool {
-        let process = self.serving.borrow().clone();
-        let Some(process) = process.filter(|process| process.persist_waits()) else {
-            return false;
-        };
-        if !process.is_committing() {
-            // It may take a checkpoint.
-            self.imaging(world);
-        } else {
-            world.writing(&self.process, self.incarnation);
-        }
-        process.persist_step();
-        world.written();
-        if !self.gone.get() && !process.persist_queued() {
-            world.note(Event::WrittenThrough {
-                process: self.process.clone(),
-                incarnation: self.incarnation,
-            });
-        }
-        true
     }
 
     fn begin(&self, world: &World, node: &Node, start: &StartCommand) {
@@ -625,35 +577,6 @@ impl Host {
         }
     }
 
-    /// Takes a checkpoint because the agent says so.
-    fn checkpoint_obey(&self, world: &World, process: &Process) {
-        let taken = self.checkpoint_take(world, process);
-        if self.gone.get() {
-            return;
-        }
-        self.say(match taken {
-            Ok(committed) => FromHost::Checkpointed {
-                generation: committed.generation,
-                bytes: committed.bytes,
-                took_ms: 0,
-                written_unix_ms: clock::unix_ms(),
-            },
-            Err(error) => FromHost::CheckpointFailed {
-                error: error.to_string(),
-            },
-        });
-    }
-
-    fn checkpoint_take(&self, world: &World, process: &Process) -> Result<Committed, QuiesceError> {
-        self.imaging(world);
-        let taken = process.checkpoint(&*world.storage(), &swap_config());
-        world.written();
-        if let (Ok(committed), false) = (&taken, self.gone.get()) {
-            self.committed(world, committed.generation);
-        }
-        taken
-    }
-
     /// Closes the channels of all callers in good order, as for a new secret: what they have under
     /// way comes again.
     pub fn callers_show_out(&self, world: &World) {
@@ -662,75 +585,6 @@ impl Host {
             process.credential_changed(credential);
         }
     }
-
-    /// Takes a checkpoint, if it is at leisure and one is of use.
-    pub fn checkpoint(&self, world: &World) {
-        let serving = self.serving.borrow().clone();
-        let ready = |process: &Rc<Process>| self.is_idle() && !process.is_committing();
-        let Some(process) = serving.filter(ready) else {
-            return;
-        };
-        self.busily(|| {
-            if let Err(error) = self.checkpoint_take(world, &process) {
-                world.trace(|| format!("{}: no checkpoint: {error}", self.process));
-            }
-        });
-    }
-
-    fn imaging(&self, world: &World) {
-        let (process, incarnation) = (self.process.clone(), self.incarnation);
-        world.writing(&process, incarnation);
-        world.note(Event::Imaging {
-            process,
-            incarnation,
-        });
-    }
-
-    fn committed(&self, world: &World, generation: u64) {
-        world.note(Event::Committed {
-            process: self.process.clone(),
-            image: Image {
-                incarnation: self.incarnation,
-                generation,
-            },
-        });
-    }
-
-    fn swap_out(&self, world: &World, process: &Process) {
-        let (name, incarnation) = (self.process.clone(), self.incarnation);
-        self.outgoing_end(world, process);
-        if self.gone.get() {
-            return;
-        }
-        self.imaging(world);
-        let swapped = process.swap_out(&*world.storage(), &swap_config());
-        world.written();
-        if self.gone.get() {
-            return;
-        }
-        match swapped {
-            Ok(committed) => {
-                self.committed(world, committed.generation);
-                self.ended(world, End::Swapped);
-                self.say(FromHost::Swapped {
-                    generation: committed.generation,
-                    bytes: committed.bytes,
-                });
-                self.exit("swapped out");
-            }
-            Err(error) => {
-                world.trace(|| format!("{name} {incarnation}: not swapped out: {error}"));
-                let error = error.to_string();
-                self.say(FromHost::SwapFailed { error });
-            }
-        }
-    }
-}
-
-/// Small chunks and packs, so that there are several of each.
-fn swap_config() -> SwapConfig {
-    let settings = serde_json::json!({ "chunk_bytes": 256, "pack_max_bytes": 4096, "threads": 1 });
-    serde_json::from_value(settings).expect("settings of a swap")
 }
 
 fn registry() -> Registry {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use praas_control::machine::Verb;
 use praas_runtime::process::ProcessSettings;
 use praas_transport::clock::Simulation;
 use praas_transport::fault::FaultPlan;
@@ -62,6 +63,8 @@ pub(super) struct World {
     storage: Arc<MemoryStorage>,
     /// Lives that are over, by process and incarnation.
     dead: RefCell<BTreeSet<(String, u64)>>,
+    /// Those of them that live on, cut off from all but the storage.
+    ghosts: RefCell<BTreeSet<(String, u64)>>,
     /// Processes that somebody has wanted to be stopped.
     pub stopped: RefCell<BTreeSet<String>>,
     /// Who is writing to storage, the innermost last.
@@ -92,6 +95,7 @@ impl World {
             callers: RefCell::new(Vec::new()),
             storage: Arc::new(MemoryStorage::default()),
             dead: RefCell::new(BTreeSet::new()),
+            ghosts: RefCell::new(BTreeSet::new()),
             stopped: RefCell::new(BTreeSet::new()),
             writers: RefCell::new(Vec::new()),
             depth: Cell::new(0),
@@ -243,6 +247,16 @@ impl World {
         dead.insert((process.to_owned(), incarnation));
     }
 
+    pub fn ghost(&self, process: &str, incarnation: u64) {
+        let mut ghosts = self.ghosts.borrow_mut();
+        ghosts.insert((process.to_owned(), incarnation));
+    }
+
+    pub fn is_ghost(&self, process: &str, incarnation: u64) -> bool {
+        let ghosts = self.ghosts.borrow();
+        ghosts.contains(&(process.to_owned(), incarnation))
+    }
+
     pub fn writing(&self, process: &str, incarnation: u64) {
         let mut writers = self.writers.borrow_mut();
         writers.push((process.to_owned(), incarnation));
@@ -255,8 +269,39 @@ impl World {
     /// Whether whoever uses the storage was not killed meanwhile.
     pub fn writer_lives(&self) -> bool {
         let writers = self.writers.borrow();
-        let writer = writers.last();
-        writer.is_none_or(|(process, incarnation)| self.lives(process, *incarnation))
+        writers.last().is_none_or(|(process, incarnation)| {
+            self.lives(process, *incarnation) || self.is_ghost(process, *incarnation)
+        })
+    }
+
+    /// Whoever writes through is taken for dead meanwhile, now and then, and his successor begins.
+    pub fn writer_haunts(&self) {
+        let never = self.plan.through == 0 || self.plan.upsets == 0 || self.calm.get();
+        if never || !self.chance(150) {
+            return;
+        }
+        let Some((process, incarnation)) = self.writers.borrow().last().cloned() else {
+            return;
+        };
+        let hosts = self.hosts();
+        let ours = |host: &Rc<Host>| host.process == process && host.incarnation == incarnation;
+        let Some((_, host)) = hosts.iter().find(|(_, host)| ours(host)) else {
+            return;
+        };
+        host.cut_off(self);
+        if self.is_ghost(&process, incarnation) {
+            self.control.borrow_mut().process(&process, Verb::Ensure);
+            let mut turns = self.random(3_000);
+            while turns > 0 {
+                turns -= 1;
+                self.turn_nested();
+                self.idle.set(0);
+                let begun = |host: &Rc<Host>| host.process == process && host.serves();
+                if turns > 60 && self.hosts().iter().any(|(_, host)| begun(host)) {
+                    turns = self.random(60);
+                }
+            }
+        }
     }
 
     pub fn storage_fails(&self) -> bool {
