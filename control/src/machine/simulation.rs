@@ -677,6 +677,44 @@ fn no_process_lives_twice_and_every_request_is_answered_once() {
     outcome.unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// The control plane died when it had stored that a process on its way is to stop, and had told
+/// nobody: neither to serve nor to stop was said to who had all of it.
+#[test]
+fn what_is_to_stop_on_its_way_is_not_left_waiting() {
+    let ask = |verb, process| Op::Ask {
+        verb,
+        process,
+        wait_ms: 0,
+    };
+    let ops = vec![
+        Op::Connect(55),
+        Op::Connect(14),
+        Op::FromAgent(73),
+        ask(45, 43),
+        Op::Flow(3),
+        Op::Move {
+            process: 133,
+            to: None,
+            wait_ms: 50,
+        },
+        Op::ToAgent(103),
+        Op::FromAgent(5),
+        Op::Flow(2),
+        Op::AskAndDie {
+            verb: 0,
+            process: 0,
+        },
+        Op::Connect(90),
+        Op::FromAgent(14),
+        ask(248, 19),
+        Op::AskAndDie {
+            verb: 0,
+            process: 0,
+        },
+    ];
+    run(World::new(false, false), ops).unwrap_or_else(|error| panic!("{error}"));
+}
+
 /// It was started again because it had failed (`restart` = always), and went on where it was to go.
 #[test]
 fn what_died_on_its_way_is_not_started_again_before_it_is_known_to_be_lost() {

@@ -272,7 +272,8 @@ impl Registry {
         let state = self.entry(&key).map(|entry| entry.record.state);
         let phase = match (record.committed, state) {
             (false, _) => Phase::Restored,
-            (true, Some(ProcessState::Starting)) => Phase::Serving,
+            // It may have been told to stop before it was told to serve, and have heard neither.
+            (true, Some(ProcessState::Starting | ProcessState::Quiescing)) => Phase::Serving,
             (true, Some(ProcessState::Failed)) => Phase::Rescuing,
             (true, _) => Phase::Ending,
         };
