@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use praas_transport::Address;
+use praas_transport::{Address, clock};
 
 use crate::agent::{AgentLink, LinkError};
 use crate::config::{ConfigError, ControlConfig};
@@ -110,6 +110,9 @@ impl Control {
         config.check()?;
         let store = Store::open(&paths.store)?;
         let mut snapshot = store.load()?;
+        // Storage may know incarnations that this database does not: of one before it, or of itself
+        // before it was restored from a copy. No number is given again.
+        snapshot.incarnation_next = snapshot.incarnation_next.max(clock::unix_ms());
         admin_token_ensure(&store, &mut snapshot, &paths.admin_token)?;
         let secret = cluster_secret_load(&paths.cluster_secret)
             .map_err(|source| file_error(&paths.cluster_secret, source))?;

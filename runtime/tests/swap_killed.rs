@@ -156,7 +156,7 @@ fn load_lazily(folder: &Path) -> Option<(Loaded, Option<AbsentObjects>)> {
     let storage: Arc<dyn Storage> = Arc::clone(&silent) as _;
     // Nothing is written through, so it takes nothing from anybody.
     let heir = Heir {
-        incarnation: praas_transport::Incarnation(0),
+        incarnation: praas_transport::Incarnation(u64::MAX),
         life: praas_transport::Incarnation(0),
     };
     let loaded = swap_in_lazily(&storage, &BufPool::new(1 << 24), ("app", "p"), heir, 1).unwrap();

@@ -594,7 +594,7 @@ fn golden_host() {
 fn golden_agent() {
     let mut golden = Golden::open("agent", "docs/wire.md, \"Agent and control plane\"");
     let report = json!({
-        "application": "a", "process": "p", "incarnation": 7, "state": "ready", "pid": 4711,
+        "application": "a", "process": "p", "incarnation": 7, "life": 5, "state": "ready", "pid": 4711,
         "addresses": [TCP], "swap_generation": 2, "error": "torn", "swapped": false, "transfer": "prepared",
     });
     let counted = json!({

@@ -336,6 +336,21 @@ fn damage_is_named_and_the_older_generation_loads() {
 }
 
 #[test]
+fn a_commit_that_its_writer_died_over_is_no_damage() {
+    let lab = lab();
+    for generation in 0..2 {
+        let mut host = lab.start_with("p", restoring(generation)).unwrap();
+        assert_eq!(count(&mut lab.client(TransportKind::Shm)), generation + 1);
+        assert_eq!(host.swap_out(), Ok(generation + 1));
+    }
+    // Nobody has heard of the second.
+    tear(&newest(&lab.swap_dir(), "manifest-"));
+    let host = lab.start_with("p", restoring(1)).unwrap();
+    assert_eq!((host.swap_generation, &host.rejected), (1, &Vec::new()));
+    assert_eq!(count(&mut lab.client(TransportKind::Shm)), 2);
+}
+
+#[test]
 fn a_process_of_which_nothing_verifies_does_not_start() {
     let lab = lab();
     let mut host = lab.start("p");

@@ -37,6 +37,9 @@ pub(super) struct HostRecord {
     pub(super) application: String,
     pub(super) process: String,
     pub(super) incarnation: u64,
+    /// The first incarnation of the process's life; zero if an older agent wrote this.
+    #[serde(default)]
+    pub(super) life: u64,
     /// Zero while it is being spawned.
     pub(super) pid: u32,
     /// When it was started, in ticks since the system's boot.
@@ -64,6 +67,7 @@ impl HostRecord {
             application: key.application.clone(),
             process: key.process.clone(),
             incarnation,
+            life: incarnation,
             pid: 0,
             started: 0,
             boot: boot_id(),

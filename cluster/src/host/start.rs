@@ -240,6 +240,16 @@ fn restore(
         // begun with it.
         image.kind = ImageKind::Checkpoint;
     }
+    let (unfinished, rejected): (Vec<_>, Vec<_>) = rejected
+        .into_iter()
+        .partition(|one| one.is_cut_off() && one.generation() > Some(hint));
+    for one in unfinished {
+        // Its writer died over it, and nobody was told of it: nothing is lost.
+        tracing::info!(
+            generation,
+            "a commit that never ended is passed over: {one}"
+        );
+    }
     let there = rejected.iter().any(|one| one.generation() == Some(hint));
     let mut rejected: Vec<String> = rejected.iter().map(ToString::to_string).collect();
     if generation < hint && !there {

@@ -75,6 +75,8 @@ pub struct HostReport {
     pub process: String,
     /// The incarnation that the host was started as.
     pub incarnation: u64,
+    /// The first incarnation of the life of the process that it was started in.
+    pub life: u64,
     /// Where it is in its life.
     pub state: ProcessState,
     /// Its process id; zero once it is dead.
@@ -490,6 +492,7 @@ mod tests {
             application: "app".into(),
             process: "p".into(),
             incarnation: 7,
+            life: 1,
             state: ProcessState::Ready,
             pid: 4711,
             addresses: vec!["tcp:127.0.0.1:80".parse().unwrap()],

@@ -248,7 +248,11 @@ impl Registry {
         }
         self.update(key, |entry| {
             let record = &mut entry.record;
-            record.incarnation = report.incarnation;
+            if record.incarnation != report.incarnation {
+                // Of another database, or of this one before it was restored.
+                record.incarnation = report.incarnation;
+                record.life = report.life;
+            }
             record.swap_generation = record.swap_generation.max(report.swap_generation);
             record.images |= image;
             record.swapped = report.state == ProcessState::Swapped

@@ -318,8 +318,6 @@ impl Registry {
             entry.record.error = error;
             entry.record.node = None;
             entry.record.stopping = false;
-            // It may have written one of which nobody has heard.
-            entry.record.images |= state == ProcessState::Failed;
             entry.vouched = false;
             entry.pid = 0;
             entry.addresses.clear();

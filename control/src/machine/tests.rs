@@ -166,6 +166,7 @@ pub(super) fn report(start: &StartCommand, state: ProcessState) -> HostReport {
         application: start.application.clone(),
         process: start.process.clone(),
         incarnation: start.incarnation,
+        life: start.life,
         state,
         pid: 42,
         addresses: vec!["tcp:127.0.0.1:9".parse().unwrap()],
@@ -460,6 +461,21 @@ fn deleting_stops_the_host_then_deletes_the_images() {
     assert!(bench.answers().iter().all(|(_, result)| result.is_ok()));
 }
 
+/// It may have written one of which nobody has heard.
+#[test]
+fn what_has_served_is_deleted_with_its_images() {
+    let mut bench = Bench::new();
+    let start = bench.ready();
+    bench.ask(process(Verb::Stop));
+    bench.say(1, FromAgent::Report(report(&start, ProcessState::Gone)));
+    bench.told();
+    bench.ask(process(Verb::Delete));
+    assert!(matches!(
+        bench.told().as_slice(),
+        [(1, ToAgent::DeleteImages { .. })]
+    ));
+}
+
 #[test]
 fn an_agent_that_is_away_keeps_its_processes() {
     let mut bench = Bench::new();
@@ -629,11 +645,21 @@ fn hosts_that_nobody_knows_are_found_or_saved() {
     let mut foreign = known.clone();
     foreign.application = "zzz".into();
     known.swap_generation = 3;
-    bench.hello(1, "n", vec![known, foreign]);
+    known.life = 880;
+    bench.hello(1, "n", vec![known.clone(), foreign]);
     assert!(matches!(bench.told().as_slice(),
         [(1, ToAgent::SwapOut(command))] if command.application == "zzz"));
     bench.ask(process(Verb::Create));
     assert_eq!(bench.started().incarnation, 901, "above all that was seen");
+    // It comes back to what is of its own life.
+    known.state = ProcessState::Failed;
+    bench.say(1, FromAgent::Report(known));
+    bench.ask(Request::Process {
+        application: "a".into(),
+        process: "found".into(),
+        verb: Verb::Ensure,
+    });
+    assert_eq!(bench.started().life, 880);
 }
 
 #[test]

@@ -200,6 +200,7 @@ impl Agent {
                     application: start.application.clone(),
                     process: start.process.clone(),
                     incarnation: start.incarnation,
+                    life: start.life,
                     state: ProcessState::Ready,
                     pid: 4711,
                     addresses: vec!["tcp:127.0.0.1:9".parse().expect("an address")],

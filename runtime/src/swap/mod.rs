@@ -212,8 +212,7 @@ impl SwapError {
         let Self::NoneVerifies { rejected, .. } = self else {
             return false;
         };
-        let cut_off = |reason: &RejectReason| matches!(reason, RejectReason::Truncated { .. });
-        rejected.iter().all(|rejected| cut_off(&rejected.reason))
+        rejected.iter().all(Rejected::is_cut_off)
     }
 }
 

@@ -69,6 +69,11 @@ impl Rejected {
         let (_, last) = self.name.rsplit_once('/')?;
         Some(CommitId::from_manifest_name(last)?.generation)
     }
+
+    /// Whether it is a manifest that is cut off, as those of commits that never ended are.
+    pub fn is_cut_off(&self) -> bool {
+        self.generation().is_some() && matches!(self.reason, RejectReason::Truncated { .. })
+    }
 }
 
 impl fmt::Display for Rejected {
@@ -135,6 +140,13 @@ pub(super) fn load_newest<T>(
         _ => false,
     };
     if let Some(heir) = heir {
+        if let Some(newer) = listing.newest().filter(|newer| *newer > heir.incarnation) {
+            return Err(SwapError::Fenced {
+                process: process.into(),
+                ours: heir.incarnation,
+                newer,
+            });
+        }
         listing.lives_forget(heir.life);
     }
     let mut rejected = Vec::new();

@@ -42,6 +42,7 @@ impl Hosts {
         };
         let record = HostRecord {
             state: ProcessState::Starting,
+            life: start.life,
             transfer,
             swap_generation: start.swap_generation,
             quiesce_ms: settings.process.quiesce_timeout_ms,
@@ -74,6 +75,7 @@ impl Hosts {
             application: start.application.clone(),
             process: start.process.clone(),
             incarnation: start.incarnation,
+            life: start.life,
             state: ProcessState::Failed,
             pid: 0,
             addresses: Vec::new(),
@@ -196,6 +198,7 @@ impl Hosts {
             application: command.application.clone(),
             process: command.process.clone(),
             incarnation: command.incarnation,
+            life: 0,
             state: ProcessState::Failed,
             pid: 0,
             addresses: Vec::new(),

@@ -79,6 +79,7 @@ impl Host {
             application: self.record.application.clone(),
             process: self.record.process.clone(),
             incarnation: self.record.incarnation,
+            life: self.record.life,
             state: self.record.state,
             pid: self.record.pid,
             addresses: self.record.addresses.clone(),

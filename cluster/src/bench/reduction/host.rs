@@ -104,7 +104,7 @@ impl Swapped {
         let name = (peer::APPLICATION, peer::PROCESS);
         // Nothing is written through, so it takes nothing from anybody.
         let heir = Heir {
-            incarnation: Incarnation(0),
+            incarnation: Incarnation(u64::MAX),
             life: Incarnation(0),
         };
         let loaded = swap_in_lazily(&storage, pool, name, heir, self.lazy_min_bytes);

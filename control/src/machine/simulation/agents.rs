@@ -23,6 +23,7 @@ pub(super) enum Phase {
 pub(super) struct Host {
     pub process: String,
     pub incarnation: u64,
+    life: u64,
     pub phase: Phase,
     pub transfer: HostTransfer,
     /// The incarnation that it fetches, or has fetched.
@@ -48,6 +49,7 @@ impl Host {
         Self {
             process: process.into(),
             incarnation,
+            life: incarnation,
             phase: Phase::Ready,
             transfer: HostTransfer::None,
             from: None,
@@ -87,6 +89,7 @@ impl Host {
             application: "a".into(),
             process: self.process.clone(),
             incarnation: self.incarnation,
+            life: self.life,
             state,
             pid: 1,
             addresses: vec![],
@@ -134,6 +137,7 @@ impl Agent {
         }
         let from = start.from.as_ref().map(|from| from.incarnation);
         let mut host = Host::new(&start.process, start.incarnation);
+        host.life = start.life;
         host.phase = Phase::Starting(start.request);
         host.from = from;
         if from.is_some() {

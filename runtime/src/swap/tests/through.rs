@@ -99,6 +99,35 @@ fn every_flipped_bit_and_every_cut_is_found() {
     }
 }
 
+/// An heir sees nothing of lives before its own, and begins from nothing that a higher incarnation
+/// has left.
+#[test]
+fn an_heir_begins_within_its_life() {
+    let through: Arc<dyn Storage> = Arc::new(storage());
+    commit(&*through, &image(5, 2));
+    writer(&*through, 5).license().unwrap();
+    writer(&*through, 5).write(1, &written()).unwrap();
+    let images: Arc<dyn Storage> = Arc::new(MemStorage::default());
+    commit(&*images, &image(3, 1));
+    commit(&*images, &image(5, 2));
+    for (storage, newer) in [(through, 3), (images, 0)] {
+        let begin = |incarnation, life| {
+            let heir = Heir {
+                incarnation: Incarnation(incarnation),
+                life: Incarnation(life),
+            };
+            let loaded = swap_in_lazily(&storage, &pool(), ("app", "k/1"), heir, 0)?;
+            let from = loaded.map(|(loaded, _)| (loaded.image.incarnation.0, loaded.through));
+            Ok::<_, SwapError>(from)
+        };
+        assert_eq!(begin(7, 3).unwrap(), Some((5, newer)));
+        assert_eq!(begin(8, 5).unwrap(), Some((5, newer)));
+        assert_eq!(begin(9, 6).unwrap(), None);
+        let refused = begin(4, 3).unwrap_err();
+        assert!(matches!(refused, SwapError::Fenced { ours, .. } if ours == Incarnation(4)));
+    }
+}
+
 /// A start takes the right away; what the older one writes after that counts for nothing, and
 /// neither do its images.
 #[test]
