@@ -6,22 +6,40 @@
 //! ```
 //!
 //! Only regular files count, and directories on the way to them; links and whatever else there may
-//! be stay out of images, and are not followed. Files are read when the image is made: of one that
+//! be stay out of images, and are not followed. Names are bytes, as the system has them, and files
+//! keep the lowest nine bits of their modes. Files are read when the image is made: of one that
 //! a function writes at that time (which only a checkpoint allows) it may have some of each.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use praas_transport::{Buf, BufPool, PoolExhausted, clock};
 
 /// Bytes of the longest name of a file.
 pub const FILE_NAME_MAX_BYTES: usize = 4096;
+/// The bits of a mode that a file keeps: who may read, write and run it.
+pub const FILE_MODE_BITS: u16 = 0o777;
+/// The mode of files from images that do not say it.
+pub const FILE_MODE_DEFAULT: u16 = 0o600;
 /// What the directories' names begin with; the OS process's number and a random one follow.
 pub const FILES_DIR_PREFIX: &str = "files-";
 /// Directories in one another at most.
 const DEPTH_MAX: usize = 64;
+
+/// A file of a process, as an image has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFile {
+    /// Its path below the process's directory: any bytes but NUL.
+    pub name: Vec<u8>,
+    /// Those of [`FILE_MODE_BITS`] that it has.
+    pub mode: u16,
+    /// What is in it.
+    pub bytes: Buf,
+}
 
 /// Limits on the files of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,30 +132,27 @@ impl FilesDir {
     ///
     /// # Errors
     /// Limits; no memory; the system refuses.
-    pub fn image(
-        &self,
-        pool: &BufPool,
-        limits: FilesLimits,
-    ) -> Result<Vec<(String, Buf)>, FilesError> {
+    pub fn image(&self, pool: &BufPool, limits: FilesLimits) -> Result<Vec<ImageFile>, FilesError> {
         let mut names = Vec::new();
-        names_gather(&self.path, String::new(), 0, limits.count_max, &mut names)?;
+        names_gather(&self.path, &[], 0, limits.count_max, &mut names)?;
         names.sort_unstable();
         let mut bytes = 0_u64;
         let mut files = Vec::with_capacity(names.len());
         for name in names {
-            let path = self.path.join(&name);
+            let path = self.path.join(OsStr::from_bytes(&name));
             // What was a file a moment ago may have gone, or be a link now.
             let Some(mut file) = file_open(&path)? else {
                 continue;
             };
-            let len = file.metadata().map_err(io_error("look at", &path))?.len();
+            let meta = file.metadata().map_err(io_error("look at", &path))?;
+            let (len, mode) = (meta.len(), meta.permissions().mode() as u16);
             bytes = bytes.saturating_add(len);
             if bytes > limits.bytes_max {
                 return Err(FilesError::TooLarge(limits.bytes_max));
             }
             let len = usize::try_from(len).map_err(|_| FilesError::TooLarge(limits.bytes_max))?;
             let mut buf = pool.alloc(len).map_err(|source| FilesError::Pool {
-                name: name.clone(),
+                name: name_shown(&name),
                 source,
             })?;
             let mut got = 0;
@@ -151,7 +166,11 @@ impl FilesDir {
                 }
             }
             buf.truncate(got);
-            files.push((name, buf.freeze()));
+            files.push(ImageFile {
+                name,
+                mode: mode & FILE_MODE_BITS,
+                bytes: buf.freeze(),
+            });
         }
         Ok(files)
     }
@@ -160,8 +179,8 @@ impl FilesDir {
     ///
     /// # Errors
     /// A name that leads out of the directory; the system refuses.
-    pub fn restore(&self, files: &[(String, Buf)]) -> Result<(), FilesError> {
-        for (name, bytes) in files {
+    pub fn restore(&self, files: &[ImageFile]) -> Result<(), FilesError> {
+        for ImageFile { name, mode, bytes } in files {
             let relative = name_check(name)?;
             let path = self.path.join(relative);
             if let Some(parent) = path.parent() {
@@ -174,7 +193,13 @@ impl FilesDir {
                 .create_new(true)
                 .mode(0o600)
                 .open(&path);
-            let written = file.and_then(|mut file| file.write_all(bytes));
+            // Last, since it may be one that nobody may write to; the mask of this process has no
+            // say in it.
+            let mode = Permissions::from_mode((mode & FILE_MODE_BITS).into());
+            let written = file.and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.set_permissions(mode)
+            });
             written.map_err(io_error("write", &path))?;
         }
         Ok(())
@@ -209,10 +234,10 @@ fn file_open(path: &Path) -> Result<Option<File>, FilesError> {
 /// The names of all regular files below a directory.
 fn names_gather(
     dir: &Path,
-    prefix: String,
+    prefix: &[u8],
     depth: usize,
     count_max: usize,
-    names: &mut Vec<String>,
+    names: &mut Vec<Vec<u8>>,
 ) -> Result<(), FilesError> {
     let entries = match fs::read_dir(dir) {
         // It was there a moment ago.
@@ -222,44 +247,47 @@ fn names_gather(
     for entry in entries {
         let entry = entry.map_err(io_error("list", dir))?;
         let kind = entry.file_type().map_err(io_error("look at", dir))?;
-        let Ok(name) = entry.file_name().into_string() else {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            return Err(FilesError::BadName(name));
-        };
-        let name = format!("{prefix}{name}");
+        let mut name = [prefix, entry.file_name().as_bytes()].concat();
         if name.len() > FILE_NAME_MAX_BYTES {
-            return Err(FilesError::BadName(name));
+            return Err(FilesError::BadName(name_shown(&name)));
         }
         if kind.is_dir() && depth == DEPTH_MAX {
-            return Err(FilesError::TooDeep(name));
+            return Err(FilesError::TooDeep(name_shown(&name)));
         }
         if kind.is_dir() {
             let below = dir.join(entry.file_name());
-            names_gather(&below, format!("{name}/"), depth + 1, count_max, names)?;
+            name.push(b'/');
+            names_gather(&below, &name, depth + 1, count_max, names)?;
         } else if kind.is_file() {
             if names.len() >= count_max {
                 return Err(FilesError::TooMany(count_max));
             }
             names.push(name);
         } else {
+            let name = name_shown(&name);
             tracing::warn!(name, "neither a file nor a directory: not in the image");
         }
     }
     Ok(())
 }
 
+/// A name in an error or the log.
+fn name_shown(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
 /// A name as a path below the directory.
-fn name_check(name: &str) -> Result<&Path, FilesError> {
-    let path = Path::new(name);
+fn name_check(name: &[u8]) -> Result<&Path, FilesError> {
+    let path = Path::new(OsStr::from_bytes(name));
     let plain = path
         .components()
         .all(|component| matches!(component, Component::Normal(_)));
     // What a path leaves out, as in `a//b` and `a/.`, would be another name when it comes back.
     let same = path.components().collect::<PathBuf>().as_os_str() == path.as_os_str();
-    let good = plain && same && !name.contains('\0');
+    let good = plain && same && !name.contains(&0);
     match good && (1..=FILE_NAME_MAX_BYTES).contains(&name.len()) {
         true => Ok(path),
-        false => Err(FilesError::BadName(name.into())),
+        false => Err(FilesError::BadName(name_shown(name))),
     }
 }
 
@@ -287,7 +315,15 @@ pub fn files_dirs_sweep(base: &Path, lives: impl Fn(u32) -> bool) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
+
+    fn file(name: &str) -> ImageFile {
+        ImageFile {
+            name: name.into(),
+            mode: FILE_MODE_DEFAULT,
+            bytes: Buf::default(),
+        }
+    }
 
     const LIMITS: FilesLimits = FilesLimits {
         count_max: 3,
@@ -307,8 +343,8 @@ mod tests {
         symlink("/etc/passwd", dir.path().join("link")).unwrap();
         symlink("/etc", dir.path().join("folder")).unwrap();
         let image = dir.image(&pool, LIMITS).unwrap();
-        let names: Vec<_> = image.iter().map(|(name, _)| &**name).collect();
-        assert_eq!(names, ["a/b/c", "empty"]);
+        let names: Vec<_> = image.iter().map(|file| &file.name[..]).collect();
+        assert_eq!(names, [&b"a/b/c"[..], b"empty"]);
 
         let other = FilesDir::create(base.path()).unwrap();
         other.restore(&image).unwrap();
@@ -332,6 +368,38 @@ mod tests {
         assert!(!dir.path().exists());
     }
 
+    /// Programs are still to be run, and what is private stays so; names are whatever they are.
+    #[test]
+    fn modes_and_names_in_any_bytes_come_back() {
+        let base = tempfile::tempdir().unwrap();
+        let pool = BufPool::new(1 << 20);
+        let dir = FilesDir::create(base.path()).unwrap();
+        let folder = dir.path().join(OsStr::from_bytes(b"f\xffolder"));
+        fs::create_dir(&folder).unwrap();
+        for (name, mode) in [(&b"run"[..], 0o750), (b"\xc3\x28", 0o444), (b"all", 0o666)] {
+            let path = folder.join(OsStr::from_bytes(name));
+            fs::write(&path, name).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o4000 | mode)).unwrap();
+        }
+        let image = dir.image(&pool, LIMITS).unwrap();
+        let modes: Vec<_> = image
+            .iter()
+            .map(|file| (&file.name[..], file.mode))
+            .collect();
+        let expected = [
+            (&b"f\xffolder/all"[..], 0o666),
+            (b"f\xffolder/run", 0o750),
+            (b"f\xffolder/\xc3\x28", 0o444),
+        ];
+        assert_eq!(modes, expected);
+        let other = FilesDir::create(base.path()).unwrap();
+        other.restore(&image).unwrap();
+        assert_eq!(other.image(&pool, LIMITS).unwrap(), image);
+        let run = other.path().join(OsStr::from_bytes(b"f\xffolder/run"));
+        let mode = fs::metadata(run).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o750);
+    }
+
     #[test]
     fn no_name_leads_elsewhere() {
         let base = tempfile::tempdir().unwrap();
@@ -349,11 +417,11 @@ mod tests {
             "a\0b",
         ];
         for name in bad {
-            let error = dir.restore(&[(name.into(), Buf::default())]).unwrap_err();
+            let error = dir.restore(&[file(name)]).unwrap_err();
             assert!(matches!(error, FilesError::BadName(_)), "{name:?}: {error}");
         }
-        dir.restore(&[("a".into(), Buf::default())]).unwrap();
-        let through = dir.restore(&[("a/b".into(), Buf::default())]);
+        dir.restore(&[file("a")]).unwrap();
+        let through = dir.restore(&[file("a/b")]);
         assert!(through.is_err(), "a file is no directory");
     }
 }

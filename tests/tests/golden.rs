@@ -739,7 +739,7 @@ fn golden_transfer() {
     }
     let object = json!({"Object": {"key": "k", "version": 300, "written_unix_ms": 70_000}});
     let whats = [object, json!("Mailbox"), json!("Body"), json!("Sessions")];
-    let file = json!({"File": {"name": "f"}});
+    let file = json!({"File": {"name": b"f\xff", "mode": 0o750}});
     let entries: Vec<_> = whats
         .into_iter()
         .chain([file])

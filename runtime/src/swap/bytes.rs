@@ -72,6 +72,19 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Bytes after their length of 16 bits.
+    pub(super) fn bytes(
+        &mut self,
+        max: usize,
+        what: &'static str,
+    ) -> Result<&'a [u8], RejectReason> {
+        let length = self.u16(what)?.into();
+        match length <= max {
+            true => self.take(length, what),
+            false => Err(malformed(what)),
+        }
+    }
+
     /// A string of `length` bytes.
     pub(super) fn text(
         &mut self,

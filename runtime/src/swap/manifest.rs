@@ -8,7 +8,7 @@
 //!   64     application, process                        name = u16 length, UTF-8
 //!          packs x    { u64 incarnation, u64 generation, u32 number, u64 bytes }
 //!          objects x  { name, u64 version, u64 written (unix ms), stream }
-//!          files x    { name, stream }
+//!          files x    { name (any bytes), u16 mode, stream }
 //!          bodies x   stream                           payloads of large messages
 //!          stream (mailbox), stream (sessions)
 //!   end-32 BLAKE3 of everything before
@@ -21,18 +21,20 @@
 //! only its last one is shorter. There is one encoding of a manifest in each version, and decoding
 //! accepts no other. Nothing is allocated that the bytes at hand do not cover. Version 2 has zero in
 //! place of the version of the state; version 1 has no flags besides, and no `stored`: every chunk
-//! is as it is.
+//! is as it is. Up to version 3 files have no modes, and names in UTF-8.
 
 use praas_transport::wire::Incarnation;
 
 use super::bytes::{Reader, malformed};
 use super::compress::Coding;
 use super::{ImageKind, RejectReason, SwapConfig};
+pub(super) use crate::files::FILE_NAME_MAX_BYTES;
+use crate::files::{FILE_MODE_BITS, FILE_MODE_DEFAULT};
 
 /// First bytes of a manifest.
 pub(super) const MAGIC: [u8; 8] = *b"praasSWP";
 /// The version written.
-pub(super) const VERSION: u16 = 3;
+pub(super) const VERSION: u16 = 4;
 /// The oldest version that is read.
 pub(super) const VERSION_OLDEST: u16 = 1;
 /// The process served on after the image was made. Version 1 has no flags.
@@ -45,8 +47,6 @@ pub(super) const HASH_BYTES: usize = 32;
 pub(super) const MANIFEST_MAX_BYTES: u64 = 256 << 20;
 /// Bytes of an application's, a process's or an object's name.
 pub(super) const NAME_MAX_BYTES: usize = 255;
-/// Bytes of a file's name, which may be a path.
-pub(super) const FILE_NAME_MAX_BYTES: usize = 4096;
 
 const PACK_BYTES: usize = 28;
 /// Bytes of a chunk in a manifest.
@@ -153,7 +153,8 @@ pub(super) struct ObjectEntry {
 /// A file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FileEntry {
-    pub(super) name: String,
+    pub(super) name: Vec<u8>,
+    pub(super) mode: u16,
     pub(super) stream: Stream,
 }
 
@@ -206,7 +207,9 @@ impl Manifest {
             put_stream(&mut out, &object.stream);
         }
         for file in &self.files {
-            put_name(&mut out, &file.name);
+            put_u16(&mut out, file.name.len() as u16);
+            out.extend_from_slice(&file.name);
+            put_u16(&mut out, file.mode);
             put_stream(&mut out, &file.stream);
         }
         for stream in self.bodies.iter().chain([&self.mailbox, &self.sessions]) {
@@ -265,8 +268,10 @@ impl Manifest {
             },
         )?;
         let files = read_all(&mut reader, files, FILE_MIN_BYTES, "files", |reader| {
+            let (name, mode) = read_file(reader, version)?;
             Ok(FileEntry {
-                name: reader.name(FILE_NAME_MAX_BYTES, "file's name")?,
+                name,
+                mode,
                 stream: stream(reader)?,
             })
         })?;
@@ -312,7 +317,7 @@ impl Manifest {
     pub(super) fn encoded_bytes(&self) -> usize {
         let names = self.objects.iter().map(|object| object.key.len() + 18);
         let names: usize = names
-            .chain(self.files.iter().map(|file| file.name.len() + 2))
+            .chain(self.files.iter().map(|file| file.name.len() + 4))
             .sum();
         let chunks: usize = self.streams().map(|stream| stream.chunks.len()).sum();
         HEADER_BYTES
@@ -401,6 +406,20 @@ fn read_pack(reader: &mut Reader<'_>, newest: CommitId) -> Result<Pack, RejectRe
     let bytes = reader.u64("pack's length")?;
     let id = PackId { commit, number };
     Ok(Pack { id, bytes })
+}
+
+/// A file's name and its mode.
+fn read_file(reader: &mut Reader<'_>, version: u16) -> Result<(Vec<u8>, u16), RejectReason> {
+    let what = "file's name";
+    if version < 4 {
+        let name = reader.name(FILE_NAME_MAX_BYTES, what)?;
+        return Ok((name.into_bytes(), FILE_MODE_DEFAULT));
+    }
+    let name = reader.bytes(FILE_NAME_MAX_BYTES, what)?.to_vec();
+    match reader.u16("file's mode")? {
+        mode if mode & !FILE_MODE_BITS == 0 => Ok((name, mode)),
+        _ => Err(malformed("file's mode")),
+    }
 }
 
 fn read_stream(

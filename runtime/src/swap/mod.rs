@@ -53,6 +53,7 @@ pub use through::{ThroughWriter, fuzz_through};
 pub use url::{StorageUrl, StorageUrlError, URL_MAX_BYTES, storage_open};
 pub use writer::{Committed, swap_out, swap_out_on, swap_out_with};
 
+use crate::files::ImageFile;
 use crate::invocation::SessionImage;
 use crate::mailbox::MailboxImage;
 use crate::state::ObjectMeta;
@@ -88,8 +89,8 @@ pub struct ProcessImage {
     pub mailbox: MailboxImage,
     /// Results not yet acknowledged.
     pub sessions: Vec<SessionImage>,
-    /// Files by name; names have up to 4096 bytes and mean nothing here.
-    pub files: Vec<(String, Buf)>,
+    /// Files; names have up to 4096 bytes and mean nothing here.
+    pub files: Vec<ImageFile>,
 }
 
 /// How processes are swapped out. What is read back follows from the data itself.

@@ -18,6 +18,7 @@ use super::{
     Base, ImageKind, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapError,
     process_prefix, sections,
 };
+use crate::files::ImageFile;
 use crate::state::ObjectMeta;
 
 /// Bytes that one read asks for at most.
@@ -410,7 +411,7 @@ fn pack_error(error: StorageError, pack: &str) -> ReadError {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Part<'a> {
     Object(&'a str),
-    File(&'a str),
+    File(&'a [u8]),
     Body(usize),
     Mailbox,
     Sessions,
@@ -420,7 +421,7 @@ impl fmt::Display for Part<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Object(key) => write!(f, "object '{key}'"),
-            Self::File(name) => write!(f, "file '{name}'"),
+            Self::File(name) => write!(f, "file '{}'", String::from_utf8_lossy(name)),
             Self::Body(index) => write!(f, "message body {index}"),
             Self::Mailbox => f.write_str("the mailbox"),
             Self::Sessions => f.write_str("the sessions"),
@@ -580,7 +581,12 @@ fn assemble(
     });
     let state = state.collect();
     let files = manifest.files.iter().zip(&mut bufs);
-    let files = files.map(|(file, buf)| (file.name.clone(), buf)).collect();
+    let files = files.map(|(file, bytes)| ImageFile {
+        name: file.name.clone(),
+        mode: file.mode,
+        bytes,
+    });
+    let files = files.collect();
     let bodies = bufs.by_ref().take(manifest.bodies.len()).collect();
     let (mailbox, sessions) = (bufs.next(), bufs.next());
     let mailbox = sections::decode_mailbox(&mailbox.unwrap_or_default(), bodies, pool)?;

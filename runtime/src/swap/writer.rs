@@ -23,6 +23,7 @@ use super::{
     Base, ImageKind, Listing, ProcessImage, RejectReason, Storage, StorageError, SwapConfig,
     SwapError, process_prefix, sections,
 };
+use crate::files::FILE_MODE_BITS;
 use crate::state::ObjectMeta;
 
 /// Generations that stay: the one just written, and the last before it that verifies.
@@ -155,8 +156,11 @@ fn check_image(image: &ProcessImage, config: &SwapConfig) -> Result<(), String> 
     for (key, ..) in &image.state {
         limit("an object's key", key.len(), NAME_MAX_BYTES)?;
     }
-    for (name, _) in &image.files {
-        limit("a file's name", name.len(), FILE_NAME_MAX_BYTES)?;
+    for file in &image.files {
+        limit("a file's name", file.name.len(), FILE_NAME_MAX_BYTES)?;
+        if file.mode & !FILE_MODE_BITS != 0 {
+            return Err(format!("a file's mode is {:o}", file.mode));
+        }
     }
     for message in &image.mailbox.messages {
         let length = message.source.len().max(message.key.len());
@@ -199,7 +203,7 @@ impl Commit<'_> {
         let names = self.image.state.iter().map(|(key, ..)| key.len());
         let names: usize = names
             .chain(self.absent.iter().map(|(key, _)| key.len()))
-            .chain(self.image.files.iter().map(|(name, _)| name.len()))
+            .chain(self.image.files.iter().map(|file| file.name.len()))
             .sum();
         self.check_bytes(names + packing.chunks_total() * CHUNK_REF_BYTES)?;
         let packed = packing.run().map_err(|source| self.fail(source))?;
@@ -261,7 +265,7 @@ impl Commit<'_> {
                 }),
             }
         });
-        let files = self.image.files.iter().map(|(_, buf)| &buf[..]);
+        let files = self.image.files.iter().map(|file| &file.bytes[..]);
         let unknown = files.chain(rest).map(|bytes| Ok(content(bytes, None)));
         state.chain(absent).chain(unknown).collect()
     }
@@ -335,8 +339,9 @@ impl Commit<'_> {
             objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         }
         let files = self.image.files.iter().zip(&mut streams);
-        let files = files.map(|((name, _), stream)| FileEntry {
-            name: name.clone(),
+        let files = files.map(|(file, stream)| FileEntry {
+            name: file.name.clone(),
+            mode: file.mode,
             stream,
         });
         let files = files.collect();

@@ -90,8 +90,10 @@ pub enum What {
     Sessions,
     /// A file.
     File {
-        /// Its name.
-        name: String,
+        /// Its name: any bytes.
+        name: Vec<u8>,
+        /// Who may do what with it: the lowest nine bits of its mode.
+        mode: u16,
     },
 }
 

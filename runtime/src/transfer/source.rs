@@ -16,6 +16,7 @@ use std::ops::Bound;
 use praas_transport::Buf;
 
 use super::message::{Entry, FromSource, FromTarget, WORD_MAX_BYTES, What};
+use crate::files::ImageFile;
 use crate::state::{ObjectMeta, StateStore};
 use crate::swap::{ProcessImage, mailbox_encode, sessions_encode};
 
@@ -267,8 +268,8 @@ impl Source {
         let sessions = sessions_encode(&image.sessions);
         self.rest
             .push_back((What::Sessions, Buf::from_vec(sessions)));
-        for (name, bytes) in image.files {
-            self.rest.push_back((What::File { name }, bytes));
+        for ImageFile { name, mode, bytes } in image.files {
+            self.rest.push_back((What::File { name, mode }, bytes));
         }
     }
 

@@ -9,6 +9,7 @@ use praas_transport::{Buf, BufMut, BufPool, PoolExhausted};
 
 use super::message::{Entry, FromSource, FromTarget, What};
 use super::ranges::Ranges;
+use crate::files::{FILE_MODE_BITS, FILE_NAME_MAX_BYTES, ImageFile};
 use crate::mailbox::MailboxImage;
 use crate::state::{KEY_MAX_BYTES, ObjectMeta, cost};
 use crate::swap::{ImageKind, ProcessImage, mailbox_decode, sessions_decode};
@@ -20,7 +21,6 @@ const RANGES_MAX: usize = 1 << 16;
 /// Incarnations that one may vouch for besides itself; older ones are forgotten.
 pub const VOUCHED_MAX: usize = 64;
 /// Bytes of a file's name.
-const FILE_NAME_MAX_BYTES: usize = 4096;
 
 /// Why a transfer ends at the target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -162,7 +162,7 @@ pub struct Target {
     mailbox: Option<Buf>,
     bodies: BTreeMap<u64, Buf>,
     sessions: Option<Buf>,
-    files: BTreeMap<u64, (String, Buf)>,
+    files: BTreeMap<u64, ImageFile>,
     round: Option<u32>,
     vouched: Vec<u64>,
     ended: bool,
@@ -259,8 +259,10 @@ impl Target {
                     return Err(PullError::TooLarge { limit });
                 }
             }
-            What::File { name } if name.len() > FILE_NAME_MAX_BYTES => {
-                return Err(PullError::Malformed("a file's name"));
+            What::File { name, mode }
+                if name.len() > FILE_NAME_MAX_BYTES || mode & !FILE_MODE_BITS != 0 =>
+            {
+                return Err(PullError::Malformed("a file's name or mode"));
             }
             What::File { .. } => {
                 let count_max = (self.limits.files_max as u64, "files_max");
@@ -377,7 +379,10 @@ impl Target {
             What::Mailbox => self.mailbox = Some(buf),
             What::Body => drop(self.bodies.insert(number, buf)),
             What::Sessions => self.sessions = Some(buf),
-            What::File { name } => drop(self.files.insert(number, (name, buf))),
+            What::File { name, mode } => {
+                let bytes = buf;
+                self.files.insert(number, ImageFile { name, mode, bytes });
+            }
         }
     }
 

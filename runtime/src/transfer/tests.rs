@@ -4,6 +4,7 @@ use praas_transport::{Buf, BufPool, Incarnation};
 use proptest::prelude::*;
 
 use super::*;
+use crate::files::ImageFile;
 use crate::mailbox::{MailMessage, MailboxImage};
 use crate::state::StateStore;
 use crate::swap::ProcessImage;
@@ -100,7 +101,11 @@ impl Pair {
                 state: self.store.snapshot().unwrap(),
                 mailbox: mailbox.clone(),
                 sessions: Vec::new(),
-                files: vec![("f".into(), Buf::from_vec(vec![9; 100]))],
+                files: vec![ImageFile {
+                    name: b"\xff".into(),
+                    mode: 0o750,
+                    bytes: Buf::from_vec(vec![9; 100]),
+                }],
             },
             vec![1, 2],
         );
@@ -141,7 +146,7 @@ proptest! {
         };
         prop_assert_eq!(all(image.state), all(pair.store.snapshot().unwrap()));
         prop_assert_eq!(image.mailbox, mailbox);
-        prop_assert_eq!(image.files.len(), 1);
+        prop_assert_eq!((&image.files[0].name[..], image.files[0].mode), (&b"\xff"[..], 0o750));
     }
 }
 
@@ -310,7 +315,10 @@ fn an_end_that_finds_no_room_leaves_no_doubt() {
 #[test]
 fn more_files_and_messages_than_there_may_be_are_refused() {
     let file = |bytes| Entry {
-        what: What::File { name: "f".into() },
+        what: What::File {
+            name: "f".into(),
+            mode: 0o644,
+        },
         bytes,
     };
     let body = |bytes| Entry {

@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::storages::{Faulty, Leaves, Losing, MemStorage};
-use super::{SMALL, buf, image, loaded, message, object, patterned};
+use super::{SMALL, buf, file, image, loaded, message, object, patterned};
+use crate::files::ImageFile;
 use crate::swap::{
     Base, Committed, Compression, ImageKind, Listing, ProcessImage, Storage, SwapConfig, SwapError,
     swap_out_on,
@@ -82,7 +83,7 @@ fn what_has_not_changed_is_not_written() {
     assert_eq!(loaded(&storage).image, image);
     // Another version of the same bytes, and the same bytes elsewhere: nothing.
     image.state[3].2.version = 12;
-    image.files.push(("copy".into(), buf(&bytes[640..1280])));
+    image.files.push(file("copy", &bytes[640..1280]));
     let none = commit_on(&storage, &image, &WIDE, &mut base);
     assert_eq!(none.chunks_written, 0);
     assert_eq!(loaded(&storage).image, image);
@@ -380,8 +381,9 @@ impl Model {
             Step::Take => drop(self.image.mailbox.messages.remove(0)),
             Step::File(name, bytes) => {
                 let name = format!("file {name}");
-                self.image.files.retain(|(other, _)| *other != name);
-                self.image.files.push((name, buf(bytes)));
+                let other = |file: &ImageFile| file.name != name.as_bytes();
+                self.image.files.retain(other);
+                self.image.files.push(file(&name, bytes));
             }
             Step::Commit => {
                 commit_on(&self.storage, &self.image, &self.config, &mut self.base);

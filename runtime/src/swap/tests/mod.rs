@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::manifest::{HASH_BYTES, ObjectEntry};
 use super::*;
+use crate::files::{FILE_MODE_BITS, FILE_MODE_DEFAULT, ImageFile};
 use crate::invocation::Status;
 use crate::mailbox::MailMessage;
 use storages::{Faulty, Leaves, MemStorage, Overtaken};
@@ -80,7 +81,15 @@ fn image(incarnation: u64, fill: u8) -> ProcessImage {
             ],
             passed: vec![(3, None), (11, Some((Some(Status::Ok), buf([fill; 2]))))],
         }],
-        files: vec![("log/out.txt".into(), buf(patterned(fill + 1, 70)))],
+        files: vec![file("log/out.txt", patterned(fill + 1, 70))],
+    }
+}
+
+fn file(name: &str, bytes: impl Into<Vec<u8>>) -> ImageFile {
+    ImageFile {
+        name: name.into(),
+        mode: 0o750,
+        bytes: buf(bytes),
     }
 }
 
@@ -152,7 +161,7 @@ fn large_images_are_read_in_place_by_several_threads() {
     let bytes: Vec<u8> = (0..11_u32 << 20).map(|at| (at >> 10) as u8).collect();
     let mut image = image(1, 1);
     image.state.push(object("large", 9, &bytes[1..]));
-    image.files.push(("large".into(), buf(&bytes[..3 << 20])));
+    image.files.push(file("large", &bytes[..3 << 20]));
     image
         .mailbox
         .messages
@@ -429,7 +438,7 @@ fn rejections_say_what_is_wrong() {
         damaged(MANIFEST_2, &|bytes| bytes[0] ^= 1),
         "M: is no manifest"
     );
-    assert_eq!(damaged(MANIFEST_2, &at(8, 4)), "M: unknown version 4");
+    assert_eq!(damaged(MANIFEST_2, &at(8, 5)), "M: unknown version 5");
     assert_eq!(damaged(MANIFEST_2, &at(8, 0)), "M: unknown version 0");
     assert_eq!(damaged(MANIFEST_2, &at(10, 2)), "M: malformed: flags");
     let older = |bytes: &mut Vec<u8>| {
@@ -541,7 +550,8 @@ fn images_above_the_limits_are_refused() {
     };
     refuse(&|image, _| image.application = "x".repeat(256));
     refuse(&|image, _| image.state[0].0 = "x".repeat(256));
-    refuse(&|image, _| image.files[0].0 = "x".repeat(4097));
+    refuse(&|image, _| image.files[0].name = vec![b'x'; 4097]);
+    refuse(&|image, _| image.files[0].mode = 0o1000);
     refuse(&|_, config| config.chunk_bytes = 100);
     refuse(&|_, config| config.pack_max_bytes = 63);
     refuse(&|_, config| config.zstd_level = 0);
@@ -637,7 +647,8 @@ fn golden_files_of_version_1_are_read() {
     stored.edit(manifest, |bytes| fuzz_manifest(bytes));
     let mut written = image(3, 7);
     written.state[0].1 = buf([7; 150]);
-    written.files[0].1 = buf([7; 70]);
+    written.files[0].bytes = buf([7; 70]);
+    written.files[0].mode = FILE_MODE_DEFAULT;
     assert_eq!(loaded(&stored).image, written);
     stored.edit(manifest, |bytes| {
         bytes[10] = 1;
@@ -657,7 +668,21 @@ fn golden_files_of_version_2_are_read() {
     let stored = golden_read(golden);
     let manifest = "app/k%2F1/manifest-0000000000000003-0000000000000001";
     stored.edit(manifest, |bytes| fuzz_manifest(bytes));
-    assert_eq!(loaded(&stored).image, image(3, 7));
+    let mut written = image(3, 7);
+    written.files[0].mode = FILE_MODE_DEFAULT;
+    assert_eq!(loaded(&stored).image, written);
+}
+
+/// Nor is version 3: its files have no modes, and no names but in UTF-8.
+#[test]
+fn golden_files_of_version_3_are_read() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/swap-3");
+    let stored = golden_read(golden);
+    let manifest = "app/k%2F1/manifest-0000000000000003-0000000000000001";
+    stored.edit(manifest, |bytes| fuzz_manifest(bytes));
+    let mut written = image(3, 7);
+    written.files[0].mode = FILE_MODE_DEFAULT;
+    assert_eq!(loaded(&stored).image, written);
 }
 
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -699,7 +724,12 @@ fn any_image() -> impl Strategy<Value = ProcessImage> {
         results,
         passed,
     });
-    let file = (name, any_bytes()).prop_map(|(name, bytes)| (name, buf(bytes)));
+    let name = proptest::collection::vec(any::<u8>(), 0..12);
+    let file = (name, any_bytes(), 0..=FILE_MODE_BITS).prop_map(|(name, bytes, mode)| ImageFile {
+        name,
+        mode,
+        bytes: buf(bytes),
+    });
     (
         any::<u64>(),
         proptest::collection::vec(object, 0..6),
