@@ -233,6 +233,17 @@ pub struct ProcessStats {
     pub asleep_ns: u64,
     /// Nanoseconds of processor time that its host had, but for `spin_ns`.
     pub work_ns: u64,
+    /// State objects that were written through to storage since its start, those that are gone
+    /// included.
+    pub persisted_objects: u64,
+    /// Bytes of those objects.
+    pub persisted_bytes: u64,
+    /// Writes through that have failed since its start.
+    pub persist_failures: u64,
+    /// Times that storage was written to for it, each for all objects that waited.
+    pub persist_groups: u64,
+    /// Nanoseconds that this took.
+    pub persist_ns: u64,
 }
 
 impl ProcessStats {

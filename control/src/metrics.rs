@@ -56,7 +56,7 @@ type ProcessNumber = (&'static str, &'static str, fn(&Process) -> Option<u64>);
 
 /// What is told of processes. Those that grow from a process's start are gauges all the same: with
 /// its next start they begin anew.
-const PROCESS_NUMBERS: [ProcessNumber; 14] = [
+const PROCESS_NUMBERS: [ProcessNumber; 19] = [
     (
         "process_invocations",
         "Invocations answered since its start",
@@ -103,6 +103,31 @@ const PROCESS_NUMBERS: [ProcessNumber; 14] = [
         "process_work_ns",
         "Nanoseconds of processor time since its start, but for busy-polling",
         |process| Some(process.stats?.work_ns),
+    ),
+    (
+        "process_persisted_objects",
+        "State objects written through to storage since its start",
+        |process| Some(process.stats?.persisted_objects),
+    ),
+    (
+        "process_persisted_bytes",
+        "Bytes of state objects written through to storage since its start",
+        |process| Some(process.stats?.persisted_bytes),
+    ),
+    (
+        "process_persist_failures",
+        "Writes through that have failed since its start",
+        |process| Some(process.stats?.persist_failures),
+    ),
+    (
+        "process_persist_groups",
+        "Times that storage was written to for objects written through since its start",
+        |process| Some(process.stats?.persist_groups),
+    ),
+    (
+        "process_persist_ns",
+        "Nanoseconds that writing through took since its start",
+        |process| Some(process.stats?.persist_ns),
     ),
     (
         "process_idle_ms",

@@ -398,7 +398,7 @@ fn an_incarnation_that_others_took_for_dead_is_told_so() {
 #[test]
 fn what_storage_says_is_told() {
     let lab = Lab::new();
-    let (_process, mut client) = lab.life(1, EAGER);
+    let (process, mut client) = lab.life(1, EAGER);
     value(&mut client, "put_persist", "a", b"1");
     lab.storage.turn(Gate::Full);
     value(&mut client, "put", "a", b"2");
@@ -420,6 +420,10 @@ fn what_storage_says_is_told() {
         .invoke_value("p", "persist_short", &"a".to_string())
         .unwrap();
     assert_eq!(told.matches("marked short").count(), 2, "{told}");
+    let stats = process.stats();
+    // The first is in the checkpoint that it had to take.
+    assert_eq!((stats.persisted_objects, stats.persisted_bytes), (1, 1));
+    assert_eq!((stats.persist_groups, stats.persist_failures), (2, 2));
     let none = lab.keys.start(9, module(), None);
     let told = said(&mut lab.keys.client(&none), "a");
     assert!(told.starts_with("unavailable: "), "{told}");

@@ -86,6 +86,17 @@ fn counts(context: &Context) -> Result<u64, FunctionError> {
     }
 }
 
+/// Counts like `counts` and has that written through; makes the state object `durable`, and ends
+/// once a message under `go` is there.
+#[praas_runtime::function]
+fn counts_through(context: &Context) -> Result<Vec<u8>, FunctionError> {
+    let count = context.invoke("", "counts", b"")?.to_vec();
+    context.state_persist("count")?;
+    context.state_append("durable", b"!")?;
+    context.message_get(None, "go", None)?;
+    Ok(count)
+}
+
 /// Invokes `back` of the process that its input names, which invokes `length` here.
 #[praas_runtime::function]
 fn there(context: &Context, other: String) -> Result<Vec<u8>, FunctionError> {
@@ -323,6 +334,7 @@ praas_runtime::module!(
         sleeps,
         fills,
         counts,
+        counts_through,
         there,
         back,
         posts,

@@ -551,7 +551,8 @@ fn golden_host() {
     let ready = json!({"addresses": [TCP], "swap_generation": 5, "rejected": ["6: torn"]});
     let stats = json!({"invocations": 1, "running": 2, "blocked": 3, "queued": 4,
         "state_bytes": 5, "messages": 6, "spin_ns": 7, "asleep_ns": 8, "work_ns": 9,
-        "one_way": 10, "one_way_failed": 11, "overdue": 12});
+        "one_way": 10, "one_way_failed": 11, "overdue": 12, "persisted_objects": 13,
+        "persisted_bytes": 14, "persist_failures": 15, "persist_groups": 16, "persist_ns": 17});
     for (file, json) in [
         ("from-hello", json!({"Hello": hello})),
         ("from-ready", json!({"Ready": ready})),
@@ -600,7 +601,8 @@ fn golden_agent() {
     let counted = json!({
         "invocations": 1, "running": 2, "blocked": 3, "queued": 4, "state_bytes": 5,
         "messages": 6, "puts": 7, "resident_bytes": 8, "spin_ns": 9, "asleep_ns": 10,
-        "work_ns": 11,
+        "work_ns": 11, "persisted_objects": 12, "persisted_bytes": 13, "persist_failures": 14,
+        "persist_groups": 15, "persist_ns": 16,
     });
     let stats = json!({
         "application": "a", "process": "p", "incarnation": 7, "stats": counted,

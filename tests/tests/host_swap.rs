@@ -1,13 +1,14 @@
 //! Swap across hosts: everything comes back, and what does not verify is named and passed over.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use praas_runtime::client::{CallOptions, Client, Directory};
-use praas_runtime::host::HostStart;
+use praas_runtime::host::{FromHost, HostStart};
 use praas_runtime::invocation::InvokeError;
 use praas_runtime::mailbox::Source;
-use praas_runtime::process::{MESSAGE_TAKE, MessageTakeInput};
-use praas_tests::lab::Lab;
+use praas_runtime::process::{MESSAGE_TAKE, MessageTakeInput, STATE_GET};
+use praas_tests::lab::{Lab, PATIENCE, object_wait};
 use praas_transport::{Credential, TransportKind};
 
 fn lab() -> Lab {
@@ -88,6 +89,53 @@ fn state_messages_and_results_move_to_the_next_host() {
         assert!(none.is_none());
         assert_eq!(second.swap_out(), Ok(2));
     }
+}
+
+/// Results are not written through: what an invocation has made durable is there, and whether it has
+/// run is for whoever asks to find out.
+#[test]
+fn what_was_written_through_and_not_answered_is_not_run_again() {
+    let lab = lab();
+    let mut first = lab.start("p");
+    let calls = [false, true].map(|idempotent| {
+        let mut config = lab.client_config(TransportKind::Shm);
+        config.directory = Directory::Agent(lab.directory().to_vec());
+        let mut client = Client::new(config).unwrap();
+        let function = client.function("p", "counts_through").unwrap();
+        let options = CallOptions {
+            idempotent,
+            ..CallOptions::default()
+        };
+        let call = client.submit(function, b"", options).unwrap();
+        object_wait(&mut client, "p", "durable");
+        (client, call)
+    });
+    let mut client = lab.client(TransportKind::Tcp);
+    let until = Instant::now() + PATIENCE;
+    while client.invoke("p", STATE_GET, b"durable").unwrap() != b"!!" {
+        assert!(Instant::now() < until, "one has not written through");
+    }
+    // The first write has taken a checkpoint, in which its object is; no result is.
+    let told = first.hear();
+    assert!(matches!(
+        told,
+        Some(FromHost::CheckpointUnasked { generation: 1, .. })
+    ));
+    let stats = first.stats();
+    assert_eq!((stats.persisted_objects, stats.persisted_bytes), (1, 8));
+    assert_eq!(stats.persist_groups, 1);
+    assert!(stats.persist_ns > 0, "{stats:?}");
+    assert_eq!(stats.persist_failures, 0);
+    first.kill();
+    first.killed_wait();
+    let again = |start: &mut HostStart| {
+        (start.life, start.swap_generation, start.swapped) = (1, 1, false);
+    };
+    let _second = lab.start_with("p", again).unwrap();
+    for (mut client, call) in calls {
+        assert_eq!(client.wait(call).err(), Some(InvokeError::OutcomeUnknown));
+    }
+    assert_eq!(count(&mut lab.client(TransportKind::Tcp)), 3);
 }
 
 /// Repeats what a client of this identity has invoked before, from its first invocation on.

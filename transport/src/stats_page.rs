@@ -1,10 +1,10 @@
 //! What a process counts, in a page that others may look at without asking it.
 //!
 //! ```text
-//!   0      8            16       24      32           40         64        128     136 ...  184
+//!   0      8            16       24      32           40         64        128     136 ...  224
 //!   | magic | invocations | spin | rounds | round parts | asleep | running | queued, blocked,
 //!                                                                            state, messages, puts,
-//!                                                                            restored
+//!                                                                            restored, persisted
 //!   +------ written by the endpoint's owner only ----------------+ anybody  | anybody
 //! ```
 //!
@@ -55,6 +55,17 @@ pub enum StatsWord {
     RestoredGeneration = 168,
     /// Whether that image is a checkpoint.
     RestoredCheckpoint = 176,
+    /// Objects that were written through to storage, those that are gone included. Only whoever
+    /// writes through writes this and those that follow.
+    PersistedObjects = 184,
+    /// Bytes of those objects.
+    PersistedBytes = 192,
+    /// Writes through that whoever wanted them was told have failed.
+    PersistFailures = 200,
+    /// Times that storage was written to for it.
+    PersistGroups = 208,
+    /// Nanoseconds that this took.
+    PersistNs = 216,
 }
 
 /// Parts of a nanosecond in which the length of a round is kept.
@@ -71,7 +82,7 @@ enum Place {
 /// Words as they are in a page, as far as there are any.
 #[repr(align(64))]
 #[derive(Default)]
-struct Words([AtomicU64; 24]);
+struct Words([AtomicU64; 32]);
 
 impl fmt::Debug for StatsPage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -178,6 +189,7 @@ mod tests {
         let own = StatsPage::private();
         own.word(StatsWord::Puts).store(8, Ordering::Relaxed);
         assert_eq!(own.load(StatsWord::Puts), 8);
+        assert_eq!(own.load(StatsWord::PersistNs), 0);
         assert_eq!(reader.load(StatsWord::Puts), 7);
         assert_eq!(reader.spin_ns(), 65);
     }

@@ -41,6 +41,11 @@ impl HostCounts {
             spin_ns,
             asleep_ns: page.load(StatsWord::AsleepNs),
             work_ns: watched.cpu_ns()?.saturating_sub(spin_ns),
+            persisted_objects: page.load(StatsWord::PersistedObjects),
+            persisted_bytes: page.load(StatsWord::PersistedBytes),
+            persist_failures: page.load(StatsWord::PersistFailures),
+            persist_groups: page.load(StatsWord::PersistGroups),
+            persist_ns: page.load(StatsWord::PersistNs),
         };
         let generation = page.load(StatsWord::RestoredGeneration);
         let restored = (generation != 0).then(|| Restored {

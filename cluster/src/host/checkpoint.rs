@@ -156,6 +156,12 @@ fn work_only(stats: ProcessStats) -> ProcessStats {
         spin_ns: 0,
         asleep_ns: 0,
         work_ns: 0,
+        // What was written through was done by invocations, or came to nothing.
+        persisted_objects: 0,
+        persisted_bytes: 0,
+        persist_failures: 0,
+        persist_groups: 0,
+        persist_ns: 0,
         ..stats
     }
 }

@@ -144,6 +144,17 @@ pub struct ProcessStats {
     pub one_way_failed: u64,
     /// Invocations past their function's time that still run.
     pub overdue: u64,
+    /// State objects that were written through to storage since the start, those that are gone
+    /// included.
+    pub persisted_objects: u64,
+    /// Bytes of those objects.
+    pub persisted_bytes: u64,
+    /// Writes through that have failed since the start.
+    pub persist_failures: u64,
+    /// Times that storage was written to for it, each for all objects that waited.
+    pub persist_groups: u64,
+    /// Nanoseconds that this took.
+    pub persist_ns: u64,
 }
 
 /// A running cloud process.
@@ -313,6 +324,11 @@ impl Process {
             one_way: shared.one_way.load(Ordering::Relaxed),
             one_way_failed: shared.one_way_failed.load(Ordering::Relaxed),
             overdue: shared.timers.overdue() as u64,
+            persisted_objects: shared.page.load(StatsWord::PersistedObjects),
+            persisted_bytes: shared.page.load(StatsWord::PersistedBytes),
+            persist_failures: shared.page.load(StatsWord::PersistFailures),
+            persist_groups: shared.page.load(StatsWord::PersistGroups),
+            persist_ns: shared.page.load(StatsWord::PersistNs),
         }
     }
 

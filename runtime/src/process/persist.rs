@@ -17,8 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use praas_transport::Incarnation;
-use praas_transport::clock;
 use praas_transport::sync::atomic::{AtomicU64, Ordering};
+use praas_transport::{StatsWord, clock};
 
 use super::engine::{Engine, Shared};
 use crate::invocation::InvokeError;
@@ -420,7 +420,13 @@ impl Engine {
         let name = (&*identity.application, &*identity.name);
         let writer = ThroughWriter::new(&*to.storage, name, identity.incarnation);
         let mut written = persister.written();
+        let count = |word: StatsWord, more: u64| {
+            // Whoever has `written` is the only one who writes it.
+            let word = self.shared.page.word(word);
+            word.store(word.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+        };
         if let Err(error) = self.persist_begin(to, &writer, &mut written) {
+            count(StatsWord::PersistFailures, group.0.len() as u64);
             for Wanted { key, ticket } in group.0.drain(..) {
                 ticket.end(Err(error.clone().of(&key)));
             }
@@ -433,8 +439,19 @@ impl Engine {
                 true => writer.check().map(|()| Vec::new()),
                 false => {
                     written.number += 1;
+                    let begun = clock::now();
                     let id = writer.write(written.number, &entries);
-                    id.map(|id| written.note(id, entries))
+                    let took = clock::now().saturating_duration_since(begun);
+                    count(StatsWord::PersistGroups, 1);
+                    count(StatsWord::PersistNs, took.as_nanos() as u64);
+                    id.map(|id| {
+                        let bytes = entries
+                            .iter()
+                            .map(|(_, through)| through.bytes().len() as u64);
+                        count(StatsWord::PersistedObjects, entries.len() as u64);
+                        count(StatsWord::PersistedBytes, bytes.sum());
+                        written.note(id, entries)
+                    })
                 }
             };
             let (dead, failed) = match result {
@@ -444,13 +461,15 @@ impl Engine {
             written.fenced |= matches!(failed, Some(Failed::Fenced(_)));
             let mut taken = taken;
             for Wanted { key, ticket } in taken.0.drain(..) {
-                let outcome = outcomes.get(&key).cloned();
-                ticket.end(match (&failed, outcome) {
+                let outcome = match (&failed, outcomes.get(&key).cloned()) {
                     (_, Some(Err(error))) => Err(error),
                     (None, Some(Ok(version))) => Ok(version),
                     (Some(failed), _) => Err(failed.clone().of(&key)),
                     (None, None) => Ok(0),
-                });
+                };
+                // Counted first: who is told may look.
+                count(StatsWord::PersistFailures, outcome.is_err().into());
+                ticket.end(outcome);
             }
             writer.delete(dead);
         }

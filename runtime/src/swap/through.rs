@@ -105,7 +105,8 @@ impl Through {
         }
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// The object's bytes; none if there is no object.
+    pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Object(buf, _) => buf,
             Self::Nothing(_) => &[],
