@@ -20,7 +20,6 @@ const AWAITED_MAX: usize = 1 << 16;
 const RANGES_MAX: usize = 1 << 16;
 /// Incarnations that one may vouch for besides itself; older ones are forgotten.
 pub const VOUCHED_MAX: usize = 64;
-/// Bytes of a file's name.
 
 /// Why a transfer ends at the target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
