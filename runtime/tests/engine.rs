@@ -301,6 +301,28 @@ fn failures_are_told_and_the_process_serves_on() {
     });
 }
 
+/// Numbers of functions end at 4,096 on a channel; a shared client comes to that by names alone.
+#[test]
+fn a_client_may_use_more_names_than_there_are_numbers() {
+    let settings = ProcessSettings {
+        wait: WaitMode::Warm,
+        workers: 2,
+        ..Default::default()
+    };
+    let (process, mut client) = start(Listen::Shm { name: None }, settings);
+    for number in 0..4200 {
+        let name = format!("nope{number}");
+        let unknown = client.invoke("p", &name, b"");
+        assert_eq!(unknown, Err(InvokeError::UnknownFunction(name)));
+    }
+    let large = vec![7; 1 << 20];
+    for _ in 0..2 {
+        assert_eq!(client.invoke("p", "echo", b"on").unwrap(), b"on");
+        assert!(client.invoke("p", "echo", &large).unwrap() == large);
+    }
+    process.stop();
+}
+
 #[test]
 fn state_is_seen_as_it_was() {
     over_all(WaitMode::Warm, |_, _, client| {
