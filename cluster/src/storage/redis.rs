@@ -366,6 +366,7 @@ impl Storage for RedisStorage {
         let created = self
             .parts_put(name, &head, &mut pieces)
             .and_then(|last| self.commit(name, &head, &last));
+        let lasting = created.is_ok();
         let mut remove = redis::pipe();
         let error = match created {
             Ok((mark, true)) if mark == head.mark => return Ok(()),
@@ -384,8 +385,17 @@ impl Storage for RedisStorage {
             Err(error) => error,
         };
         self.parts_remove(&mut remove, name, &head);
-        // What is left goes away by itself, or is an object without its parts, which is none.
-        let _ = self.ask_once(|connection| remove.exec(connection));
+        if !lasting {
+            // What is left goes away by itself.
+            let _ = self.ask_once(|connection| remove.exec(connection));
+            return Err(error);
+        }
+        // What was made to last does not, though it is no object without its place or its parts.
+        let removed = self.ask("clean up", name, |connection| remove.exec(connection));
+        if let Err(error) = removed {
+            let mark = &head.mark;
+            tracing::warn!(%error, name, mark, "parts of a creation in vain may stay on the server");
+        }
         Err(error)
     }
 
