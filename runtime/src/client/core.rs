@@ -225,6 +225,8 @@ struct Peer<C> {
     numbers: Numbers,
     /// It has turned calls away, and is left once it has answered the others.
     leaving: bool,
+    /// It has said something over this channel.
+    heard: bool,
     order: PutOrder,
     /// When to try again, after how long, and since when it fails.
     retry: Option<Instant>,
@@ -249,6 +251,12 @@ impl<C> Peer<C> {
             self.unsent.push_front(id);
         }
         any
+    }
+
+    /// It is tried again after a pause, longer each time.
+    fn pause(&mut self, now: Instant) {
+        self.retry = Some(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(RETRY_MAX);
     }
 
     /// Begins a new window: what of the old one has no result takes long.
@@ -397,6 +405,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             by_name: HashMap::new(),
             numbers: Numbers::default(),
             leaving: false,
+            heard: false,
             order: PutOrder::default(),
             retry: None,
             backoff: RETRY_FIRST,
@@ -649,7 +658,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         peer.numbers.clear();
         peer.pass_due = !peer.passed.is_empty();
         peer.failing_since = None;
-        peer.backoff = RETRY_FIRST;
+        peer.heard = false;
         self.unsent_send(link, target);
     }
 
@@ -709,9 +718,15 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         for id in lost {
             self.complete(id, Err(InvokeError::OutcomeUnknown));
         }
-        if !self.peers[target.0 as usize].unsent.is_empty() {
-            self.resolve(link, target);
+        let peer = &mut self.peers[target.0 as usize];
+        if peer.unsent.is_empty() {
+            return;
         }
+        if peer.heard {
+            return self.resolve(link, target);
+        }
+        // Who ends each channel without a word, for whatever reason, is not asked for ever faster.
+        peer.pause(link.now());
     }
 
     /// A channel was refused, for a reason that does not pass: what waits for it ends now.
@@ -738,6 +753,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let Some(target) = self.target_of(channel) else {
             return;
         };
+        self.heard(target);
         let Some(index) = self.peers[target.0 as usize].waiting(sequence) else {
             // Its caller has given up on it.
             return;
@@ -782,6 +798,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let Some(target) = self.by_channel.get(&channel).copied() else {
             return;
         };
+        self.heard(target);
         let peer = &mut self.peers[target.0 as usize];
         let freed = peer.held_free(|order| order.answered(sequence));
         let slot = sequence
@@ -1030,8 +1047,17 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             self.unavailable(target, reason);
             return;
         }
-        peer.retry = Some(now + peer.backoff);
-        peer.backoff = (peer.backoff * 2).min(RETRY_MAX);
+        peer.pause(now);
+    }
+
+    /// A process has said something over its present channel.
+    #[inline]
+    fn heard(&mut self, target: Target) {
+        let peer = &mut self.peers[target.0 as usize];
+        if !peer.heard {
+            peer.heard = true;
+            peer.backoff = RETRY_FIRST;
+        }
     }
 
     /// Ends everything that waits for a process that is not to be had.
@@ -1133,8 +1159,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         }
         peer.link = Bond::Idle;
         peer.leaving = false;
-        peer.retry = Some(link.now() + peer.backoff);
-        peer.backoff = (peer.backoff * 2).min(RETRY_MAX);
+        peer.pause(link.now());
         let mut unsent: Vec<CallId> = peer.unsent.drain(..).chain(peer.order.end()).collect();
         unsent.sort_unstable_by_key(|id| calls.get(id.index as usize).map(|call| call.sequence));
         peer.unsent = unsent.into();

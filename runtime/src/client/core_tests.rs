@@ -149,6 +149,45 @@ fn what_a_process_turned_away_goes_out_again_once_the_others_are_answered() {
     assert_eq!(core.completed().unwrap().call, second);
 }
 
+/// One that ends each channel without a word is not come back to at once, whatever its reason.
+#[test]
+fn a_process_that_says_nothing_is_tried_less_and_less_often() {
+    let (mut core, mut notes, target, _) = opened();
+    let resolved = || Resolved {
+        incarnation: Incarnation(3),
+        addresses: vec![Address::Mem("p".into())],
+    };
+    let mut pause = Duration::ZERO;
+    for channel in 1..12 {
+        let asked = notes.asked.len();
+        core.on_close(
+            &mut notes,
+            channel,
+            true,
+            "it numbers functions out of range",
+        );
+        assert_eq!(notes.asked.len(), asked, "not yet");
+        let due = core.timer_next().unwrap();
+        assert!(due - notes.now > pause || due - notes.now == RETRY_MAX);
+        pause = due - notes.now;
+        notes.now = due;
+        core.tick(&mut notes, due);
+        assert_eq!(notes.asked.len(), asked + 1);
+        core.on_resolved(&mut notes, target, Ok(resolved()));
+        core.on_open(&mut notes, channel + 1, Incarnation(3));
+    }
+    assert_eq!(pause, RETRY_MAX);
+    // One that answers is gone for another reason.
+    let function = core.function(target, "f").unwrap();
+    let options = CallOptions::default();
+    core.invoke(&mut notes, target, function, Payload::default(), options, 0)
+        .unwrap();
+    core.on_reply(&mut notes, 12, 0, Status::Ok, Payload::default());
+    let asked = notes.asked.len();
+    core.on_close(&mut notes, 12, true, "swapped out");
+    assert_eq!(notes.asked.len(), asked + 1);
+}
+
 /// The payload of a large message comes after its header, by another way.
 #[test]
 fn what_is_put_after_a_large_message_under_its_key_waits_for_it() {

@@ -80,9 +80,10 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     /// The process has the object soon: asks again after a pause, longer each time, and on the same
     /// channel; one that is closed meanwhile starts it anew.
     pub fn read_later(&mut self, now: Instant, id: CallId, channel: C) {
-        if self.call(id).is_none() {
+        let Some(target) = self.call(id).map(|call| call.target) else {
             return;
-        }
+        };
+        self.heard(target);
         if let Doing::Read { pauses, .. } = &mut self.calls[id.index as usize].doing {
             let pause = READ_PAUSE_MIN * (1 << *pauses);
             *pauses = (*pauses + 1).min(READ_PAUSES_MAX);
@@ -121,7 +122,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
 
     /// A read is done: the object, and its version; zero if there is none.
     pub fn read_done(&mut self, id: CallId, outcome: Result<(Payload, u64), InvokeError>) {
-        if self.call(id).is_some() {
+        if let Some(target) = self.call(id).map(|call| call.target) {
+            self.heard(target);
             let (outcome, version) = match outcome {
                 Ok((object, version)) => (Ok(object), version),
                 Err(error) => (Err(error), 0),
