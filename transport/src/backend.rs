@@ -173,6 +173,10 @@ pub(crate) trait Wire {
     /// Whether small frames may be kept from here on, to go out together by [`Wire::flush`].
     fn cork(&mut self, _corked: bool) {}
 
+    /// From here on the peer is spared: large messages are fetched from its memory where that can be,
+    /// also where it would be sooner if the peer sent them.
+    fn peer_spare(&mut self) {}
+
     /// Whether all that was sent has left our hands for good, so that the wire can end.
     fn drained(&mut self) -> Result<bool, WireFault> {
         self.flush()
@@ -361,6 +365,10 @@ impl Wire for AnyWire {
 
     fn cork(&mut self, corked: bool) {
         each!(self, wire => wire.cork(corked));
+    }
+
+    fn peer_spare(&mut self) {
+        each!(self, wire => wire.peer_spare());
     }
 
     fn drained(&mut self) -> Result<bool, WireFault> {

@@ -133,6 +133,10 @@ impl Wire for FaultWire {
         self.inner.cork(corked);
     }
 
+    fn peer_spare(&mut self) {
+        self.inner.peer_spare();
+    }
+
     fn drained(&mut self) -> Result<bool, WireFault> {
         self.inner.drained()
     }

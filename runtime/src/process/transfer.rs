@@ -746,7 +746,11 @@ impl Puller {
 impl Handler for Puller {
     fn on_open(&mut self, ops: &mut Ops, channel: ChannelId, _: &ChannelInfo) -> Flow {
         match self.begin.take_if(|_| channel == self.channel) {
-            Some(begin) => self.say(ops, begin),
+            Some(begin) => {
+                // It serves meanwhile.
+                ops.peer_spare(channel);
+                self.say(ops, begin);
+            }
             // Nobody knows of us yet.
             None => ops.close(channel),
         }

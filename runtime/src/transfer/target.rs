@@ -303,7 +303,8 @@ impl Target {
             .is_some_and(|end| end <= awaited.entry.bytes);
         let len = usize::try_from(len).ok().filter(|_| fits);
         let len = len.ok_or(PullError::Malformed("a piece beyond its entry"))?;
-        Ok(self.pool.alloc(len)?)
+        // Of a whole process, what others map is little; it is to be there soon.
+        Ok(self.pool.alloc_private(len)?)
     }
 
     /// A piece is there.
@@ -322,7 +323,7 @@ impl Target {
             place => {
                 if let Place::Empty = place {
                     let bytes = usize::try_from(all).map_err(|_| PullError::Malformed("length"))?;
-                    let buf = self.pool.alloc(bytes)?;
+                    let buf = self.pool.alloc_private(bytes)?;
                     let have = Ranges::default();
                     *place = Place::Partial { buf, have };
                 }

@@ -2,7 +2,7 @@
 //!
 //! All payload, state and bulk memory is one of these: 64-byte aligned, reference-counted, sliced
 //! without copying, and given back to its pool by the last one that drops it. Small blocks come
-//! from the heap, blocks from [`HUGE_FROM_BYTES`] up are mappings of their own with huge pages
+//! from the heap, blocks from [`HUGE_FROM_BYTES`] up are mapped, several at a time, with huge pages
 //! advised, since faulting in a gigabyte by small pages costs more than sending it.
 //!
 //! The pool of an endpoint that shares memory has blocks of middle size in files that its peers
@@ -14,17 +14,19 @@
 //! path.
 #![allow(unsafe_code)]
 
+mod block;
 #[cfg(not(praas_loom))]
 mod counting;
 pub(crate) mod file;
 pub(crate) mod mapping;
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub(crate) use self::block::{Attachment, BlockRef};
+use self::block::{Block, SPAN_BYTES, pages_map};
 #[cfg(not(praas_loom))]
 #[doc(hidden)]
 pub use self::counting::CountingAlloc;
@@ -34,7 +36,7 @@ use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 /// Alignment of every block, in bytes.
 pub const ALIGN_BYTES: usize = 64;
 
-/// Blocks of this many bytes and more are mappings of their own.
+/// Blocks of this many bytes and more are whole pages, which go back to the system by themselves.
 pub const HUGE_FROM_BYTES: usize = 1 << 20;
 
 const CLASS_MIN_SHIFT: u32 = 6;
@@ -117,6 +119,19 @@ impl BufPool {
     /// # Errors
     /// When the pool's limit is reached.
     pub fn alloc(&self, len: usize) -> Result<BufMut, PoolExhausted> {
+        self.alloc_with(len, true)
+    }
+
+    /// As [`BufPool::alloc`], in memory that peers cannot map if it is large: of huge pages, which
+    /// are there sooner. For much that comes at once.
+    ///
+    /// # Errors
+    /// When the pool's limit is reached.
+    pub fn alloc_private(&self, len: usize) -> Result<BufMut, PoolExhausted> {
+        self.alloc_with(len, len < HUGE_FROM_BYTES)
+    }
+
+    fn alloc_with(&self, len: usize, in_file: bool) -> Result<BufMut, PoolExhausted> {
         if len == 0 {
             return Ok(BufMut::default());
         }
@@ -147,8 +162,9 @@ impl BufPool {
             self.shared.used.fetch_sub(size, Ordering::Relaxed);
             return Err(exhausted);
         }
-        let reused = self.shared.reuse(class, size);
-        let Some(mut counted) = reused.or_else(|| self.shared.block_new(class, size)) else {
+        let reused = self.shared.reuse(class, size, in_file);
+        let new = || self.shared.block_new(class, size, in_file);
+        let Some(mut counted) = reused.or_else(new) else {
             self.shared.used.fetch_sub(size, Ordering::Relaxed);
             return Err(exhausted);
         };
@@ -195,9 +211,10 @@ impl PoolShared {
     }
 
     /// A block that was given back.
-    fn reuse(&self, class: usize, size: usize) -> Option<Box<Counted>> {
+    fn reuse(&self, class: usize, size: usize, in_file: bool) -> Option<Box<Counted>> {
         let mut free = self.class(class);
-        let at = free.iter().rposition(|kept| kept.0.block.size == size)?;
+        let fits = |block: &Block| block.size == size && (in_file || block.file.is_none());
+        let at = free.iter().rposition(|kept| fits(&kept.0.block))?;
         let counted = free.swap_remove(at).0;
         if let Some((file, _)) = &counted.block.file {
             file.lend();
@@ -205,16 +222,33 @@ impl PoolShared {
         Some(counted)
     }
 
-    fn block_new(&self, class: usize, size: usize) -> Option<Box<Counted>> {
-        let block = match self.files {
+    fn block_new(&self, class: usize, size: usize, in_file: bool) -> Option<Box<Counted>> {
+        let block = match self.files.filter(|_| in_file) {
             Some(rules) if (FILE_FROM_BYTES..=rules.block_max_bytes).contains(&size) => {
                 self.block_file(class, size, rules)
             }
             _ => None,
         };
         // Without a file, private memory serves as well: peers get copies of it.
-        let block = block.or_else(|| Block::map(size))?;
+        let block = block.or_else(|| self.block_private(class, size))?;
         Some(Box::new(Counted::new(block)))
+    }
+
+    /// A block of private memory; the others of a new span are free then, and take no memory until
+    /// they are touched.
+    fn block_private(&self, class: usize, size: usize) -> Option<Block> {
+        if size < HUGE_FROM_BYTES {
+            return Block::allocate(size);
+        }
+        let count = (SPAN_BYTES / size).max(1);
+        let at = pages_map(size * count)?;
+        // SAFETY: the parts of the span do not overlap, each is mapped, zeroed, and known to
+        // nobody else.
+        let block = |number: usize| unsafe { Block::mapped(at.add(number * size), size) };
+        let others = (1..count).rev().map(block);
+        let others = others.map(|block| Kept(Box::new(Counted::new(block))));
+        self.class(class).extend(others);
+        Some(block(0))
     }
 
     /// A block in a file; the others of a new slab are free then.
@@ -257,123 +291,6 @@ impl PoolShared {
                     .is_some_and(|(file, _)| Arc::ptr_eq(file, &slab))
             };
             free.retain(|kept| !of_slab(&kept.0.block.file));
-        }
-    }
-}
-
-/// A block of memory, unique to its owner.
-struct Block {
-    at: NonNull<u8>,
-    size: usize,
-    /// What devices know of it, each under the number of whoever attached it. It ends before the
-    /// memory does, and outlives loans: whoever gets the block next finds it registered.
-    attached: Attachments,
-    /// The file it is in, and where; none for private memory.
-    file: Option<(Arc<BlockFile>, usize)>,
-}
-
-/// Something that a device holds of a block.
-pub(crate) type Attachment = Arc<dyn std::any::Any + Send + Sync>;
-
-type Attachments = Mutex<Vec<(u64, Attachment)>>;
-
-/// The block under a buffer.
-pub(crate) struct BlockRef<'a> {
-    /// Where it begins.
-    pub(crate) at: NonNull<u8>,
-    /// Its bytes.
-    pub(crate) size: usize,
-    attached: &'a Attachments,
-}
-
-impl BlockRef<'_> {
-    /// What was attached under this number.
-    pub(crate) fn attached(&self, number: u64) -> Option<Attachment> {
-        let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = attached.iter().find(|(of, _)| *of == number);
-        found.map(|(_, attachment)| Arc::clone(attachment))
-    }
-
-    /// Attaches something until the block's memory is given back to the system.
-    pub(crate) fn attach(&self, number: u64, attachment: Attachment) {
-        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        attached.retain(|(of, _)| *of != number);
-        attached.push((number, attachment));
-    }
-}
-
-// SAFETY: a block is plain memory that belongs to whoever owns the value; nothing is thread-bound.
-unsafe impl Send for Block {}
-// SAFETY: shared access only reads; see `Buf`.
-unsafe impl Sync for Block {}
-
-impl Block {
-    fn layout(size: usize) -> Option<Layout> {
-        Layout::from_size_align(size, ALIGN_BYTES).ok()
-    }
-
-    /// A part of a file, which nobody else has.
-    fn within(file: &Arc<BlockFile>, offset: usize, size: usize) -> Self {
-        assert!(offset <= file.len() && size <= file.len() - offset);
-        Self {
-            at: file.at(offset),
-            size,
-            attached: Attachments::default(),
-            file: Some((Arc::clone(file), offset)),
-        }
-    }
-
-    fn map(size: usize) -> Option<Self> {
-        if size < HUGE_FROM_BYTES {
-            // SAFETY: the layout has a size above zero, since classes start at 64 bytes.
-            let at = unsafe { alloc_zeroed(Self::layout(size)?) };
-            return Some(Self {
-                at: NonNull::new(at)?,
-                size,
-                attached: Attachments::default(),
-                file: None,
-            });
-        }
-        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
-        // SAFETY: a fresh private mapping chosen by the kernel overlaps nothing.
-        let at = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                size,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        }
-        .ok()?;
-        // SAFETY: the range is the mapping just made. The advice is only that: without huge pages
-        // the mapping works as well.
-        let _ = unsafe { madvise(at, size, Advice::LinuxHugepage) };
-        Some(Self {
-            at: NonNull::new(at.cast())?,
-            size,
-            attached: Attachments::default(),
-            file: None,
-        })
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        self.attached
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
-        if self.file.is_some() {
-            // The last block of a file unmaps it.
-        } else if self.size < HUGE_FROM_BYTES {
-            if let Some(layout) = Self::layout(self.size) {
-                // SAFETY: `map` got this block from the allocator with the same layout.
-                unsafe { dealloc(self.at.as_ptr(), layout) };
-            }
-        } else {
-            // SAFETY: `map` made a mapping of just this address and size, and nobody else has it.
-            // Unmapping what was mapped cannot fail.
-            let _ = unsafe { rustix::mm::munmap(self.at.as_ptr().cast(), self.size) };
         }
     }
 }
@@ -704,6 +621,7 @@ impl fmt::Debug for Buf {
 
 #[cfg(all(test, not(praas_loom)))]
 mod tests {
+    use super::block::HUGE_PAGE_BYTES;
     use super::*;
 
     #[test]
@@ -761,6 +679,58 @@ mod tests {
         assert_eq!(first.try_into_mut().unwrap().len(), 60);
         assert_eq!(pool.used_bytes(), 0);
         assert!(pool.grow(0).unwrap().extend(&[]));
+    }
+
+    #[test]
+    fn large_blocks_lie_together_and_go_each_by_itself() {
+        const BLOCK: usize = 3 << 20;
+        let pool = BufPool::new(1 << 30);
+        let count = SPAN_BYTES / BLOCK + 2;
+        let fill = |number| {
+            let mut block = pool.alloc(BLOCK).unwrap();
+            assert!(block.iter().step_by(4096).all(|byte| *byte == 0));
+            block[..8].fill(number as u8);
+            block[BLOCK - 8..].fill(number as u8);
+            block
+        };
+        let mut blocks: Vec<_> = (0..count).map(fill).collect();
+        let at: Vec<usize> = blocks.iter().map(|block| block.as_ptr() as usize).collect();
+        assert_eq!((at[0] % HUGE_PAGE_BYTES, at[1] - at[0]), (0, BLOCK));
+        let second = SPAN_BYTES / BLOCK;
+        assert_eq!(at[second] % HUGE_PAGE_BYTES, 0);
+        // What is not kept for the next is unmapped, and its neighbours stay.
+        pool.shared
+            .free
+            .iter()
+            .for_each(|free| free.lock().unwrap().clear());
+        let mut number = 0;
+        blocks.retain(|_| {
+            number += 1;
+            number % 2 == 1
+        });
+        pool.shared
+            .free
+            .iter()
+            .for_each(|free| free.lock().unwrap().clear());
+        for (number, block) in (0_u8..).step_by(2).zip(&blocks) {
+            assert_eq!((block[7], block[BLOCK - 8]), (number, number));
+        }
+    }
+
+    #[test]
+    fn private_blocks_are_in_no_file() {
+        let rules = FileRules {
+            block_max_bytes: 16 << 20,
+            files_max: usize::MAX,
+        };
+        let pool = BufPool::with_files(1 << 30, Some(rules));
+        let in_file = |buf: BufMut| buf.freeze().file().is_some();
+        for len in [HUGE_FROM_BYTES, 5 << 20] {
+            assert!(in_file(pool.alloc(len).unwrap()));
+            // Nor is one that was given back.
+            assert!(!in_file(pool.alloc_private(len).unwrap()));
+        }
+        assert!(in_file(pool.alloc_private(FILE_FROM_BYTES).unwrap()));
     }
 
     #[test]

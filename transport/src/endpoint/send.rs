@@ -160,6 +160,14 @@ impl Ops {
         }
     }
 
+    /// The peer of a channel has something better to do than to send: from here on its large messages
+    /// are fetched from its memory, where the transport can, even if that takes longer.
+    pub fn peer_spare(&mut self, peer: ChannelId) {
+        if let Some(channel) = self.channel(peer) {
+            channel.wire.peer_spare();
+        }
+    }
+
     /// Accepts a large message that was parked.
     ///
     /// # Errors

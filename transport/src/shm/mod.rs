@@ -673,6 +673,10 @@ impl Wire for ShmWire {
         self.sharing.exposed.withdraw(source);
     }
 
+    fn peer_spare(&mut self) {
+        self.sharing.attach_max_bytes = usize::MAX;
+    }
+
     fn pull_start(
         &mut self,
         id: u64,
