@@ -115,26 +115,25 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// The next bytes, `most` of them unless they are the last; `None` after those.
-    fn next(&mut self, most: usize) -> Option<Vec<u8>> {
-        let bytes = (most as u64).min(self.left) as usize;
-        if bytes == 0 {
-            return None;
-        }
-        let mut piece = Vec::with_capacity(bytes);
-        while piece.len() < bytes {
+    /// The next bytes where they are, `most` of them unless they are the last; none after those.
+    fn next(&mut self, most: usize) -> Vec<&'a [u8]> {
+        let mut bytes = (most as u64).min(self.left) as usize;
+        self.left -= bytes as u64;
+        let mut piece = Vec::new();
+        while bytes > 0 {
             if self.first.is_empty() {
-                self.first = self.parts.next()?;
+                let Some(next) = self.parts.next() else {
+                    break;
+                };
+                self.first = next;
                 continue;
             }
-            let (now, later) = self
-                .first
-                .split_at(self.first.len().min(bytes - piece.len()));
-            piece.extend_from_slice(now);
+            let (now, later) = self.first.split_at(self.first.len().min(bytes));
+            piece.push(now);
+            bytes -= now.len();
             self.first = later;
         }
-        self.left -= bytes as u64;
-        Some(piece)
+        piece
     }
 }
 
@@ -159,10 +158,12 @@ mod tests {
         let parts: [&[u8]; 4] = [b"abc", b"", b"defgh", b"i"];
         for most in 1..11 {
             let mut pieces = Pieces::new(&parts);
-            let all: Vec<_> = std::iter::from_fn(|| pieces.next(most)).collect();
+            let next = || Some(pieces.next(most).concat()).filter(|piece| !piece.is_empty());
+            let all: Vec<_> = std::iter::from_fn(next).collect();
             assert_eq!(all.concat(), b"abcdefghi");
             assert!(all[..all.len() - 1].iter().all(|piece| piece.len() == most));
+            assert_eq!(pieces.left, 0);
         }
-        assert_eq!(Pieces::new(&[]).next(5), None);
+        assert!(Pieces::new(&[]).next(5).is_empty());
     }
 }

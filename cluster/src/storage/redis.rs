@@ -18,6 +18,7 @@ use std::time::Duration;
 use praas_runtime::swap::{
     Storage, StorageError, StorageUrl, StorageUrlError, name_check, prefix_check,
 };
+use redis::io::tcp::TcpSettings;
 use redis::{
     Client, Connection, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo,
     RedisError, RedisResult,
@@ -39,6 +40,10 @@ const OPTIONS: &[&str] = &[
 const PORT: u16 = 6379;
 /// Seconds after which the parts of a creation that never finished go away.
 const UNFINISHED_S: u64 = 86_400;
+/// Bytes of a last part that is sent with the transaction, to spare a question.
+const TRANSACTION_MAX_BYTES: usize = 64 << 10;
+/// Slices below this many bytes go out together.
+const GATHER_BELOW_BYTES: usize = 64 << 10;
 /// Keys that one step of a listing looks at, about.
 const SCAN_COUNT: usize = 1000;
 /// Connections that are kept for the next who needs one.
@@ -89,6 +94,8 @@ impl RedisStorage {
         let info = address(url)?
             .into_connection_info()
             .map_err(|error| url.error(error.to_string()))?
+            // The end of a part does not wait for the server to acknowledge what came before.
+            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
             .set_redis_settings(login(url)?);
         Ok(Self {
             url: url.to_string(),
@@ -187,43 +194,49 @@ impl RedisStorage {
             .ok_or_else(|| StorageError::NotFound { name: name.into() })
     }
 
-    /// Sends all parts but the last, each to go away unless it is made to last.
+    /// Sends all parts, each to go away unless it is made to last; but not the last one if it is
+    /// small, which can go with the transaction.
     fn parts_put(
         &self,
         name: &str,
         head: &Head,
         pieces: &mut Pieces<'_>,
-    ) -> Result<Vec<u8>, StorageError> {
-        for part in 0.. {
-            let piece = pieces.next(self.part_bytes).unwrap_or_default();
-            if pieces.left == 0 {
-                return Ok(piece);
+    ) -> Result<Option<Vec<u8>>, StorageError> {
+        for part in 0..head.parts() {
+            let piece = pieces.next(self.part_bytes);
+            let bytes = piece.iter().map(|slice| slice.len()).sum();
+            if pieces.left == 0 && bytes <= TRANSACTION_MAX_BYTES {
+                return Ok(Some(piece.concat()));
             }
-            let mut put = redis::cmd("SET");
-            put.arg(self.part_key(name, &head.mark, part))
-                .arg(&piece)
-                .arg("EX")
-                .arg(UNFINISHED_S);
-            self.ask("write", name, |connection| put.exec(connection))?;
+            let key = self.part_key(name, &head.mark, part);
+            self.ask("write", name, |connection| {
+                part_set(connection, &key, bytes, &piece)
+            })?;
         }
-        Ok(Vec::new())
+        Ok(None)
     }
 
     /// The transaction that makes an object be there; whose the object is then, and whether all
     /// parts of this attempt are there: a server that was restarted may have lost some.
-    fn commit(&self, name: &str, head: &Head, last: &[u8]) -> Result<(String, bool), StorageError> {
+    fn commit(
+        &self,
+        name: &str,
+        head: &Head,
+        last: Option<&[u8]>,
+    ) -> Result<(String, bool), StorageError> {
         let key = self.key(name);
         let mut commit = redis::pipe();
         commit.atomic();
-        let parts = head.parts();
-        if let Some(part) = parts.checked_sub(1) {
+        let mut parts = head.parts();
+        if let Some(last) = last {
+            parts -= 1;
             commit
                 .cmd("SET")
-                .arg(self.part_key(name, &head.mark, part))
+                .arg(self.part_key(name, &head.mark, parts))
                 .arg(last)
                 .ignore();
         }
-        for part in 0..parts.saturating_sub(1) {
+        for part in 0..parts {
             let key = self.part_key(name, &head.mark, part);
             commit.cmd("PERSIST").arg(key).ignore();
         }
@@ -363,25 +376,24 @@ impl Storage for RedisStorage {
         if head.parts() > 1 && self.head("create", name)?.is_some() {
             return Err(exists());
         }
-        let created = self
-            .parts_put(name, &head, &mut pieces)
-            .and_then(|last| self.commit(name, &head, &last));
-        let lasting = created.is_ok();
+        let put = self.parts_put(name, &head, &mut pieces);
+        let lasting = put.is_ok();
         let mut remove = redis::pipe();
-        let error = match created {
-            Ok((mark, true)) if mark == head.mark => return Ok(()),
-            Ok((mark, false)) if mark == head.mark => {
-                remove.cmd("UNLINK").arg(self.key(name)).ignore();
-                let text = "the server has lost parts that it had taken";
-                StorageError::Io {
-                    operation: "create",
-                    name: name.into(),
-                    source: io::Error::other(text),
+        let error = match put {
+            // Who knows whether what fails here was done: its parts must stay.
+            Ok(last) => match self.commit(name, &head, last.as_deref())? {
+                (mark, true) if mark == head.mark => return Ok(()),
+                (mark, false) if mark == head.mark => {
+                    remove.cmd("UNLINK").arg(self.key(name)).ignore();
+                    let text = "the server has lost parts that it had taken";
+                    StorageError::Io {
+                        operation: "create",
+                        name: name.into(),
+                        source: io::Error::other(text),
+                    }
                 }
-            }
-            Ok(_) => exists(),
-            // Who knows whether it was done: its parts must stay.
-            Err(error) if pieces.left == 0 => return Err(error),
+                _ => exists(),
+            },
             Err(error) => error,
         };
         self.parts_remove(&mut remove, name, &head);
@@ -466,6 +478,39 @@ impl Storage for RedisStorage {
         self.durable_check();
         Ok(())
     }
+}
+
+/// Sets a part, to go away after a while. Its bytes go out from where they are, but for small
+/// slices: as an argument of a command they would be copied twice.
+fn part_set(
+    connection: &mut Connection,
+    key: &str,
+    bytes: usize,
+    piece: &[&[u8]],
+) -> RedisResult<()> {
+    let key_bytes = key.len();
+    let head = format!("*5\r\n$3\r\nSET\r\n${key_bytes}\r\n{key}\r\n${bytes}\r\n");
+    let mut gathered = head.into_bytes();
+    for slice in piece {
+        if slice.len() < GATHER_BELOW_BYTES {
+            gathered.extend_from_slice(slice);
+        }
+        let large = slice.len() >= GATHER_BELOW_BYTES;
+        if large || gathered.len() >= GATHER_BELOW_BYTES {
+            if !gathered.is_empty() {
+                connection.send_packed_command(&gathered)?;
+                gathered.clear();
+            }
+            if large {
+                connection.send_packed_command(slice)?;
+            }
+        }
+    }
+    let seconds = UNFINISHED_S.to_string();
+    let tail = format!("\r\n$2\r\nEX\r\n${}\r\n{seconds}\r\n", seconds.len());
+    gathered.extend_from_slice(tail.as_bytes());
+    connection.send_packed_command(&gathered)?;
+    connection.recv_response()?.extract_error().map(drop)
 }
 
 /// Where the server is.

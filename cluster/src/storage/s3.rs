@@ -11,11 +11,12 @@
 //! is tried on an object that exists, and a server that fails the trial is refused.
 
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use hyper::Method;
+use hyper::body::Bytes;
 use object_store::aws::AmazonS3;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::multipart::{MultipartStore, PartId};
@@ -56,8 +57,80 @@ pub struct S3Storage {
     runtime: Runtime,
     prefix: String,
     options: Options,
+    scratch: Arc<Scratch>,
     exclusive: OnceLock<()>,
     exclusive_parts: OnceLock<()>,
+}
+
+/// Memory for what is sent. It is used again while there is more to send: fresh memory costs as much
+/// as all that is done with it.
+#[derive(Default)]
+struct Scratch(Mutex<Idle>);
+
+#[derive(Default)]
+struct Idle {
+    /// Creations that are under way.
+    sending: usize,
+    memory: Vec<Vec<u8>>,
+}
+
+/// Memory on loan.
+struct Lent {
+    bytes: Vec<u8>,
+    scratch: Arc<Scratch>,
+}
+
+/// A creation that is under way.
+struct Sending<'a>(&'a Scratch);
+
+impl Scratch {
+    fn lock(&self) -> MutexGuard<'_, Idle> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One piece of memory with all the bytes.
+    fn gather(scratch: &Arc<Self>, slices: &[&[u8]]) -> Bytes {
+        let mut bytes = scratch.lock().memory.pop().unwrap_or_default();
+        bytes.clear();
+        bytes.reserve(slices.iter().map(|slice| slice.len()).sum());
+        for slice in slices {
+            bytes.extend_from_slice(slice);
+        }
+        let scratch = Arc::clone(scratch);
+        Bytes::from_owner(Lent { bytes, scratch })
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut idle = self.scratch.lock();
+        if idle.sending > 0 {
+            idle.memory.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+impl<'a> Sending<'a> {
+    fn new(scratch: &'a Scratch) -> Self {
+        scratch.lock().sending += 1;
+        Self(scratch)
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        let mut idle = self.0.lock();
+        idle.sending -= 1;
+        if idle.sending == 0 {
+            idle.memory = Vec::new();
+        }
+    }
 }
 
 /// What became of a creation that was not answered.
@@ -90,6 +163,7 @@ impl S3Storage {
             runtime,
             prefix: prefix(url)?,
             options,
+            scratch: Arc::default(),
             exclusive: OnceLock::new(),
             exclusive_parts: OnceLock::new(),
         })
@@ -120,7 +194,7 @@ impl S3Storage {
         put.map(drop)
     }
 
-    async fn put_whole(&self, name: &str, bytes: Vec<u8>) -> Result<(), StorageError> {
+    async fn put_whole(&self, name: &str, bytes: Bytes) -> Result<(), StorageError> {
         let (path, mark) = (self.path(name)?, nonce()?);
         let payload = PutPayload::from(bytes);
         self.until_known(name, &path, &mark, || {
@@ -215,11 +289,8 @@ impl S3Storage {
         let mut uploads = JoinSet::new();
         let mut parts = Vec::new();
         loop {
-            let piece = match uploads.len() < self.options.parts_parallel_max {
-                true => pieces.next(part_bytes),
-                false => None,
-            };
-            if let Some(piece) = piece {
+            if pieces.left > 0 && uploads.len() < self.options.parts_parallel_max {
+                let piece = Scratch::gather(&self.scratch, &pieces.next(part_bytes));
                 let (store, path, id) = (self.store.clone(), path.clone(), id.clone());
                 let at = parts.len();
                 parts.push(None);
@@ -254,7 +325,7 @@ impl S3Storage {
         self.runtime.block_on(async {
             // If the object is there already, the first attempt shows it.
             for _ in 0..2 {
-                match self.put_whole(PROBE, Vec::new()).await {
+                match self.put_whole(PROBE, Bytes::new()).await {
                     Err(StorageError::Exists { .. }) => return Ok(()),
                     Ok(()) => {}
                     Err(error) => return Err(error),
@@ -289,9 +360,10 @@ impl Storage for S3Storage {
         name_check(name)?;
         self.exclusive_check()?;
         let mut pieces = Pieces::new(parts);
-        let part_bytes = self.options.part_bytes;
-        if pieces.left <= part_bytes as u64 {
-            let bytes = pieces.next(part_bytes).unwrap_or_default();
+        let _sending = Sending::new(&self.scratch);
+        let whole_max_bytes = self.options.part_bytes as u64;
+        if pieces.left <= whole_max_bytes.max(self.options.whole_max_bytes) {
+            let bytes = Scratch::gather(&self.scratch, &pieces.next(usize::MAX));
             return self.runtime.block_on(self.put_whole(name, bytes));
         }
         self.exclusive_parts_check()?;

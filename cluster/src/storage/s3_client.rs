@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
-use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum, S3ConditionalPut};
 use object_store::client::{
     CryptoProvider, DigestAlgorithm, DigestContext, HmacContext, Signer, SigningAlgorithm,
 };
@@ -23,8 +23,10 @@ const OPTIONS: &[&str] = &[
     "region",
     "virtual_host",
     "credentials",
+    "whole_max_bytes",
     "part_bytes",
     "parts_parallel_max",
+    "payload_hash",
     "attempts_max",
     "connect_timeout_ms",
     "timeout_ms",
@@ -40,11 +42,22 @@ pub(super) struct Options {
     region: String,
     virtual_host: bool,
     credentials: Option<String>,
+    pub(super) whole_max_bytes: u64,
     pub(super) part_bytes: usize,
     pub(super) parts_parallel_max: usize,
     pub(super) attempts_max: usize,
+    payload_hash: PayloadHash,
     connect_timeout: Duration,
     timeout: Duration,
+}
+
+/// By what a server knows that bytes have not changed on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PayloadHash {
+    /// A checksum, which costs little, in a header that is signed.
+    Crc64Nvme,
+    /// The signature is over the bytes' hash.
+    Sha256,
 }
 
 impl Options {
@@ -65,6 +78,14 @@ impl Options {
         }
         let ms =
             |name, default| number(url, name, default, 1..=3_600_000).map(Duration::from_millis);
+        let payload_hash = match url.option("payload_hash") {
+            None | Some("crc64nvme") => PayloadHash::Crc64Nvme,
+            Some("sha256") => PayloadHash::Sha256,
+            Some(other) => {
+                let text = format!("payload_hash is {other}, not crc64nvme or sha256");
+                return Err(url.error(text));
+            }
+        };
         Ok(Self {
             bucket: url.authority().into(),
             region: url.option("region").unwrap_or("us-east-1").into(),
@@ -72,6 +93,8 @@ impl Options {
             virtual_host: number(url, "virtual_host", endpoint.is_none().into(), 0..=1)? == 1,
             endpoint,
             credentials: url.option("credentials").map(String::from),
+            payload_hash,
+            whole_max_bytes: number(url, "whole_max_bytes", 32 << 20, 0..=5 << 30)?,
             part_bytes: number(url, "part_bytes", 8 << 20, 5 << 20..=1 << 30)? as usize,
             parts_parallel_max: number(url, "parts_parallel_max", 4, 1..=64)? as usize,
             attempts_max: number(url, "attempts_max", 4, 1..=100)? as usize,
@@ -112,6 +135,11 @@ pub(super) fn client(
             connect_timeout: options.connect_timeout,
             timeout: options.timeout,
         });
+    if options.payload_hash == PayloadHash::Crc64Nvme {
+        builder = builder
+            .with_unsigned_payload(true)
+            .with_checksum_algorithm(Checksum::CRC64NVME);
+    }
     if let Some(endpoint) = &options.endpoint {
         builder = builder.with_endpoint(endpoint);
     }
@@ -283,6 +311,9 @@ mod tests {
         assert!(refused("s3:///x").contains("no bucket"));
         assert!(refused(&format!("s3://b?{http}&parts=2")).contains("no option parts"));
         assert!(refused(&format!("s3://b?{http}&part_bytes=5")).contains("part_bytes is 5"));
+        assert!(
+            refused(&format!("s3://b?{http}&payload_hash=md5")).contains("payload_hash is md5")
+        );
         if !cfg!(feature = "tls") {
             assert!(refused("s3://b").contains("TLS"));
         }
