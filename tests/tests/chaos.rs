@@ -87,6 +87,8 @@ struct Seen {
     durable_crashed: u64,
     /// A process that wrote something through was taken for dead.
     ghosts: u64,
+    /// A process was deleted.
+    removed: u64,
     /// What was lost, and at which moment of a transfer.
     lost: BTreeMap<String, u64>,
 }
@@ -105,6 +107,7 @@ impl Seen {
                 } => drop(frozen.insert((process, *incarnation))),
                 Event::Thawed { .. } => self.thawed += 1,
                 Event::Forgotten { .. } => self.forgotten += 1,
+                Event::Removed { .. } => self.removed += 1,
                 Event::Called {
                     call,
                     action: Action::Look { .. },
@@ -170,6 +173,7 @@ impl Seen {
         self.durable += other.durable;
         self.durable_crashed += other.durable_crashed;
         self.ghosts += other.ghosts;
+        self.removed += other.removed;
         for (lost, times) in &other.lost {
             *self.lost.entry(lost.clone()).or_default() += times;
         }
@@ -188,6 +192,7 @@ impl Seen {
             self.durable,
             self.durable_crashed,
             self.ghosts,
+            self.removed,
         ];
         assert!(!counts.contains(&0), "{self:?}");
         for victim in ["Source", "Target", "Both", "Control", "Link"] {

@@ -655,7 +655,7 @@ fn golden_agent() {
         ("to-checkpoint", json!({"Checkpoint": host})),
         (
             "to-delete-images",
-            json!({"DeleteImages": {"request": 5, "application": "a", "process": "p"}}),
+            json!({"DeleteImages": {"request": 5, "application": "a", "process": "p", "below": 8}}),
         ),
         ("to-applications", json!({"Applications": [key]})),
         (

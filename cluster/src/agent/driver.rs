@@ -31,7 +31,7 @@ use super::cut::{cut_clear, cut_inherited, cut_write};
 use super::hosts::{Action, HostKey, Hosts, Limits};
 use super::processes::{Heard, Processes};
 use super::questions::{Asked, Asker, Questions, Subject};
-use super::record::{images_delete, record_remove};
+use super::record::{images_delete_at, record_remove};
 use super::stats::StatsTeller;
 use crate::run_dir::RunDir;
 use crate::spawn::Poller;
@@ -97,7 +97,7 @@ pub(super) struct Driver {
 
 /// Deletes swap images, on a thread of its own: storage may be slow.
 struct ImageWorker {
-    orders: Sender<(u64, HostKey)>,
+    orders: Sender<(u64, HostKey, u64)>,
     done: Receiver<(u64, Result<(), String>)>,
 }
 
@@ -360,8 +360,8 @@ impl Driver {
                 }
             }
             Action::RecordRemove(key) => record_remove(&self.run_dir, &key),
-            Action::ImagesDelete(request, key) => {
-                if self.images.orders.send((request, key)).is_err() {
+            Action::ImagesDelete(request, key, below) => {
+                if self.images.orders.send((request, key, below)).is_err() {
                     let result = Err("the thread that deletes images has ended".into());
                     self.control
                         .say(ops, &FromAgent::Answer { request, result });
@@ -640,12 +640,12 @@ impl Handler for Driver {
 
 impl ImageWorker {
     fn start(url: StorageUrl, endpoint: &Endpoint) -> io::Result<Self> {
-        let (orders, ordered) = channel::<(u64, HostKey)>();
+        let (orders, ordered) = channel::<(u64, HostKey, u64)>();
         let (finished, done) = channel();
         let waker = endpoint.waker();
         let work = move || {
-            for (request, key) in ordered {
-                let result = images_delete(&url, &key);
+            for (request, key, below) in ordered {
+                let result = images_delete_at(&url, &key, below);
                 // The agent may be gone meanwhile.
                 if finished.send((request, result)).is_err() {
                     return;

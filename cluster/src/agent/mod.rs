@@ -49,7 +49,7 @@ use praas_transport::{
 pub use self::config::{AgentConfig, ConfigError, Fence};
 use self::driver::{Driver, NodeInfo};
 #[doc(hidden)]
-pub use self::simulated::{SimulatedAgent, Wanted};
+pub use self::simulated::{SimulatedAgent, Wanted, images_delete};
 use crate::daemon::{DaemonKind, DaemonLock, LockError};
 use crate::run_dir::{AgentAddr, RunDir};
 use crate::spawn::stop_signals_catch;

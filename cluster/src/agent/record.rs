@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use praas_control::agent::HostTransfer;
 use praas_control::api::ProcessState;
-use praas_runtime::swap::{Storage, StorageError, StorageUrl, process_prefix};
+use praas_runtime::swap::{Storage, StorageError, StorageUrl, object_writer, process_prefix};
 use praas_transport::Address;
 use serde::{Deserialize, Serialize};
 
@@ -249,20 +249,38 @@ pub(super) fn image_find(storage: &dyn Storage, key: &HostKey, incarnation: u64)
     generations.max()
 }
 
-/// Deletes all images of a process: manifests first, so that none is left that lacks its packs.
-pub(super) fn images_delete(url: &StorageUrl, key: &HostKey) -> Result<(), String> {
+/// Deletes all that incarnations of a process below one have left in storage: manifests first, so
+/// that none is left that lacks its packs. That one and those above it may be a process that was
+/// created again meanwhile.
+pub(super) fn images_delete(
+    storage: &dyn Storage,
+    key: &HostKey,
+    below: u64,
+) -> Result<(), StorageError> {
     let prefix = process_prefix(&key.application, &key.process);
-    let fail = |error: StorageError| {
-        let error = error_text(&error);
-        format!("cannot delete the swap images of {key}: {error}")
-    };
-    let storage = storage_open(url).map_err(fail)?;
-    let mut names = storage.list(&prefix).map_err(fail)?;
+    let mut names = storage.list(&prefix)?;
     names.sort();
-    for name in names {
-        storage.delete(&name).map_err(fail)?;
+    let of_before = |name: &String| {
+        let writer = object_writer(&name[prefix.len()..]);
+        writer.is_none_or(|writer| writer.0 < below)
+    };
+    for name in names.into_iter().filter(of_before) {
+        match storage.delete(&name) {
+            // Somebody who was told to do the same was faster.
+            Ok(()) | Err(StorageError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
+}
+
+/// As [`images_delete`], where a storage is said by its URL.
+pub(super) fn images_delete_at(url: &StorageUrl, key: &HostKey, below: u64) -> Result<(), String> {
+    let deleted = storage_open(url).and_then(|storage| images_delete(&*storage, key, below));
+    deleted.map_err(|error| {
+        let error = error_text(&error);
+        format!("cannot delete the swap images of {key}: {error}")
+    })
 }
 
 /// Names this boot of the system.
@@ -339,8 +357,11 @@ mod tests {
         }
         assert_eq!(image_find(&*storage, &key(), 7), Some(10));
         assert_eq!(image_find(&*storage, &key(), 4), None);
-        images_delete(&url, &key()).unwrap();
-        images_delete(&url, &key()).unwrap();
+        let left = || storage.list(&prefix).unwrap().len();
+        images_delete_at(&url, &key(), 7).unwrap();
+        assert_eq!(left(), 3);
+        images_delete_at(&url, &key(), 8).unwrap();
+        images_delete_at(&url, &key(), 8).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use praas_control::agent::{FromAgent, HostReport, StartCommand, ToAgent};
 use praas_runtime::host::{FromHost, ToHost};
+use praas_runtime::swap::Storage;
 use praas_transport::Address;
 
 use super::hosts::{Action, HostKey, Hosts, Limits};
+use crate::errors::error_text;
 
 /// What the agent wants done, in order.
 #[derive(Debug)]
@@ -19,10 +21,28 @@ pub enum Wanted {
     Kill(String),
     /// Tell the control plane.
     Say(FromAgent),
-    /// Delete the images of a process; answer the command then.
-    ImagesDelete(u64, String),
+    /// [Delete](images_delete) what incarnations of a process below one have left in storage; answer
+    /// the command then.
+    ImagesDelete(u64, String, u64),
     /// A process serves.
     Serves(String),
+}
+
+/// Does what [`Wanted::ImagesDelete`] says.
+///
+/// # Errors
+/// Those of the storage, as a text: some of it may be deleted.
+pub fn images_delete(
+    storage: &dyn Storage,
+    application: &str,
+    process: &str,
+    below: u64,
+) -> Result<(), String> {
+    let key = HostKey {
+        application: application.into(),
+        process: process.into(),
+    };
+    super::record::images_delete(storage, &key, below).map_err(|error| error_text(&error))
 }
 
 /// An agent of one application's hosts.
@@ -66,7 +86,9 @@ impl SimulatedAgent {
                 }
                 Action::Kill(key) => Wanted::Kill(key.process),
                 Action::Say(message) => Wanted::Say(message),
-                Action::ImagesDelete(request, key) => Wanted::ImagesDelete(request, key.process),
+                Action::ImagesDelete(request, key, below) => {
+                    Wanted::ImagesDelete(request, key.process, below)
+                }
                 Action::Serves(key) => Wanted::Serves(key.process),
                 // What lies on disk for an agent that comes after this one; and what hosts count.
                 Action::RecordWrite(_) | Action::RecordRemove(_) | Action::StatsTell(_) => {

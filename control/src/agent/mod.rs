@@ -280,7 +280,7 @@ pub enum ToAgent {
     SwapOut(HostCommand),
     /// Stop a host: it finishes what runs and ends, nothing is stored.
     Stop(HostCommand),
-    /// Delete the swap images of a process, which does not run.
+    /// Delete what a process, which does not run, has left in storage.
     DeleteImages {
         /// Names the command, for the answer.
         request: u64,
@@ -288,6 +288,8 @@ pub enum ToAgent {
         application: String,
         /// The process.
         process: String,
+        /// Only what incarnations below this one have left: it may have been created again since.
+        below: u64,
     },
     /// All applications there are, with their secrets: the agent authenticates clients of its
     /// directory by them. Replaces what was sent before; secrets that are missing are revoked.
@@ -540,6 +542,7 @@ mod tests {
                 request: 5,
                 application: "a".into(),
                 process: "p".into(),
+                below: 8,
             },
             ToAgent::Applications(vec![ApplicationKey {
                 application: "a".into(),

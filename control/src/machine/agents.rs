@@ -307,6 +307,7 @@ impl Registry {
             (Doing::DeleteImages, Ok(())) => {
                 self.command_end(&key);
                 self.update(&key, |entry| {
+                    entry.swept = true;
                     entry.record.images = false;
                     entry.record.swap_generation = 0;
                     entry.record.swapped = false;

@@ -340,6 +340,8 @@ struct Entry {
     /// The agent has spoken of this incarnation since it connected, or was just told to start it.
     vouched: bool,
     doing: Doing,
+    /// All that it had left in storage was deleted since it was started.
+    swept: bool,
     /// The command that `doing` is about.
     command: u64,
     waiters: VecDeque<Waiter>,
@@ -724,6 +726,7 @@ impl Entry {
             pid: 0,
             addresses: Vec::new(),
             vouched: false,
+            swept: false,
             doing: Doing::Nothing,
             command: 0,
             waiters: VecDeque::new(),

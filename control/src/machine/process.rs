@@ -49,7 +49,10 @@ impl Entry {
             (Want::Stopped | Want::Deleted, Doing::Stop) => Step::Wait,
             (Want::Stopped | Want::Deleted, _) if live => Step::Stop,
             (Want::Stopped, _) => Step::Rest,
-            (Want::Deleted, _) if self.record.images => Step::DeleteImages,
+            // Whatever becomes of it: nobody is to begin from what may be half deleted.
+            (Want::Deleted, _) if self.record.state != ProcessState::Gone => Step::Rest,
+            // Hosts may write images unasked, and begin some of which nobody hears.
+            (Want::Deleted, _) if !self.swept && self.record.incarnation > 0 => Step::DeleteImages,
             (Want::Deleted, _) => Step::Remove,
         }
     }
@@ -80,6 +83,7 @@ impl Registry {
                 }
                 return;
             };
+            let has_images = entry.record.images;
             let under_way = match entry.step_next(front.want) {
                 Step::Wait => false,
                 Step::Start if self.start_held(key) => false,
@@ -94,7 +98,10 @@ impl Registry {
                 Step::Start => self.start(key),
                 Step::Swap => self.swap(key),
                 Step::Stop => self.stop(key),
-                Step::DeleteImages => self.images_delete(key),
+                Step::DeleteImages if self.images_delete(key) => true,
+                // Nobody can be told to, and no image is known of.
+                Step::DeleteImages if !has_images => return self.remove(key),
+                Step::DeleteImages => false,
                 Step::Rest => {
                     self.update(key, |entry| {
                         entry.record.state = ProcessState::Gone;
@@ -188,6 +195,7 @@ impl Registry {
             entry.record.stopping = false;
             entry.record.error = None;
             entry.vouched = true;
+            entry.swept = false;
             entry.pid = 0;
             entry.addresses.clear();
         });
@@ -263,6 +271,7 @@ impl Registry {
             request: self.command_add(link, key, Doing::DeleteImages),
             application: key.application.clone(),
             process: key.process.clone(),
+            below: self.incarnation_next,
         };
         self.actions.push(Action::Tell { link, message });
         true

@@ -308,12 +308,6 @@ impl Registry {
         if matches!(verb, Verb::SwapIn | Verb::Create) {
             self.hold_lift(key);
         }
-        if want == Want::Deleted {
-            self.update(key, |entry| {
-                // It may have written one of which nobody has heard.
-                entry.record.images |= entry.record.incarnation != 0;
-            });
-        }
         self.wait_for(now, origin, wait_ms, key, want);
     }
 

@@ -417,6 +417,26 @@ fn a_stopped_process_starts_only_when_created_again_and_then_empty() {
 }
 
 #[test]
+fn nothing_begins_from_what_is_half_deleted_nor_is_deleted_of_a_new_life() {
+    let mut bench = Bench::new();
+    let start = bench.ready();
+    bench.ask(process(Verb::Swap));
+    bench.say(1, swapped(&start, 1));
+    bench.told();
+    bench.ask(process(Verb::Delete));
+    let request = match bench.told().as_slice() {
+        [(1, ToAgent::DeleteImages { request, below, .. })] if *below == 2 => *request,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(bench.show().state, ProcessState::Gone);
+    let result = Err("the storage failed".into());
+    bench.say(1, FromAgent::Answer { request, result });
+    bench.ask(process(Verb::Create));
+    let again = bench.started();
+    assert_eq!((again.life, again.swap_generation), (2, 0));
+}
+
+#[test]
 fn deleting_stops_the_host_then_deletes_the_images() {
     let mut bench = Bench::new();
     let start = bench.ready();

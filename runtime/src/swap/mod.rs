@@ -308,6 +308,16 @@ pub enum RejectReason {
     },
 }
 
+/// Which incarnation has written what is stored under a name, of which this is the last component;
+/// `None` if nobody here writes such.
+pub fn object_writer(component: &str) -> Option<Incarnation> {
+    let manifest = CommitId::from_manifest_name(component).map(|id| id.incarnation);
+    let pack = || PackId::from_name(component).map(|pack| pack.commit.incarnation);
+    let through = || ThroughId::from_name(component).map(|id| id.incarnation);
+    let writer = || through::writer_from_name(component);
+    manifest.or_else(pack).or_else(through).or_else(writer)
+}
+
 /// What lies under a process's prefix, in ascending order; other names are not ours.
 #[derive(Debug)]
 struct Listing {

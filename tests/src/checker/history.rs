@@ -254,6 +254,13 @@ pub enum Event {
         /// The process.
         process: String,
     },
+    /// A process was deleted, and that was acknowledged.
+    Removed {
+        /// The process.
+        process: String,
+        /// What is left in storage of what it had written by then.
+        left: Vec<String>,
+    },
     /// A life of a process is over.
     Ended {
         /// The process.

@@ -105,6 +105,10 @@ pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
                 let following = all.entry(process).or_default();
                 found.extend(following.moved(at, process, *incarnation, *from));
             }
+            Event::Removed { process, left } if !left.is_empty() => found.push(Violation {
+                promise: Promise::Deleted,
+                text: format!("{process:?} was deleted, and {left:?} is left"),
+            }),
             Event::Forgotten { process } => all.entry(process).or_default().forget(at),
             Event::Ended {
                 process,

@@ -15,6 +15,7 @@
 //! | a state object is linearizable | the search of `linear.rs`, an object at a time |
 //! | messages of a source under a key: in order, once, none lost | the same, a queue at a time |
 //! | a crash takes a process back to an image, a swap takes nothing back | images and crashes are operations of the search: `models.rs` |
+//! | a process that was stopped or deleted is empty when it comes again, and nothing is left of a deleted one | `lives.rs` |
 //! | but for objects that were written through | that is an operation, too, which goes over images: `through.rs` |
 //!
 //! What a caller cannot know (its process died, its deadline passed) may have happened or not: the
@@ -63,6 +64,8 @@ pub enum Promise {
     State,
     /// Messages come in order, once, and only a crash takes something back.
     Messages,
+    /// Nothing is left of a process that was deleted.
+    Deleted,
 }
 
 impl std::fmt::Display for Violation {

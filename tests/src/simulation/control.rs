@@ -214,7 +214,10 @@ impl Control {
                 disk.processes.retain(|old| old.name != record.name);
                 disk.processes.push(record);
             }
-            Change::ProcessRemoved(_, name) => disk.processes.retain(|old| old.name != name),
+            Change::ProcessRemoved(_, name) => {
+                here(|world| world.removed(&name));
+                disk.processes.retain(|old| old.name != name);
+            }
             Change::IncarnationNext(next) => disk.incarnation_next = next,
             Change::Transfer(record) => {
                 if record.committed {

@@ -70,6 +70,8 @@ pub struct Plan {
     /// How often, in a thousand things that a function does, an object is written through, or
     /// deleted.
     pub through: u64,
+    /// How often, in a thousand other things that are done to a process, it is deleted.
+    pub deletes: u64,
 }
 
 impl Plan {
@@ -78,11 +80,12 @@ impl Plan {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x7468_726f_7567);
         Self {
             through: [0, 150, 500][random.usize(..3)],
+            deletes: [0, 300][random.usize(..2)],
             ..Self::calling(seed)
         }
     }
 
-    /// The plan of a seed, of all but what is written through.
+    /// The plan of a seed, of all but what is written through, and deletion.
     pub fn calling(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6f74_6865_7273);
         Self {
@@ -124,6 +127,7 @@ impl Plan {
             moves: 0,
             others: 0,
             through: 0,
+            deletes: 0,
         }
     }
 }

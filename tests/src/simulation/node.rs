@@ -1,12 +1,12 @@
 //! A node: an agent, its directory, and the hosts of its processes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use praas_cluster::agent::{SimulatedAgent, Wanted};
+use praas_cluster::agent::{SimulatedAgent, Wanted, images_delete};
 use praas_control::agent::{FromAgent, ToAgent};
 use praas_runtime::codec;
 use praas_runtime::directory::{DirectoryAnswer, DirectoryRequest, Resolved};
@@ -30,6 +30,10 @@ pub(super) struct Node {
     /// The link to the control plane.
     pub link: RefCell<Option<u64>>,
     pub hosts: RefCell<BTreeMap<String, Rc<Host>>>,
+    /// Requests to delete what incarnations of a process below one have left.
+    deletions: RefCell<VecDeque<(u64, String, u64)>>,
+    /// One of them is under way, on the stack.
+    deleting: Cell<bool>,
     directory: RefCell<Endpoint>,
     questions: RefCell<Questions>,
     pub address: Address,
@@ -66,6 +70,8 @@ impl Node {
             agent: RefCell::new(SimulatedAgent::new(APPLICATION, PATIENCE)),
             link: RefCell::new(None),
             hosts: RefCell::new(BTreeMap::new()),
+            deletions: RefCell::new(VecDeque::new()),
+            deleting: Cell::new(false),
             directory: RefCell::new(endpoint),
             questions: RefCell::new(Questions::default()),
             address,
@@ -186,9 +192,9 @@ impl Node {
                 }
             }
             Wanted::Say(message) => self.say(world, message),
-            Wanted::ImagesDelete(request, _) => {
-                let result = Err("the simulation deletes no images".into());
-                self.say(world, FromAgent::Answer { request, result });
+            Wanted::ImagesDelete(request, process, below) => {
+                let mut deletions = self.deletions.borrow_mut();
+                deletions.push_back((request, process, below));
             }
             Wanted::Serves(process) => {
                 let found = self.agent.borrow().serving(&process);
@@ -207,6 +213,29 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Deletes images, as the agent's thread for it does; whether there were any to be deleted.
+    pub fn images_step(&self, world: &World) -> bool {
+        if self.deleting.get() {
+            return false;
+        }
+        let Some((request, process, below)) = self.deletions.borrow_mut().pop_front() else {
+            return false;
+        };
+        self.deleting.set(true);
+        world.writing(&self.name, 0);
+        let result = images_delete(&*world.storage(), APPLICATION, &process, below);
+        world.written();
+        self.deleting.set(false);
+        world.trace(|| {
+            format!(
+                "{}: what {process} had left is deleted: {result:?}",
+                self.name
+            )
+        });
+        self.say(world, FromAgent::Answer { request, result });
+        true
     }
 
     /// Goes on with the directory; whether anything happened.

@@ -6,13 +6,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use praas_runtime::swap::{Storage, StorageError};
 
+use super::APPLICATION;
 use super::world::{World, here};
 use crate::checker::{Event, Image};
 
 /// Storage that all nodes share.
 #[derive(Debug, Default)]
 pub(super) struct MemoryStorage {
-    objects: Mutex<BTreeMap<String, Vec<u8>>>,
+    objects: Mutex<BTreeMap<String, Object>>,
+}
+
+#[derive(Debug)]
+struct Object {
+    bytes: Vec<u8>,
+    /// Whoever wrote it was dead when it came.
+    late: bool,
 }
 
 /// What becomes of an operation.
@@ -28,8 +36,18 @@ enum Fate {
 }
 
 impl MemoryStorage {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Object>> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What there is of a process, but for what came when its writer was dead.
+    pub fn left(&self, process: &str) -> Vec<String> {
+        let objects = self.lock();
+        let prefix = format!("{APPLICATION}/{process}/");
+        let left = objects.range(prefix.clone()..);
+        let left = left.take_while(|(name, _)| name.starts_with(&prefix));
+        let left = left.filter(|(_, object)| !object.late);
+        left.map(|(name, _)| name.clone()).collect()
     }
 
     /// Lets time pass, in which anything may happen; then what becomes of the operation.
@@ -91,14 +109,15 @@ impl Storage for MemoryStorage {
             return Err(StorageError::Exists { name: name.into() });
         }
         let mut bytes = parts.concat();
+        let late = here(|world| !world.writer_unfenced());
         match fate {
             Fate::Failed => {}
             Fate::Partial => {
                 bytes.truncate(bytes.len() / 2);
-                objects.insert(name.into(), bytes);
+                objects.insert(name.into(), Object { bytes, late });
             }
             Fate::Done | Fate::Unsaid => {
-                objects.insert(name.into(), bytes);
+                objects.insert(name.into(), Object { bytes, late });
                 if let Some((process, image)) = manifest(name) {
                     here(|world| world.note(Event::Durable { process, image }));
                 }
@@ -118,14 +137,15 @@ impl Storage for MemoryStorage {
         let objects = self.lock();
         let bytes = objects.get(name);
         let missing = || StorageError::NotFound { name: name.into() };
-        bytes.map(|bytes| bytes.len() as u64).ok_or_else(missing)
+        let bytes = bytes.map(|object| object.bytes.len() as u64);
+        bytes.ok_or_else(missing)
     }
 
     fn read(&self, name: &str, offset: u64, into: &mut [u8]) -> Result<(), StorageError> {
         Self::fate("read", name)?;
         let objects = self.lock();
         let missing = || StorageError::NotFound { name: name.into() };
-        let bytes = objects.get(name).ok_or_else(missing)?;
+        let bytes = &objects.get(name).ok_or_else(missing)?.bytes;
         let end = offset as usize + into.len();
         let short = || StorageError::Short {
             name: name.into(),

@@ -176,15 +176,24 @@ impl World {
         }
     }
 
+    /// The control plane has forgotten a process.
+    pub fn removed(&self, process: &str) {
+        self.note(Event::Removed {
+            process: process.into(),
+            left: self.storage().left(process),
+        });
+    }
+
     /// What the control plane is asked for besides swaps.
     fn upset_other(&self) {
         let process = self.process();
         let verb = match self.random(4) {
+            _ if self.plan.deletes > 0 && self.chance(self.plan.deletes) => Verb::Delete,
             0 => Verb::Stop,
             _ => Verb::Checkpoint,
         };
         self.trace(|| format!("{verb:?} {process}"));
-        if verb == Verb::Stop {
+        if matches!(verb, Verb::Stop | Verb::Delete) {
             self.stopped.borrow_mut().insert(process.clone());
         }
         self.control.borrow_mut().process(&process, verb);

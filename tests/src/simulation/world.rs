@@ -274,6 +274,13 @@ impl World {
         })
     }
 
+    /// Whether whoever uses the storage is not taken for dead either.
+    pub fn writer_unfenced(&self) -> bool {
+        let writers = self.writers.borrow();
+        let writer = writers.last();
+        writer.is_none_or(|(process, incarnation)| self.lives(process, *incarnation))
+    }
+
     /// Whoever writes through is taken for dead meanwhile, now and then, and his successor begins.
     pub fn writer_haunts(&self) {
         let never = self.plan.through == 0 || self.plan.upsets == 0 || self.calm.get();
@@ -380,18 +387,23 @@ impl World {
             0 => 4,
             _ => 5,
         };
-        let all = nodes * 4 + callers * 2 + hosts.len() as u64 * of_host;
+        let of_node = match self.plan.deletes {
+            0 => 4,
+            _ => 5,
+        };
+        let all = nodes * of_node + callers * 2 + hosts.len() as u64 * of_host;
         let mut turn = self.random(all);
-        if turn < nodes * 4 {
+        if turn < nodes * of_node {
             let node = self.node((turn % nodes) as usize);
             return match turn / nodes {
                 0 => node.directory_step(self),
                 1 => node.hosts_hear(self),
                 2 => node.hear(self),
+                4 => node.images_step(self),
                 _ => self.control_step(&node),
             };
         }
-        turn -= nodes * 4;
+        turn -= nodes * of_node;
         if turn < callers * 2 {
             return self.caller_step((turn % callers) as usize);
         }

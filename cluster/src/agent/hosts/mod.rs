@@ -65,8 +65,8 @@ pub(super) enum Action {
     RecordWrite(Box<HostRecord>),
     /// Forget it.
     RecordRemove(HostKey),
-    /// Delete the swap images of a process; answer the command then.
-    ImagesDelete(u64, HostKey),
+    /// Delete what incarnations of a process below one have left in storage; answer the command then.
+    ImagesDelete(u64, HostKey, u64),
     /// A process serves, says its own host: whoever asks for it can be told.
     Serves(HostKey),
     /// Tell the control plane at once what a host counts.
@@ -195,6 +195,7 @@ impl Hosts {
                 request,
                 application,
                 process,
+                below,
             } => {
                 let key = HostKey {
                     application,
@@ -202,7 +203,7 @@ impl Hosts {
                 };
                 match self.hosts.contains_key(&key) {
                     true => self.answer(request, Err(format!("{key} has a host on this node"))),
-                    false => self.actions.push(Action::ImagesDelete(request, key)),
+                    false => self.actions.push(Action::ImagesDelete(request, key, below)),
                 }
             }
             ToAgent::Checkpoint(command) => self.checkpoint(&command),

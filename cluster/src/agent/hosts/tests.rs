@@ -47,7 +47,7 @@ fn word(action: &Action) -> String {
         Action::Say(other) => format!("{other:?}"),
         Action::RecordWrite(record) => format!("write {}", record.state),
         Action::RecordRemove(_) => "remove".into(),
-        Action::ImagesDelete(request, _) => format!("delete {request}"),
+        Action::ImagesDelete(request, ..) => format!("delete {request}"),
         Action::Serves(_) => "serves".into(),
         Action::StatsTell(_) => "stats".into(),
     }
@@ -475,6 +475,7 @@ fn images_are_deleted_of_what_does_not_run() {
         request: 9,
         application: "a".into(),
         process: process.into(),
+        below: 4,
     };
     lab.hosts.told(lab.now, delete("p"));
     lab.expect(&["answer 9 err"]);
