@@ -144,6 +144,8 @@ pub struct StateStore {
     page: Option<Arc<StatsPage>>,
     /// Told when there are regions to be closed.
     retired: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// There are no other threads.
+    one_thread: bool,
 }
 
 /// What is to be written in an object's place.
@@ -169,7 +171,13 @@ impl StateStore {
             lent: Arc::default(),
             page: None,
             retired: OnceLock::new(),
+            one_thread: false,
         }
+    }
+
+    /// There is one thread only, which goes on elsewhere while storage is read.
+    pub fn one_thread_set(&mut self) {
+        self.one_thread = true;
     }
 
     /// Counts bytes in this page, too, from now on.

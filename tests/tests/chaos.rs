@@ -87,6 +87,8 @@ struct Seen {
     durable_crashed: u64,
     /// A process that wrote something through was taken for dead.
     ghosts: u64,
+    /// A process began before all of its state was there.
+    lazy: u64,
     /// A process was deleted.
     removed: u64,
     /// What was lost, and at which moment of a transfer.
@@ -155,6 +157,7 @@ impl Seen {
             }
         }
         for line in &run.trace {
+            self.lazy += u64::from(line.contains(" begins with ") && line.ends_with(" absent"));
             self.ghosts += u64::from(line.ends_with(" is taken for dead"));
             if let Some((_, lost)) = line.split_once(": losing ") {
                 *self.lost.entry(lost.into()).or_default() += 1;
@@ -174,6 +177,7 @@ impl Seen {
         self.durable_crashed += other.durable_crashed;
         self.ghosts += other.ghosts;
         self.removed += other.removed;
+        self.lazy += other.lazy;
         for (lost, times) in &other.lost {
             *self.lost.entry(lost.clone()).or_default() += times;
         }
@@ -193,6 +197,7 @@ impl Seen {
             self.durable_crashed,
             self.ghosts,
             self.removed,
+            self.lazy,
         ];
         assert!(!counts.contains(&0), "{self:?}");
         for victim in ["Source", "Target", "Both", "Control", "Link"] {

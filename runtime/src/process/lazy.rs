@@ -132,6 +132,30 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// What a fetcher does in one go, in a process without threads; whether there was anything to
+    /// be fetched.
+    pub(super) fn fetch_step(&self) -> bool {
+        if self.ended.load(Ordering::Relaxed) {
+            return false;
+        }
+        let Some((key, absent)) = self.wanted.lock().pop_front() else {
+            return false;
+        };
+        if let Err(error) = self.state.fetch(&key, &absent)
+            && !matches!(error, StateError::Corrupt { .. })
+        {
+            self.wanted.lock().push_back((key, absent));
+        }
+        true
+    }
+
+    /// What is to be fetched by steps.
+    pub(super) fn fetch_begin(&self) {
+        *self.wanted.lock() = self.state.absent();
+    }
+}
+
 impl Process {
     /// Has all of the state here: after a lazy swap-in, waits for what is in storage still. To be
     /// called before the state is to be somewhere else than in this storage; not by a worker.

@@ -238,7 +238,10 @@ impl Process {
         let (mut shared, sessions) =
             shared_make(identity, settings, config.registry, &endpoint, restore)?;
         shared.persister.to = config.persist;
-        shared.stepped = stepped;
+        if stepped.is_some() {
+            shared.stepped = stepped;
+            shared.state.one_thread_set();
+        }
         shared.vouched = vouched;
         let shared = Arc::new(shared);
         let serve = Serve::new(Arc::clone(&shared), peers, sessions);

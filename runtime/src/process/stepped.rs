@@ -47,6 +47,7 @@ impl Process {
             .map_err(StartError::from)?;
         let process = Self::start_on(endpoint, config, restore, Some(meanwhile), Vec::new())?;
         process.stack_make();
+        process.engine.shared.fetch_begin();
         Ok(process)
     }
 
@@ -77,6 +78,12 @@ impl Process {
         drop(engine.job_run(number, &worker, job, Some(core)));
         crew.run_end();
         true
+    }
+
+    /// Fetches the next of what was swapped in lazily, as a thread of its own does otherwise;
+    /// whether there was anything.
+    pub fn fetch_step(&self) -> bool {
+        self.engine.shared.fetch_step()
     }
 
     /// Writes through to storage what functions wait for, as a thread of its own does otherwise.
@@ -143,6 +150,8 @@ pub enum OutStep {
     Idle,
     /// Something was done.
     Went,
+    /// The target may come.
+    Offered,
     /// New invocations are turned away from now on.
     Freezing,
     /// The process is frozen, and all of it is on its way.
@@ -160,6 +169,17 @@ impl Process {
         let heard = self.transfer_install(offer)?;
         let phase = OutPhase::Offered;
         Ok(SteppedOut { heard, phase })
+    }
+
+    /// Fetches an object that is in storage still, before the target may come.
+    pub fn transfer_out_fetch(&self) -> OutStep {
+        let Some((key, absent)) = self.engine.shared.state.absent().pop_front() else {
+            return OutStep::Offered;
+        };
+        match self.transfer_fetch_one(&key, &absent) {
+            Ok(()) => OutStep::Went,
+            Err(error) => OutStep::Over(self.transfer_finish(Err(error))),
+        }
     }
 
     /// Goes on with it.

@@ -26,7 +26,7 @@ use super::engine::Core;
 use super::quiesce::{Outliving, QuiesceError};
 use super::serve::Serve;
 use super::{Process, ProcessConfig, Restore, StartError, endpoint_make};
-use crate::state::StateError;
+use crate::state::{Absent, StateError};
 use crate::swap::{ImageKind, ProcessImage};
 use crate::transfer::{
     AM_TRANSFER, FromSource, FromTarget, Notice, Out, PullError, Shape, Source, SourceCounts,
@@ -200,14 +200,24 @@ impl Process {
 
     /// As [`Process::state_fetch`], for as long as there is a transfer.
     fn transfer_fetch(&self) -> Result<(), TransferError> {
-        let state = &self.engine.shared.state;
-        for (key, absent) in state.absent() {
-            if self.transfer_cancelled() {
-                return Err(TransferError::Cancelled);
-            }
-            state.fetch(&key, &absent).map_err(QuiesceError::from)?;
+        self.engine
+            .shared
+            .state
+            .absent()
+            .into_iter()
+            .try_for_each(|(key, absent)| self.transfer_fetch_one(&key, &absent))
+    }
+
+    pub(super) fn transfer_fetch_one(
+        &self,
+        key: &str,
+        absent: &Arc<Absent>,
+    ) -> Result<(), TransferError> {
+        if self.transfer_cancelled() {
+            return Err(TransferError::Cancelled);
         }
-        Ok(())
+        let fetched = self.engine.shared.state.fetch(key, absent);
+        Ok(fetched.map(drop).map_err(QuiesceError::from)?)
     }
 
     /// Waits until all functions that run now have ended, while the process serves on. Where one

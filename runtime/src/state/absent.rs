@@ -99,9 +99,14 @@ impl Absent {
         matches!(self.lock().outcome, Some(Err(FetchError::Corrupt(_))))
     }
 
-    /// The bytes: reads them, or waits for whoever does.
-    fn fetch(&self) -> Result<Buf, FetchError> {
+    /// The bytes: reads them, or waits for whoever does. If there is one thread, that is somebody
+    /// below on its stack: then it reads them, too.
+    fn fetch(&self, one_thread: bool) -> Result<Buf, FetchError> {
         let mut fetching = self.lock();
+        if one_thread && fetching.busy {
+            drop(fetching);
+            return self.source.fetch(self.number);
+        }
         let (waits, round) = (fetching.busy, fetching.rounds);
         while fetching.busy && fetching.rounds == round {
             let waited = self.ended.wait(fetching);
@@ -211,7 +216,7 @@ impl StateStore {
     /// # Errors
     /// It does not verify, the storage fails, or there is no memory.
     pub fn fetch(&self, key: &str, absent: &Arc<Absent>) -> Result<Buf, StateError> {
-        let fetched = absent.fetch();
+        let fetched = absent.fetch(self.one_thread);
         // Those who waited, too: the first of them need not be the one who read it.
         let buf = fetched.map_err(|error| self.fetch_failed(key, absent, error))?;
         let mut objects = self.lock();

@@ -67,6 +67,8 @@ enum Arriving {
 struct Outgoing {
     /// While it goes on.
     out: Option<SteppedOut>,
+    /// Whether the target may come.
+    offered: bool,
     /// Whether it is called off, if that can be.
     thaws: bool,
 }
@@ -287,7 +289,11 @@ impl Host {
                     life: Incarnation(start.life),
                 };
                 let name = (&*start.application, &*start.process);
-                let loaded = swap_in_lazily(&storage, pool, name, heir, u64::MAX);
+                let min_bytes = match world.plan.lazy {
+                    true => 0,
+                    false => u64::MAX,
+                };
+                let loaded = swap_in_lazily(&storage, pool, name, heir, min_bytes);
                 let loaded = match loaded {
                     Err(error)
                         if start.swap_generation == 0 && error.is_of_unfinished_commits() =>
@@ -309,8 +315,13 @@ impl Host {
                             incarnation: loaded.image.incarnation.0,
                             generation,
                         });
-                        // Where nothing is written through it is as if all were new in storage.
-                        let base = (world.plan.through > 0).then_some(loaded.base);
+                        let later = absent.as_ref().map_or(0, |absent| absent.objects.len());
+                        if later > 0 {
+                            world.trace(|| format!("{} begins with {later} absent", self.process));
+                        }
+                        // Else it is as if all were new in storage.
+                        let known = world.plan.through > 0 || world.plan.lazy;
+                        let base = known.then_some(loaded.base);
                         let image = loaded.image;
                         Some(Restore {
                             image,
@@ -433,12 +444,15 @@ impl Host {
         }
         match process.transfer_out_begin(offer) {
             Ok(out) => {
+                let offered = process.state_absent() == 0;
                 *self.outgoing.borrow_mut() = Some(Outgoing {
                     out: Some(out),
+                    offered,
                     thaws: false,
                 });
-                self.transfer_say(world, HostTransfer::Sending, None);
-                world.reached(&self.process, Moment::Offered);
+                if offered {
+                    self.transfer_offered(world);
+                }
             }
             Err(error) => {
                 self.transfer_say(world, HostTransfer::None, Some(error.to_string()));
@@ -451,17 +465,18 @@ impl Host {
         let Some(process) = self.serving.borrow().clone() else {
             return false;
         };
-        let step = {
-            let mut outgoing = self.outgoing.borrow_mut();
-            let out = outgoing.as_mut().and_then(|outgoing| outgoing.out.as_mut());
-            let Some(out) = out else {
-                return false;
-            };
-            process.transfer_out_step(out)
+        let Some(step) = self.outgoing_go(world, &process) else {
+            return false;
         };
         match step {
             OutStep::Idle => return false,
             OutStep::Went => {}
+            OutStep::Offered => {
+                if let Some(outgoing) = &mut *self.outgoing.borrow_mut() {
+                    outgoing.offered = true;
+                }
+                self.transfer_offered(world);
+            }
             OutStep::Freezing => {
                 self.transfer_say(world, HostTransfer::Frozen, None);
                 world.reached(&self.process, Moment::Freezing);
@@ -496,6 +511,29 @@ impl Host {
             }
         }
         true
+    }
+
+    fn outgoing_go(&self, world: &World, process: &Process) -> Option<OutStep> {
+        {
+            let mut outgoing = self.outgoing.borrow_mut();
+            let outgoing = outgoing.as_mut()?;
+            let out = outgoing.out.as_mut()?;
+            if outgoing.offered {
+                return Some(process.transfer_out_step(out));
+            }
+        }
+        // Others go on meanwhile.
+        let busy = self.busy.replace(true);
+        world.writing(&self.process, self.incarnation);
+        let step = process.transfer_out_fetch();
+        world.written();
+        *self.busy.borrow_mut() = busy;
+        (!self.gone.get()).then_some(step)
+    }
+
+    fn transfer_offered(&self, world: &World) {
+        self.transfer_say(world, HostTransfer::Sending, None);
+        world.reached(&self.process, Moment::Offered);
     }
 
     /// There is no transfer, or none any more.

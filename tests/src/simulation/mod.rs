@@ -72,6 +72,8 @@ pub struct Plan {
     pub through: u64,
     /// How often, in a thousand other things that are done to a process, it is deleted.
     pub deletes: u64,
+    /// Whether some objects are large, and come back later than their process.
+    pub lazy: bool,
 }
 
 impl Plan {
@@ -81,11 +83,12 @@ impl Plan {
         Self {
             through: [0, 150, 500][random.usize(..3)],
             deletes: [0, 300][random.usize(..2)],
+            lazy: random.usize(..3) == 0,
             ..Self::calling(seed)
         }
     }
 
-    /// The plan of a seed, of all but what is written through, and deletion.
+    /// The plan of a seed, of all but what is written through, deletion, and lazy starts.
     pub fn calling(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6f74_6865_7273);
         Self {
@@ -128,6 +131,7 @@ impl Plan {
             others: 0,
             through: 0,
             deletes: 0,
+            lazy: false,
         }
     }
 }

@@ -383,9 +383,10 @@ impl World {
         let hosts = self.hosts();
         let nodes = self.nodes.borrow().len() as u64;
         let callers = self.callers.borrow().len() as u64;
-        let of_host = match self.plan.through {
-            0 => 4,
-            _ => 5,
+        let of_host = match (self.plan.through, self.plan.lazy) {
+            (0, false) => 4,
+            (_, false) => 5,
+            (_, true) => 6,
         };
         let of_node = match self.plan.deletes {
             0 => 4,
@@ -412,6 +413,7 @@ impl World {
         match turn % of_host {
             0 => host.step(self, node),
             4 => host.persist_step(self),
+            5 => host.fetch_step(self),
             _ => host.process_step(self),
         }
     }

@@ -7,6 +7,7 @@ use praas_runtime::process::{PersistTo, Process, QuiesceError};
 use praas_runtime::swap::{Committed, SwapConfig};
 use praas_transport::clock;
 
+use super::super::Plan;
 use super::super::world::{World, here};
 use super::Host;
 use crate::checker::{End, Event, Image};
@@ -29,7 +30,7 @@ impl Host {
         };
         PersistTo {
             storage: world.storage(),
-            config: swap_config(),
+            config: swap_config(&world.plan),
             checkpointed: Box::new(checkpointed),
         }
     }
@@ -42,6 +43,15 @@ impl Host {
             took_ms: 0,
             written_unix_ms: clock::unix_ms(),
         });
+    }
+
+    /// What a thread does that fetches the state of a process; whether it did something.
+    pub fn fetch_step(&self, world: &World) -> bool {
+        let process = self.serving.borrow().clone();
+        world.writing(&self.process, self.incarnation);
+        let happened = process.is_some_and(|process| process.fetch_step());
+        world.written();
+        happened
     }
 
     /// What the thread does that writes through; whether it did something.
@@ -107,7 +117,7 @@ impl Host {
 
     fn checkpoint_take(&self, world: &World, process: &Process) -> Result<Committed, QuiesceError> {
         self.imaging(world);
-        let taken = process.checkpoint(&*world.storage(), &swap_config());
+        let taken = process.checkpoint(&*world.storage(), &swap_config(&world.plan));
         world.written();
         if let (Ok(committed), false) = (&taken, self.gone.get()) {
             self.committed(world, committed.generation);
@@ -155,7 +165,7 @@ impl Host {
             return;
         }
         self.imaging(world);
-        let swapped = process.swap_out(&*world.storage(), &swap_config());
+        let swapped = process.swap_out(&*world.storage(), &swap_config(&world.plan));
         world.written();
         if self.gone.get() {
             return;
@@ -180,7 +190,12 @@ impl Host {
 }
 
 /// Small chunks and packs, so that there are several of each.
-fn swap_config() -> SwapConfig {
-    let settings = serde_json::json!({ "chunk_bytes": 256, "pack_max_bytes": 4096, "threads": 1 });
+fn swap_config(plan: &Plan) -> SwapConfig {
+    let (chunk, pack) = match plan.lazy {
+        true => (32 << 10, 128 << 10),
+        false => (256, 4096),
+    };
+    let settings =
+        serde_json::json!({ "chunk_bytes": chunk, "pack_max_bytes": pack, "threads": 1 });
     serde_json::from_value(settings).expect("settings of a swap")
 }
