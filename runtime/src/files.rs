@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use praas_transport::sync::atomic::{AtomicU64, Ordering};
 use praas_transport::{Buf, BufPool, PoolExhausted, clock};
 
 /// Bytes of the longest name of a file.
@@ -27,6 +28,8 @@ pub const FILE_MODE_BITS: u16 = 0o777;
 pub const FILE_MODE_DEFAULT: u16 = 0o600;
 /// What the directories' names begin with; the OS process's number and a random one follow.
 pub const FILES_DIR_PREFIX: &str = "files-";
+/// How many this OS process has made.
+static MADE: AtomicU64 = AtomicU64::new(0);
 /// Directories in one another at most.
 const DEPTH_MAX: usize = 64;
 
@@ -112,11 +115,9 @@ impl FilesDir {
         let mut random = [0; 8];
         let drawn = clock::random_fill(&mut random);
         drawn.map_err(|error| io_error("name", base)(io::Error::other(error.to_string())))?;
-        let name = format!(
-            "{FILES_DIR_PREFIX}{}-{:016x}",
-            std::process::id(),
-            u64::from_le_bytes(random)
-        );
+        // Simulations in one OS process may draw the same.
+        let random = u64::from_le_bytes(random).wrapping_add(MADE.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{FILES_DIR_PREFIX}{}-{random:016x}", std::process::id());
         let path = base.join(name);
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.map_err(io_error("make", &path))?;

@@ -89,6 +89,8 @@ struct Seen {
     ghosts: u64,
     /// A process began before all of its state was there.
     lazy: u64,
+    /// A file was read that was there.
+    files: u64,
     /// A process was deleted.
     removed: u64,
     /// What was lost, and at which moment of a transfer.
@@ -100,6 +102,7 @@ impl Seen {
         let mut crashed = BTreeSet::new();
         let mut frozen = BTreeSet::new();
         let (mut looks, mut one_ways) = (BTreeSet::new(), BTreeSet::new());
+        let mut files = BTreeSet::new();
         let (mut told, mut told_crashed) = (BTreeSet::new(), BTreeSet::new());
         for event in &run.history.events {
             match event {
@@ -115,6 +118,11 @@ impl Seen {
                     action: Action::Look { .. },
                     ..
                 } => drop(looks.insert(*call)),
+                Event::Called {
+                    call,
+                    action: Action::Read { key },
+                    ..
+                } if key.starts_with("file/") => drop(files.insert(*call)),
                 Event::Returned { call, outcome } => match outcome {
                     Outcome::Ok(_) => self.looked += u64::from(looks.contains(call)),
                     Outcome::Unknown(why) if why == "one-way" => drop(one_ways.insert(*call)),
@@ -127,6 +135,8 @@ impl Seen {
                     ..
                 } => {
                     self.one_way += u64::from(one_ways.contains(call));
+                    let there = matches!(reply, Reply::Value(Some(_)));
+                    self.files += u64::from(there && files.contains(call));
                     if matches!(reply, Reply::Durable(_) | Reply::DurableLater) {
                         self.durable += 1;
                         told.insert(process);
@@ -177,6 +187,7 @@ impl Seen {
         self.durable_crashed += other.durable_crashed;
         self.ghosts += other.ghosts;
         self.removed += other.removed;
+        self.files += other.files;
         self.lazy += other.lazy;
         for (lost, times) in &other.lost {
             *self.lost.entry(lost.clone()).or_default() += times;
@@ -197,6 +208,7 @@ impl Seen {
             self.durable_crashed,
             self.ghosts,
             self.removed,
+            self.files,
             self.lazy,
         ];
         assert!(!counts.contains(&0), "{self:?}");

@@ -1,5 +1,6 @@
 //! What processes in a simulation run: functions that do one thing, and tell the recorder.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use praas_runtime::prelude::*;
@@ -14,6 +15,8 @@ pub(super) const APPLY: &str = "apply";
 pub(super) const AGAIN: &str = "again";
 /// State objects under it grow by appending.
 pub(super) const APPENDED: &str = "append/";
+/// What begins so is a file in the process's directory, and no state object.
+pub(super) const FILES: &str = "file/";
 /// This one is large where states come back lazily: so large that it comes later.
 const LARGE: &str = "n/b";
 const LARGE_BYTES: usize = 65 << 10;
@@ -170,7 +173,14 @@ fn run(context: &Context, request: Request) -> Result<Given, FunctionError> {
 
 fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
     Ok(match todo {
+        Todo::Read(key) if key.starts_with(FILES) => Given::Value(file_read(context, &key)?),
         Todo::Read(key) => Given::Value(value(context, &key)?.0),
+        Todo::Write(key, value) if key.starts_with(FILES) => {
+            let path = context.state_dir()?.join(key);
+            let written = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+            written.and_then(|()| std::fs::write(&path, bytes("", value)))?;
+            Given::Done
+        }
         Todo::Write(key, value) => {
             context.state_put(&key, &bytes(&key, value))?;
             Given::Done
@@ -190,6 +200,12 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
             let sum = value(context, &key)?.0.unwrap_or(0) + amount;
             context.state_put(&key, &bytes(&key, sum))?;
             Given::Sum(sum)
+        }
+        Todo::Erase(key) if key.starts_with(FILES) => {
+            match std::fs::remove_file(context.state_dir()?.join(key)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                _ => Given::Done,
+            }
         }
         Todo::Erase(key) => {
             context.state_delete(&key)?;
@@ -384,6 +400,15 @@ fn outcome(error: &CallError) -> Outcome {
 fn value(context: &Context, key: &str) -> Result<(Option<u64>, u64), FunctionError> {
     let view = context.state_view(key)?;
     Ok(view.map_or((None, 0), |view| (Some(meant(&view)), view.version())))
+}
+
+/// What is in a file.
+fn file_read(context: &Context, name: &str) -> Result<Option<u64>, FunctionError> {
+    match std::fs::read(context.state_dir()?.join(name)) {
+        Ok(bytes) => Ok(Some(meant(&bytes))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The bytes of a value: they are many if that is of interest.

@@ -74,6 +74,8 @@ pub struct Plan {
     pub deletes: u64,
     /// Whether some objects are large, and come back later than their process.
     pub lazy: bool,
+    /// How often, in a thousand things that a function does, it is about a file.
+    pub files: u64,
 }
 
 impl Plan {
@@ -84,11 +86,13 @@ impl Plan {
             through: [0, 150, 500][random.usize(..3)],
             deletes: [0, 300][random.usize(..2)],
             lazy: random.usize(..3) == 0,
+            files: [0, 0, 150][random.usize(..3)],
             ..Self::calling(seed)
         }
     }
 
-    /// The plan of a seed, of all but what is written through, deletion, and lazy starts.
+    /// The plan of a seed, of all but what is written through, deletion, lazy
+    /// starts, and files.
     pub fn calling(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6f74_6865_7273);
         Self {
@@ -132,6 +136,7 @@ impl Plan {
             through: 0,
             deletes: 0,
             lazy: false,
+            files: 0,
         }
     }
 }

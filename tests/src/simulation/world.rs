@@ -27,6 +27,8 @@ use crate::checker::{Action, Event, History, Outcome, Recorder};
 const DEPTH_MAX: u32 = 6;
 /// State objects that are used, and keys of messages.
 const KEYS: [&str; 3] = ["a", "n/b", "append/c"];
+/// Files that are used.
+const FILE_NAMES: [&str; 2] = ["file/d", "file/below/e"];
 const MAIL_KEYS: [&str; 2] = ["x", "y"];
 
 thread_local! {
@@ -463,6 +465,14 @@ impl World {
         }
         let key = self.pick(&KEYS).to_owned();
         let appended = key.starts_with(APPENDED);
+        if self.plan.files > 0 && self.chance(self.plan.files) {
+            let name = self.pick(&FILE_NAMES).to_owned();
+            return match self.random(5) {
+                0 | 1 => Todo::Read(name),
+                2 | 3 => Todo::Write(name, self.number()),
+                _ => Todo::Erase(name),
+            };
+        }
         if self.plan.through > 0 && self.chance(self.plan.through) {
             return match self.random(8) {
                 0 => Todo::Erase(key),
@@ -609,7 +619,12 @@ impl World {
     pub fn look(&self) -> bool {
         for process in 0..self.plan.processes {
             let process = format!("p{process}");
-            for key in KEYS.iter().filter(|key| !key.starts_with(APPENDED)) {
+            let files: &[&str] = match self.plan.files {
+                0 => &[],
+                _ => &FILE_NAMES,
+            };
+            let objects = KEYS.iter().filter(|key| !key.starts_with(APPENDED));
+            for key in objects.chain(files) {
                 if !self.ask(&process, Todo::Read((*key).into())) {
                     return false;
                 }
