@@ -91,6 +91,8 @@ struct Seen {
     lazy: u64,
     /// A file was read that was there.
     files: u64,
+    /// A host had no room for a process that was to come.
+    tight: u64,
     /// A process was deleted.
     removed: u64,
     /// What was lost, and at which moment of a transfer.
@@ -168,6 +170,8 @@ impl Seen {
         }
         for line in &run.trace {
             self.lazy += u64::from(line.contains(" begins with ") && line.ends_with(" absent"));
+            let limits = ["mailbox_messages_max", "state_max_bytes"];
+            self.tight += u64::from(limits.iter().any(|limit| line.contains(limit)));
             self.ghosts += u64::from(line.ends_with(" is taken for dead"));
             if let Some((_, lost)) = line.split_once(": losing ") {
                 *self.lost.entry(lost.into()).or_default() += 1;
@@ -187,6 +191,7 @@ impl Seen {
         self.durable_crashed += other.durable_crashed;
         self.ghosts += other.ghosts;
         self.removed += other.removed;
+        self.tight += other.tight;
         self.files += other.files;
         self.lazy += other.lazy;
         for (lost, times) in &other.lost {
@@ -209,6 +214,7 @@ impl Seen {
             self.ghosts,
             self.removed,
             self.files,
+            self.tight,
             self.lazy,
         ];
         assert!(!counts.contains(&0), "{self:?}");

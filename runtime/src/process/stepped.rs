@@ -17,7 +17,7 @@ use praas_transport::{BufPool, Endpoint, clock};
 
 use super::engine::{Core, Engine};
 use super::quiesce::QuiesceError;
-use super::transfer::{Bound, News, PullFrom, Puller, TransferError, TransferOffer};
+use super::transfer::{Bound, News, Prepared, PullFrom, Puller, TransferError, TransferOffer};
 use super::{Process, ProcessConfig, Restore, StartError, endpoint_make};
 use crate::swap::ProcessImage;
 use crate::transfer::{Notice, PullError, SourceCounts};
@@ -51,7 +51,11 @@ impl Process {
         Ok(process)
     }
 
-    fn stack_make(&self) {
+    pub(super) fn is_stepped(&self) -> bool {
+        self.engine.shared.stepped.is_some()
+    }
+
+    pub(super) fn stack_make(&self) {
         for _ in 0..STACKED_MAX {
             self.engine.shared.crew.join();
         }
@@ -245,11 +249,16 @@ pub struct SteppedPull {
 }
 
 impl SteppedPull {
-    /// Begins to fetch.
+    /// Begins to fetch a process that only [`Process::step`] will move.
     ///
     /// # Errors
     /// As [`Bound::pull`].
-    pub fn begin(mut bound: Bound, from: PullFrom) -> Result<Self, PullError> {
+    pub fn begin(
+        mut bound: Bound,
+        from: PullFrom,
+        meanwhile: Meanwhile,
+    ) -> Result<Self, PullError> {
+        bound.stepped = Some(meanwhile);
         let puller = bound.puller(&from)?;
         Ok(Self {
             bound,
@@ -271,7 +280,7 @@ impl SteppedPull {
 
     /// Ends as a kill does.
     pub fn kill(&mut self) {
-        self.bound.kill();
+        self.bound.endpoint.die();
     }
 
     /// Whether all is here, or will not come.
@@ -289,26 +298,10 @@ impl SteppedPull {
     }
 }
 
-impl Bound {
+impl Prepared {
     /// Ends as a kill does.
-    pub fn kill(&mut self) {
-        self.endpoint.die();
-    }
-
-    /// Becomes the process, as [`Prepared::serve`](super::Prepared::serve) does, that only [`Process::step`] moves.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn serve_stepped(
-        self,
-        image: ProcessImage,
-        meanwhile: Meanwhile,
-    ) -> Result<Process, StartError> {
-        let restore = Some(Restore::from(image));
-        let (endpoint, vouched) = (self.endpoint, self.vouched);
-        let process = Process::start_on(endpoint, self.config, restore, Some(meanwhile), vouched)?;
-        process.stack_make();
-        Ok(process)
+    pub fn kill(&self) {
+        self.0.kill();
     }
 }
 

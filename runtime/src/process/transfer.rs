@@ -25,6 +25,7 @@ use praas_transport::{
 use super::engine::Core;
 use super::quiesce::{Outliving, QuiesceError};
 use super::serve::Serve;
+use super::stepped::Meanwhile;
 use super::{Process, ProcessConfig, Restore, StartError, endpoint_make};
 use crate::state::{Absent, StateError};
 use crate::swap::{ImageKind, ProcessImage};
@@ -563,6 +564,8 @@ pub struct Bound {
     pub(super) endpoint: Endpoint,
     pub(super) config: ProcessConfig,
     pub(super) vouched: Vec<u64>,
+    /// Of a process that will have no threads.
+    pub(super) stepped: Option<Meanwhile>,
 }
 
 impl std::fmt::Debug for Bound {
@@ -592,6 +595,7 @@ impl Bound {
             endpoint,
             config,
             vouched: Vec::new(),
+            stepped: None,
         })
     }
 
@@ -675,14 +679,15 @@ impl Bound {
     /// It does not fit, or makes no sense.
     pub fn prepare(self, image: ProcessImage) -> Result<Prepared, StartError> {
         let restore = Some(Restore::from(image));
-        let process = Process::start_on(self.endpoint, self.config, restore, None, self.vouched)?;
+        let (endpoint, vouched) = (self.endpoint, self.vouched);
+        let process = Process::start_on(endpoint, self.config, restore, self.stepped, vouched)?;
         Ok(Prepared(process))
     }
 }
 
 /// A process that is all here, and serves nobody yet.
 #[derive(Debug)]
-pub struct Prepared(Process);
+pub struct Prepared(pub(super) Process);
 
 impl Prepared {
     /// Becomes the process: it serves when this returns.
@@ -690,7 +695,10 @@ impl Prepared {
     /// # Errors
     /// There are no threads.
     pub fn serve(self) -> Result<Process, StartError> {
-        self.0.threads_start()?;
+        match self.0.is_stepped() {
+            true => self.0.stack_make(),
+            false => self.0.threads_start()?,
+        }
         Ok(self.0)
     }
 }

@@ -19,7 +19,7 @@ pub(super) const APPENDED: &str = "append/";
 pub(super) const FILES: &str = "file/";
 /// This one is large where states come back lazily: so large that it comes later.
 const LARGE: &str = "n/b";
-const LARGE_BYTES: usize = 65 << 10;
+pub(super) const LARGE_BYTES: usize = 65 << 10;
 
 /// What a function is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

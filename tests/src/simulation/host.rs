@@ -15,14 +15,14 @@ use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
 use praas_runtime::host::{FromHost, HostTransfer, ToHost};
 use praas_runtime::process::{
-    Bound, OutStep, Process, ProcessConfig, ProcessSettings, PullFrom, Restore, SteppedOut,
-    SteppedPull, TransferOffer,
+    Bound, OutStep, Prepared, Process, ProcessConfig, ProcessSettings, PullFrom, Restore,
+    SteppedOut, SteppedPull, TransferOffer,
 };
-use praas_runtime::swap::{Heir, ImageKind, ProcessImage, Storage, swap_in_lazily};
+use praas_runtime::swap::{Heir, ImageKind, Storage, swap_in_lazily};
 use praas_runtime::world::World as View;
 use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode};
 
-use super::functions::module;
+use super::functions::{LARGE_BYTES, module};
 use super::node::Node;
 use super::upsets::Moment;
 use super::world::{World, meanwhile};
@@ -60,7 +60,8 @@ pub(super) struct Host {
 /// A process that is not this host's yet.
 enum Arriving {
     Pulling(Box<SteppedPull>),
-    Prepared(Box<(Bound, ProcessImage)>),
+    /// All of it is here, of this incarnation.
+    Prepared(Box<(Prepared, u64)>),
 }
 
 /// A transfer of our process to another host.
@@ -220,7 +221,7 @@ impl Host {
         let Some(Arriving::Pulling(pull)) = arriving.take() else {
             return false;
         };
-        match pull.end() {
+        match prepare(*pull) {
             Ok(prepared) => {
                 *arriving = Some(Arriving::Prepared(Box::new(prepared)));
                 drop(arriving);
@@ -370,7 +371,15 @@ impl Host {
     /// Begins to fetch the process from another host.
     fn arrive(&self, world: &World, node: &Node, start: &StartCommand, from: &StartFrom) {
         let page = Arc::new(StatsPage::private());
-        let bound = match Bound::new(self.config(world, node, start), page) {
+        let mut config = self.config(world, node, start);
+        if world.plan.tight > 0 && world.chance(world.plan.tight) {
+            // Perhaps it does not fit.
+            match world.plan.lazy {
+                true => config.settings.state_max_bytes = LARGE_BYTES as u64,
+                false => config.settings.mailbox_messages_max = 1,
+            }
+        }
+        let bound = match Bound::new(config, page) {
             Ok(bound) => bound,
             Err(error) => return self.fail(world, &error.to_string()),
         };
@@ -379,7 +388,7 @@ impl Host {
             incarnation: Incarnation(from.incarnation),
             token: from.token,
         };
-        match SteppedPull::begin(bound, from) {
+        match SteppedPull::begin(bound, from, meanwhile) {
             Ok(pull) => {
                 self.generation.set(start.swap_generation);
                 *self.arriving.borrow_mut() = Some(Arriving::Pulling(Box::new(pull)));
@@ -410,15 +419,14 @@ impl Host {
     /// From now on this is the process.
     fn transfer_serve(&self, world: &World) {
         let arriving = self.arriving.borrow_mut().take();
-        let (bound, image) = match arriving {
+        let (prepared, from) = match arriving {
             Some(Arriving::Prepared(prepared)) => *prepared,
             arriving => {
                 *self.arriving.borrow_mut() = arriving;
                 return;
             }
         };
-        let from = image.incarnation.0;
-        match bound.serve_stepped(image, meanwhile) {
+        match prepared.serve() {
             Ok(process) => {
                 if let Some(view) = self.late.borrow_mut().take() {
                     process.world_update(view);
@@ -623,6 +631,13 @@ impl Host {
             process.credential_changed(credential);
         }
     }
+}
+
+/// Makes the process of what was fetched, as the host does; and whose it was.
+fn prepare(pull: SteppedPull) -> Result<(Prepared, u64), Failure> {
+    let (bound, image) = pull.end()?;
+    let from = image.incarnation.0;
+    Ok((bound.prepare(image)?, from))
 }
 
 fn registry() -> Registry {

@@ -76,6 +76,8 @@ pub struct Plan {
     pub lazy: bool,
     /// How often, in a thousand things that a function does, it is about a file.
     pub files: u64,
+    /// How often, in a thousand times, a host that is to have a process has too little room, perhaps.
+    pub tight: u64,
 }
 
 impl Plan {
@@ -87,12 +89,13 @@ impl Plan {
             deletes: [0, 300][random.usize(..2)],
             lazy: random.usize(..3) == 0,
             files: [0, 0, 150][random.usize(..3)],
+            tight: [0, 200][random.usize(..2)],
             ..Self::calling(seed)
         }
     }
 
     /// The plan of a seed, of all but what is written through, deletion, lazy
-    /// starts, and files.
+    /// starts, files, and hosts without room.
     pub fn calling(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6f74_6865_7273);
         Self {
@@ -137,6 +140,7 @@ impl Plan {
             deletes: 0,
             lazy: false,
             files: 0,
+            tight: 0,
         }
     }
 }
