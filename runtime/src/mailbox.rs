@@ -5,12 +5,13 @@
 //! and popped only when handed to a waiter that still waits. A full mailbox refuses, it never
 //! drops. No clock, thread or socket inside: whoever calls brings the waiters.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use praas_transport::sync::atomic::Ordering;
 use praas_transport::{Buf, StatsPage, StatsWord};
-use serde::{Deserialize, Serialize};
+use serde::ser::{SerializeSeq as _, SerializeStruct as _};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Whose messages a get wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,21 +66,27 @@ pub struct PutId {
 }
 
 /// The sequence numbers seen of one sender: all below `end` but for those that are missing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "SeenImage", into = "SeenImage")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "SeenImage")]
 struct SeenPuts {
     incarnation: u64,
     end: u64,
-    /// Those that may come yet. A put that was turned away, or given up, never does.
-    missing: BTreeSet<u64>,
+    missing: Missing,
 }
 
+/// Those of the last [`PUTS_INFLIGHT_MAX`] numbers that may come yet, a bit each at the number modulo
+/// so many; nothing if there are none. A put that was turned away, or given up, never comes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Missing(Option<Box<[u64; MISSING_WORDS]>>);
+
+const MISSING_WORDS: usize = PUTS_INFLIGHT_MAX / u64::BITS as usize;
+
 /// The same in an image: all below `next` were seen, and some above.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct SeenImage {
     incarnation: u64,
     next: u64,
-    above: BTreeSet<u64>,
+    above: Vec<u64>,
 }
 
 /// Puts of one sender to one process that are under way: what is further behind its newest was given
@@ -358,26 +365,59 @@ impl Mailbox {
 
 impl SeenPuts {
     fn has(&self, sequence: u64) -> bool {
-        sequence < self.end && !self.missing.contains(&sequence)
+        sequence < self.end && !(sequence >= self.lowest() && self.missing.has(sequence))
     }
 
     fn mark(&mut self, sequence: u64) {
         if sequence < self.end {
-            self.missing.remove(&sequence);
+            if sequence >= self.lowest() {
+                self.missing.set(sequence, false);
+            }
             return;
         }
         let before = self.end;
         self.end = sequence.saturating_add(1);
-        let lowest = self.lowest();
-        self.missing.extend(lowest.max(before)..sequence);
-        while self.missing.first().is_some_and(|first| *first < lowest) {
-            self.missing.pop_first();
+        // Each takes the place of one that has become too old.
+        for number in self.lowest().max(before)..self.end {
+            self.missing.set(number, number != sequence);
         }
     }
 
     /// What is below this does not come any more: so many puts of a sender are under way at most.
     fn lowest(&self) -> u64 {
         self.end.saturating_sub(PUTS_INFLIGHT_MAX as u64)
+    }
+
+    /// Those that may come yet, in order.
+    fn gaps(&self) -> impl Iterator<Item = u64> {
+        (self.lowest()..self.end).filter(|sequence| self.missing.has(*sequence))
+    }
+}
+
+impl Missing {
+    /// The word and the bit that stand for a number.
+    fn place(sequence: u64) -> (usize, u64) {
+        let at = (sequence % PUTS_INFLIGHT_MAX as u64) as usize;
+        let bits = u64::BITS as usize;
+        (at / bits, 1 << (at % bits))
+    }
+
+    fn has(&self, sequence: u64) -> bool {
+        let (word, bit) = Self::place(sequence);
+        let words = self.0.as_ref();
+        words.is_some_and(|words| words[word] & bit != 0)
+    }
+
+    fn set(&mut self, sequence: u64, missing: bool) {
+        let (word, bit) = Self::place(sequence);
+        if missing {
+            self.0.get_or_insert_default()[word] |= bit;
+        } else if let Some(words) = &mut self.0 {
+            words[word] &= !bit;
+            if words.iter().all(|word| *word == 0) {
+                self.0 = None;
+            }
+        }
     }
 }
 
@@ -388,27 +428,48 @@ impl From<SeenImage> for SeenPuts {
             next,
             above,
         } = image;
-        let end = above.last().map_or(next, |last| last.saturating_add(1));
+        let end = above.iter().max().map_or(0, |last| last.saturating_add(1));
         let mut seen = Self {
             incarnation,
             end: end.max(next),
-            missing: BTreeSet::new(),
+            missing: Missing::default(),
         };
-        let open = seen.lowest().max(next)..seen.end;
-        seen.missing = open.filter(|sequence| !above.contains(sequence)).collect();
+        for number in seen.lowest().max(next)..seen.end {
+            seen.missing.set(number, true);
+        }
+        above.into_iter().for_each(|number| seen.mark(number));
         seen
     }
 }
 
-impl From<SeenPuts> for SeenImage {
-    fn from(seen: SeenPuts) -> Self {
-        let next = seen.missing.first().copied().unwrap_or(seen.end);
-        let above = (next..seen.end).filter(|sequence| seen.has(*sequence));
-        Self {
-            incarnation: seen.incarnation,
-            next,
-            above: above.collect(),
-        }
+/// As [`SeenImage`], without making one: an image is taken while nobody can put.
+impl Serialize for SeenPuts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let next = self.gaps().next().unwrap_or(self.end);
+        let above = Above {
+            seen: self,
+            from: next,
+        };
+        let mut image = serializer.serialize_struct("SeenImage", 3)?;
+        image.serialize_field("incarnation", &self.incarnation)?;
+        image.serialize_field("next", &next)?;
+        image.serialize_field("above", &above)?;
+        image.end()
+    }
+}
+
+/// The numbers that were seen, from one on.
+struct Above<'a> {
+    seen: &'a SeenPuts,
+    from: u64,
+}
+
+impl Serialize for Above<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let numbers = || (self.from..self.seen.end).filter(|number| self.seen.has(*number));
+        let mut list = serializer.serialize_seq(Some(numbers().count()))?;
+        numbers().try_for_each(|number| list.serialize_element(&number))?;
+        list.end()
     }
 }
 
@@ -508,7 +569,7 @@ mod tests {
 
     /// What of a sender's puts is remembered besides the newest.
     fn gaps(mailbox: &Mailbox) -> usize {
-        mailbox.seen["a"].missing.len()
+        mailbox.seen["a"].gaps().count()
     }
 
     #[test]
@@ -550,25 +611,52 @@ mod tests {
 
     #[test]
     fn what_an_image_says_of_resends_is_bounded() {
-        let image = SeenImage {
-            incarnation: 1,
-            next: 3,
-            above: [5, u64::MAX].into(),
+        let seen = |next, above: &[u64]| {
+            SeenPuts::from(SeenImage {
+                incarnation: 1,
+                next,
+                above: above.into(),
+            })
         };
-        let seen = SeenPuts::from(image);
-        assert!(seen.missing.len() <= PUTS_INFLIGHT_MAX);
-        let image = SeenImage {
-            incarnation: 1,
-            next: 3,
-            above: [5, 6, 9].into(),
-        };
-        let seen = SeenPuts::from(image);
-        assert_eq!((seen.end, &seen.missing), (10, &[3, 4, 7, 8].into()));
-        let image = SeenImage::from(seen);
-        assert_eq!((image.next, image.above), (3, [5, 6, 9].into()));
+        assert_eq!(seen(3, &[5, u64::MAX]).gaps().count(), PUTS_INFLIGHT_MAX);
+        let seen = seen(3, &[5, 6, 9]);
+        assert_eq!((seen.end, seen.gaps().collect()), (10, vec![3, 4, 7, 8]));
+        let image = crate::codec::encode(&seen).unwrap();
+        assert_eq!(
+            image,
+            crate::codec::encode(&(1_u64, 3_u64, [5_u64, 6, 9].as_slice())).unwrap()
+        );
+        assert_eq!(crate::codec::decode::<SeenPuts>(&image).unwrap(), seen);
     }
 
     proptest! {
+        /// Against a set of all numbers that were put.
+        #[test]
+        fn what_is_seen_of_a_sender_behaves_like_a_set(
+            steps in proptest::collection::vec((any::<bool>(), 0..3_000_u64), 0..200),
+        ) {
+            let mut seen = SeenPuts::default();
+            let mut model = std::collections::BTreeSet::new();
+            let window = PUTS_INFLIGHT_MAX as u64;
+            for (ahead, by) in steps {
+                let number = match ahead {
+                    true => seen.end + by % 40 * (by % 40),
+                    false => seen.end.saturating_sub(1 + by),
+                };
+                let old = number.saturating_add(window) < seen.end;
+                prop_assert_eq!(seen.has(number), old || model.contains(&number));
+                seen.mark(number);
+                model.insert(number);
+                prop_assert!(seen.has(number) && !seen.has(seen.end));
+            }
+            let from = seen.lowest();
+            let gaps: Vec<_> = (from..seen.end).filter(|number| !model.contains(number)).collect();
+            prop_assert_eq!(seen.gaps().collect::<Vec<_>>(), gaps.clone());
+            prop_assert_eq!(seen.missing.0.is_none(), gaps.is_empty());
+            let image = crate::codec::encode(&seen).unwrap();
+            prop_assert_eq!(crate::codec::decode::<SeenPuts>(&image).unwrap(), seen);
+        }
+
         /// Against a plain list: take the first that fits.
         #[test]
         fn it_behaves_like_a_list(ops in proptest::collection::vec((0..4_u8, 0..3_u8, 0..2_u8), 0..200)) {
