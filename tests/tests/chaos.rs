@@ -93,6 +93,8 @@ struct Seen {
     files: u64,
     /// A host had no room for a process that was to come.
     tight: u64,
+    /// A host has found the agent after its own.
+    adopted: u64,
     /// A process was deleted.
     removed: u64,
     /// What was lost, and at which moment of a transfer.
@@ -172,6 +174,7 @@ impl Seen {
             self.lazy += u64::from(line.contains(" begins with ") && line.ends_with(" absent"));
             let limits = ["mailbox_messages_max", "state_max_bytes"];
             self.tight += u64::from(limits.iter().any(|limit| line.contains(limit)));
+            self.adopted += u64::from(line.ends_with(" redials: true"));
             self.ghosts += u64::from(line.ends_with(" is taken for dead"));
             if let Some((_, lost)) = line.split_once(": losing ") {
                 *self.lost.entry(lost.into()).or_default() += 1;
@@ -191,6 +194,7 @@ impl Seen {
         self.durable_crashed += other.durable_crashed;
         self.ghosts += other.ghosts;
         self.removed += other.removed;
+        self.adopted += other.adopted;
         self.tight += other.tight;
         self.files += other.files;
         self.lazy += other.lazy;
@@ -213,6 +217,7 @@ impl Seen {
             self.durable_crashed,
             self.ghosts,
             self.removed,
+            self.adopted,
             self.files,
             self.tight,
             self.lazy,

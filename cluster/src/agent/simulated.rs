@@ -1,13 +1,15 @@
 //! The agent's decisions on hosts, for a simulation that plays everything around them.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use praas_control::agent::{FromAgent, HostReport, StartCommand, ToAgent};
-use praas_runtime::host::{FromHost, ToHost};
+use praas_runtime::host::{FromHost, HostHello, ToHost};
 use praas_runtime::swap::Storage;
 use praas_transport::Address;
 
 use super::hosts::{Action, HostKey, Hosts, Limits};
+use super::record::HostRecord;
 use crate::errors::error_text;
 
 /// What the agent wants done, in order.
@@ -49,6 +51,8 @@ pub fn images_delete(
 #[derive(Debug)]
 pub struct SimulatedAgent {
     hosts: Hosts,
+    /// What lies on disk for an agent that comes after this one.
+    records: BTreeMap<HostKey, HostRecord>,
     application: String,
 }
 
@@ -64,8 +68,42 @@ impl SimulatedAgent {
         };
         Self {
             hosts: Hosts::new(limits),
+            records: BTreeMap::new(),
             application: application.into(),
         }
+    }
+
+    /// An agent that comes after one that was killed. `lives` says whether the host of a process
+    /// does, `image` which generation one that does not has left, if any.
+    pub fn restarted(
+        self,
+        now: Instant,
+        patience: Duration,
+        lives: impl Fn(&str, u64) -> bool,
+        image: impl Fn(&str, u64) -> Option<u64>,
+    ) -> Self {
+        let mut next = Self::new(&self.application, patience);
+        for (key, record) in self.records {
+            next.records.insert(key.clone(), record.clone());
+            match lives(&key.process, record.incarnation) {
+                true => next.hosts.adopt(now, record),
+                false => {
+                    let image = image(&key.process, record.incarnation);
+                    next.hosts.adopt_dead(now, record, image);
+                }
+            }
+        }
+        next
+    }
+
+    /// A host of an agent before this one has found it; whether it is taken.
+    pub fn redialled(&mut self, now: Instant, hello: HostHello) -> bool {
+        let key = self.key(&hello.process);
+        let expected = self.hosts.expects(&key, hello.incarnation, hello.pid);
+        if expected {
+            self.hosts.redialled(now, &key, hello);
+        }
+        expected
     }
 
     fn key(&self, process: &str) -> HostKey {
@@ -90,10 +128,16 @@ impl SimulatedAgent {
                     Wanted::ImagesDelete(request, key.process, below)
                 }
                 Action::Serves(key) => Wanted::Serves(key.process),
-                // What lies on disk for an agent that comes after this one; and what hosts count.
-                Action::RecordWrite(_) | Action::RecordRemove(_) | Action::StatsTell(_) => {
+                Action::RecordWrite(record) => {
+                    self.records.insert(record.key(), *record);
                     return None;
                 }
+                Action::RecordRemove(key) => {
+                    self.records.remove(&key);
+                    return None;
+                }
+                // What hosts count.
+                Action::StatsTell(_) => return None,
             })
         });
         wanted.collect()

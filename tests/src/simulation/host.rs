@@ -13,7 +13,7 @@ use std::sync::Arc;
 use praas_control::agent::{StartCommand, StartFrom};
 use praas_runtime::client::Directory;
 use praas_runtime::function::Registry;
-use praas_runtime::host::{FromHost, HostTransfer, ToHost};
+use praas_runtime::host::{FromHost, HostHello, HostTransfer, ToHost};
 use praas_runtime::process::{
     Bound, OutStep, Prepared, Process, ProcessConfig, ProcessSettings, PullFrom, Restore,
     SteppedOut, SteppedPull, TransferOffer,
@@ -22,6 +22,7 @@ use praas_runtime::swap::{Heir, ImageKind, Storage, swap_in_lazily};
 use praas_runtime::world::World as View;
 use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode};
 
+use super::APPLICATION;
 use super::functions::{LARGE_BYTES, module};
 use super::node::Node;
 use super::upsets::Moment;
@@ -53,6 +54,8 @@ pub(super) struct Host {
     gone: Cell<bool>,
     /// It is in the middle of something, on the stack.
     busy: RefCell<bool>,
+    /// It has no agent.
+    adrift: Cell<bool>,
     /// It writes something through, on the stack.
     persisting: Cell<bool>,
 }
@@ -93,6 +96,7 @@ impl Host {
             gone: Cell::new(false),
             busy: RefCell::new(false),
             persisting: Cell::new(false),
+            adrift: Cell::new(false),
         }
     }
 
@@ -111,7 +115,42 @@ impl Host {
         self.exited.borrow_mut().take()
     }
 
+    /// The agent is gone; whether this host is not.
+    pub fn agent_lost(&self) -> bool {
+        self.from_host.borrow_mut().clear();
+        self.adrift.set(true);
+        !self.gone.get()
+    }
+
+    /// Looks for an agent, if there is none; whether there was anything to do.
+    fn redial(&self, world: &World, node: &Node) -> bool {
+        if !self.adrift.get() || !world.chance(300) {
+            return false;
+        }
+        let serving = self.serving.borrow();
+        let addresses = serving.as_ref().map(|process| process.addresses().to_vec());
+        let hello = HostHello {
+            pid: 1,
+            application: APPLICATION.into(),
+            process: self.process.clone(),
+            incarnation: self.incarnation,
+            addresses: addresses.unwrap_or_default(),
+            swap_generation: self.generation.get(),
+            rejected: Vec::new(),
+            transfer: self.transfer.get(),
+        };
+        drop(serving);
+        self.adrift.set(false);
+        let taken = node.redialled(world, hello);
+        world.trace(|| format!("{} redials: {taken}", self.process));
+        self.adrift.set(!taken);
+        true
+    }
+
     fn say(&self, message: FromHost) {
+        if self.adrift.get() {
+            return;
+        }
         self.from_host.borrow_mut().push_back(message);
     }
 
@@ -173,7 +212,7 @@ impl Host {
             });
             return true;
         }
-        if self.outgoing_step(world) {
+        if self.redial(world, node) || self.outgoing_step(world) {
             return true;
         }
         let serving = self.serving.borrow().clone();

@@ -78,6 +78,8 @@ pub struct Plan {
     pub files: u64,
     /// How often, in a thousand times, a host that is to have a process has too little room, perhaps.
     pub tight: u64,
+    /// How often, in a thousand things that go wrong, an agent is killed.
+    pub agents: u64,
 }
 
 impl Plan {
@@ -90,6 +92,7 @@ impl Plan {
             lazy: random.usize(..3) == 0,
             files: [0, 0, 150][random.usize(..3)],
             tight: [0, 200][random.usize(..2)],
+            agents: [0, 200][random.usize(..2)],
             ..Self::calling(seed)
         }
     }
@@ -141,6 +144,7 @@ impl Plan {
             lazy: false,
             files: 0,
             tight: 0,
+            agents: 0,
         }
     }
 }

@@ -10,6 +10,7 @@ use praas_cluster::agent::{SimulatedAgent, Wanted, images_delete};
 use praas_control::agent::{FromAgent, ToAgent};
 use praas_runtime::codec;
 use praas_runtime::directory::{DirectoryAnswer, DirectoryRequest, Resolved};
+use praas_runtime::host::HostHello;
 use praas_runtime::invocation::AM_DIRECTORY;
 use praas_transport::{
     Address, ChannelId, CloseReason, Disposition, Endpoint, Flow, Handler, Identity, Incarnation,
@@ -34,9 +35,23 @@ pub(super) struct Node {
     deletions: RefCell<VecDeque<(u64, String, u64)>>,
     /// One of them is under way, on the stack.
     deleting: Cell<bool>,
+    /// How many agents there were before this one.
+    lives: Cell<u64>,
     directory: RefCell<Endpoint>,
     questions: RefCell<Questions>,
     pub address: Address,
+}
+
+fn directory_make(world: &World) -> Endpoint {
+    let identity = Identity {
+        application: APPLICATION.into(),
+        name: "_directory".into(),
+        incarnation: Incarnation(0),
+        client_id: 1,
+    };
+    let authenticator = Some(Arc::new(world.keyring()) as _);
+    let endpoint = Endpoint::new(world.transport(), identity, authenticator);
+    endpoint.expect("an endpoint")
 }
 
 /// What is asked at a directory.
@@ -53,15 +68,7 @@ struct Questions {
 
 impl Node {
     pub fn new(world: &World, number: usize) -> Self {
-        let identity = Identity {
-            application: APPLICATION.into(),
-            name: "_directory".into(),
-            incarnation: Incarnation(0),
-            client_id: 1,
-        };
-        let authenticator = Some(Arc::new(world.keyring()) as _);
-        let endpoint = Endpoint::new(world.transport(), identity, authenticator);
-        let mut endpoint = endpoint.expect("an endpoint");
+        let mut endpoint = directory_make(world);
         let name = format!("n{number}");
         let at = Listen::Mem(world.address(&name));
         let address = endpoint.listen(&at).expect("a name of its own");
@@ -72,6 +79,7 @@ impl Node {
             hosts: RefCell::new(BTreeMap::new()),
             deletions: RefCell::new(VecDeque::new()),
             deleting: Cell::new(false),
+            lives: Cell::new(0),
             directory: RefCell::new(endpoint),
             questions: RefCell::new(Questions::default()),
             address,
@@ -98,6 +106,50 @@ impl Node {
         *self.link.borrow_mut() = Some(number);
         world.trace(|| format!("{} connects", self.name));
         true
+    }
+
+    /// The agent is killed, and there is another one at once: hosts that live are to find it.
+    pub fn agent_restart(&self, world: &World) {
+        world.trace(|| format!("the agent of {} is killed", self.name));
+        let killed = self.lives.get();
+        self.lives.set(killed + 1);
+        world.dead(&self.name, killed);
+        self.deletions.borrow_mut().clear();
+        *self.questions.borrow_mut() = Questions::default();
+        {
+            let mut directory = self.directory.borrow_mut();
+            directory.die();
+            let place = Listen::Mem(world.address(&self.name));
+            *directory = directory_make(world);
+            directory.listen(&place).expect("a name of its own");
+        }
+        let hosts: Vec<Rc<Host>> = self.hosts.borrow().values().cloned().collect();
+        for host in hosts {
+            if !host.agent_lost() {
+                self.hosts.borrow_mut().remove(&host.process);
+            }
+        }
+        let storage = world.storage();
+        let before = self
+            .agent
+            .replace(SimulatedAgent::new(APPLICATION, PATIENCE));
+        let lives = |process: &str, incarnation| {
+            let hosts = self.hosts.borrow();
+            hosts
+                .get(process)
+                .is_some_and(|host| host.incarnation == incarnation)
+        };
+        let image = |process: &str, incarnation| storage.newest_of(process, incarnation);
+        let agent = before.restarted(clock::now(), PATIENCE, lives, image);
+        *self.agent.borrow_mut() = agent;
+        self.act(world);
+    }
+
+    /// A host of the agent before this one has found it; whether it is taken.
+    pub fn redialled(&self, world: &World, hello: HostHello) -> bool {
+        let taken = self.agent.borrow_mut().redialled(clock::now(), hello);
+        self.act(world);
+        taken
     }
 
     /// The link has ended.
@@ -224,7 +276,8 @@ impl Node {
             return false;
         };
         self.deleting.set(true);
-        world.writing(&self.name, 0);
+        let life = self.lives.get();
+        world.writing(&self.name, life);
         let result = images_delete(&*world.storage(), APPLICATION, &process, below);
         world.written();
         self.deleting.set(false);
@@ -234,7 +287,9 @@ impl Node {
                 self.name
             )
         });
-        self.say(world, FromAgent::Answer { request, result });
+        if self.lives.get() == life {
+            self.say(world, FromAgent::Answer { request, result });
+        }
         true
     }
 

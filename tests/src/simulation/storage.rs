@@ -40,6 +40,14 @@ impl MemoryStorage {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The newest generation that an incarnation has written.
+    pub fn newest_of(&self, process: &str, incarnation: u64) -> Option<u64> {
+        let objects = self.lock();
+        let images = objects.keys().filter_map(|name| manifest(name));
+        let ours = images.filter(|(of, image)| of == process && image.incarnation == incarnation);
+        ours.map(|(_, image)| image.generation).max()
+    }
+
     /// What there is of a process, but for what came when its writer was dead.
     pub fn left(&self, process: &str) -> Vec<String> {
         let objects = self.lock();

@@ -156,6 +156,9 @@ impl World {
                 Victim::Link(node) => {
                     hosts.clear();
                     self.link_break(node);
+                    if self.plan.agents > 0 {
+                        self.node(node).agent_restart(self);
+                    }
                 }
             }
             for (_, host) in hosts {
@@ -211,6 +214,11 @@ impl World {
 
     /// Something goes wrong, or is done to a process.
     pub fn upset(&self) {
+        if self.plan.agents > 0 && self.chance(self.plan.agents) {
+            let number = self.random(self.plan.nodes as u64) as usize;
+            self.link_break(number);
+            return self.node(number).agent_restart(self);
+        }
         if self.plan.others > 0 && self.chance(200) {
             return self.upset_other();
         }

@@ -149,6 +149,7 @@ impl Host {
     }
 
     fn committed(&self, world: &World, generation: u64) {
+        self.generation.set(self.generation.get().max(generation));
         world.note(Event::Committed {
             process: self.process.clone(),
             image: Image {
