@@ -269,7 +269,8 @@ impl Node {
 
     /// Deletes images, as the agent's thread for it does; whether there were any to be deleted.
     pub fn images_step(&self, world: &World) -> bool {
-        if self.deleting.get() {
+        // It may take a while until its turn comes, and others may be told to do it meanwhile.
+        if self.deleting.get() || !world.chance(30) {
             return false;
         }
         let Some((request, process, below)) = self.deletions.borrow_mut().pop_front() else {
