@@ -63,6 +63,24 @@ fn persist_short(context: &Context, key: String) -> Result<String, FunctionError
     Ok(format!("{own}; {}", other.unwrap_err()))
 }
 
+/// What a persist says within some milliseconds, by itself or by the function that every process has.
+#[praas_runtime::function]
+fn persist_within(
+    context: &Context,
+    (key, invoked): (String, bool),
+) -> Result<String, FunctionError> {
+    let timeout = std::time::Duration::from_millis(10);
+    let invoke = || context.invoke_within("", STATE_PERSIST, key.as_bytes(), timeout);
+    let outcome = match invoked {
+        true => invoke().map(drop),
+        false => context.state_persist_within(&key, timeout).map(drop),
+    };
+    Ok(match outcome {
+        Err(CallError::DeadlineExceeded) => "deadline".into(),
+        other => format!("{other:?}"),
+    })
+}
+
 /// All objects.
 #[praas_runtime::function]
 fn all(context: &Context) -> Result<BTreeMap<String, Vec<u8>>, FunctionError> {
@@ -76,7 +94,16 @@ fn all(context: &Context) -> Result<BTreeMap<String, Vec<u8>>, FunctionError> {
 
 praas_runtime::module!(
     static "tests",
-    [put, put_persist, persist, delete, persist_says, persist_short, all]
+    [
+        put,
+        put_persist,
+        persist,
+        delete,
+        persist_says,
+        persist_short,
+        persist_within,
+        all
+    ]
 );
 
 /// What is done to a storage's objects of one kind, by what their names have in them.
@@ -496,6 +523,46 @@ fn whoever_waits_for_storage_can_be_cancelled() {
     }
     lab.storage.turn(Gate::Open);
     assert!(persisted(&mut client, "a") > 0);
+}
+
+/// Neither memory nor storage is for those who are gone.
+#[test]
+fn who_waits_no_more_for_storage_leaves_nothing_behind() {
+    let lab = Lab::new();
+    let (_process, mut client) = lab.life(1, EAGER);
+    value(&mut client, "put_persist", "first", b"");
+    value(&mut client, "put", "a", b"");
+    lab.storage.turn(Gate::Closed);
+    let persist = client.function("p", STATE_PERSIST).unwrap();
+    let held_up = client
+        .submit(persist, b"a", CallOptions::default())
+        .unwrap();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while lab.storage.created("/through-") == 0 {
+        assert!(std::time::Instant::now() < until, "nothing is written");
+        state(&mut client);
+    }
+    // A storage that stalls holds a function up for as long as that may wait, and its caller says.
+    for number in 0..10 {
+        let key = format!("gone{number}");
+        value(&mut client, "put", &key, b"");
+        let options = CallOptions {
+            deadline: Some(std::time::Instant::now() + std::time::Duration::from_secs(20)),
+            ..CallOptions::default()
+        };
+        let function = client.function("p", "persist_within").unwrap();
+        let input = praas_runtime::codec::encode(&(key, false)).unwrap();
+        let told = client.call(function, &input, options).unwrap();
+        assert_eq!(
+            told.to_vec(),
+            praas_runtime::codec::encode("deadline").unwrap()
+        );
+    }
+    lab.storage.turn(Gate::Open);
+    client.wait(held_up).unwrap();
+    value(&mut client, "put_persist", "last", b"");
+    let through = lab.storage.created("/through-");
+    assert_eq!(through, 2, "of a and the last; the first is in an image");
 }
 
 #[test]

@@ -105,6 +105,8 @@ impl Ticket {
     }
 }
 
+/// What somebody waits for: so as many are queued at most as functions may wait at a time
+/// (`workers_blocked_max`).
 struct Wanted {
     key: Box<str>,
     ticket: Arc<Ticket>,
@@ -229,6 +231,14 @@ impl Persister {
         (ticket, !served)
     }
 
+    /// Whoever has this ticket waits no more: unless its turn has come, nothing is done for it.
+    fn forget(&self, ticket: &Arc<Ticket>) {
+        let mut queue = self.queue();
+        queue
+            .wanted
+            .retain(|wanted| !Arc::ptr_eq(&wanted.ticket, ticket));
+    }
+
     /// All that is queued, once something is; `None` is the end of the thread.
     fn next(&self, shared: &Shared) -> Option<Group> {
         let mut queue = self.queue();
@@ -325,6 +335,9 @@ impl Engine {
             self.persist_thread();
         }
         let outcome = self.ticket_wait(&ticket, job, deadline);
+        if outcome.is_err() {
+            shared.persister.forget(&ticket);
+        }
         shared.crew.unblock();
         outcome
     }
