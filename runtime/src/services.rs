@@ -184,7 +184,8 @@ impl Held {
     /// Counts bytes that are lent to the run.
     pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Result<Charge, MemoryError> {
         let undo = |used: &mut Used| used.lent = used.lent.saturating_sub(bytes);
-        self.change_all(bytes, |used| used.lent += bytes, undo)?;
+        let lend = |used: &mut Used| used.lent = used.lent.saturating_add(bytes);
+        self.change_all(bytes, lend, undo)?;
         let held = Arc::clone(self);
         Ok(Charge { held, bytes })
     }

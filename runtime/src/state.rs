@@ -474,7 +474,7 @@ impl StateStore {
         let others = self.lent.load(Ordering::Relaxed).saturating_sub(own);
         if used.saturating_add(others).saturating_add(wanted) > self.limit {
             return Err(StateError::LimitReached {
-                used: used + others,
+                used: used.saturating_add(others),
                 wanted,
                 limit: self.limit,
             });
@@ -654,6 +654,23 @@ mod tests {
         assert_eq!(store.draft(1).unwrap_err(), full(limit, 1));
         assert!(store.delete("a"));
         store.draft(40).unwrap();
+    }
+
+    #[test]
+    fn drafts_that_are_refused_are_in_nobodys_way() {
+        let store = store(2 * EACH);
+        std::thread::scope(|scope| {
+            let refused = [(); 3].map(|()| {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        store.draft(usize::MAX).unwrap_err();
+                    }
+                })
+            });
+            while !refused.iter().all(|refused| refused.is_finished()) {
+                store.put("a", &[1; 100]).unwrap();
+            }
+        });
     }
 
     #[test]

@@ -208,6 +208,26 @@ fn stores(context: &Context, bytes: u64) -> Result<(), FunctionError> {
     Ok(())
 }
 
+/// Keeps so many bytes as the state object `drafted`, written where they stay.
+#[praas_runtime::function]
+fn drafts(context: &Context, bytes: u64) -> Result<(), FunctionError> {
+    context.state_update("drafted", bytes as usize, |_, new| {
+        new.fill(2);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Makes memory for so many bytes of the state object `refused`, and does not use it.
+#[praas_runtime::function]
+fn drafts_only(context: &Context, bytes: u64) -> Result<(), FunctionError> {
+    let refused = |_: &[u8], _: &mut [u8]| Err(CallError::Cancelled);
+    match context.state_update("refused", bytes as usize, refused) {
+        Err(CallError::Cancelled) => Ok(()),
+        other => Err(other.map(drop).unwrap_err().into()),
+    }
+}
+
 /// Looks at the state object `stored` so many times, and keeps the views if it is told to.
 #[praas_runtime::function]
 fn looks(context: &Context, (times, keeps): (u32, bool)) -> Result<(), FunctionError> {
@@ -346,6 +366,8 @@ praas_runtime::module!(
         right,
         hangs,
         stores,
+        drafts,
+        drafts_only,
         looks,
         takes,
         spins,

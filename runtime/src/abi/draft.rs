@@ -24,9 +24,14 @@ pub(super) unsafe extern "C" fn state_alloc(
 ) -> i32 {
     // SAFETY: see above.
     let call = unsafe { call(handle) };
-    call.draft = None;
+    (call.draft, call.draft_charge) = (None, None);
+    let charge = match call.charge(len) {
+        Ok(charge) => charge,
+        Err(code) => return code,
+    };
     match call.services.state().draft(len) {
         Ok(mut draft) => {
+            call.draft_charge = charge;
             let memory = draft.as_mut_ptr();
             call.draft = Some(draft);
             // SAFETY: see above.
@@ -54,8 +59,10 @@ pub(super) unsafe extern "C" fn state_commit(
         return call.fail(code::BAD_ARGUMENT, "there is no memory of state_alloc");
     }
     let expected = (expected != VERSION_ANY).then_some(expected);
-    let bytes = call.draft.as_ref().map_or(0, |draft| draft.len() as u64);
-    let grown = match call.grow(key, |_| bytes) {
+    let len = call.draft.as_ref().map_or(0, |draft| draft.len());
+    // As part of the state it is counted by how much that grows.
+    call.draft_charge = None;
+    let grown = match call.grow(key, |_| len as u64) {
         Ok(grown) => grown,
         Err(code) => {
             call.draft = None;
@@ -67,8 +74,17 @@ pub(super) unsafe extern "C" fn state_commit(
         Ok(new) => (new, code::OK),
         Err(StateError::Conflict { expected, actual }) => {
             grown.undo();
-            let error = StateError::Conflict { expected, actual };
-            (actual, call.state_fail(&error))
+            match call.charge(len) {
+                Ok(charge) => {
+                    call.draft_charge = charge;
+                    let error = StateError::Conflict { expected, actual };
+                    (actual, call.state_fail(&error))
+                }
+                Err(code) => {
+                    call.draft = None;
+                    (actual, code)
+                }
+            }
         }
         Err(error) => {
             grown.undo();

@@ -31,6 +31,8 @@ pub(super) struct Call<'a> {
     output: Output,
     /// Memory for the next value of a state object.
     pub(super) draft: Option<Draft>,
+    /// Counts it as held by the run, if its function has a limit.
+    pub(super) draft_charge: Option<Charge>,
     /// What the function says of its failure.
     error: String,
     /// What went wrong in the host last.
@@ -58,6 +60,7 @@ pub(crate) fn call_run(
         function,
         output,
         draft: None,
+        draft_charge: None,
         error: String::new(),
         last: String::new(),
     };

@@ -300,5 +300,7 @@ impl Object {
 
 /// What counts against the limit, absent or not.
 pub(super) fn costs<'a>(objects: impl Iterator<Item = (&'a str, ObjectMeta)>) -> u64 {
-    objects.map(|(key, meta)| cost(key, meta.bytes)).sum()
+    objects.fold(0, |all: u64, (key, meta)| {
+        all.saturating_add(cost(key, meta.bytes))
+    })
 }

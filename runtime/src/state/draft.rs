@@ -64,20 +64,25 @@ impl StateStore {
         // No commit may be half done meanwhile, which is counted twice, or not at all.
         let objects = self.read();
         let wanted = len as u64;
-        let others = self.lent.fetch_add(wanted, Ordering::Relaxed);
+        let used = |others| objects.bytes.saturating_add(others);
+        // What is refused is never counted: others would be refused for it.
+        let fits = |others| {
+            let fits = used(others).saturating_add(wanted) <= self.limit;
+            fits.then(|| others.saturating_add(wanted))
+        };
+        let lent = self
+            .lent
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        lent.map_err(|others| StateError::LimitReached {
+            used: used(others),
+            wanted,
+            limit: self.limit,
+        })?;
         let lent = Lent {
             bytes: wanted,
             all: Arc::clone(&self.lent),
         };
-        let used = objects.bytes.saturating_add(others);
         drop(objects);
-        if used.saturating_add(wanted) > self.limit {
-            return Err(StateError::LimitReached {
-                used,
-                wanted,
-                limit: self.limit,
-            });
-        }
         let memory = self.pool.alloc(len)?;
         Ok(Draft { memory, lent })
     }
