@@ -233,7 +233,7 @@ impl StateStore {
         let Some(object) = objects.by_key.remove(key) else {
             return false;
         };
-        objects.bytes -= cost(key, object.meta.bytes);
+        objects.bytes = objects.bytes.saturating_sub(cost(key, object.meta.bytes));
         self.bytes_tell(objects.bytes);
         objects.absent -= usize::from(object.is_absent());
         objects.version += 1;
@@ -403,11 +403,9 @@ impl StateStore {
         Moment::Nothing(objects.version)
     }
 
-    /// Replaces everything by what [`StateStore::snapshot`] gave, versions included.
-    ///
-    /// # Errors
-    /// The memory limit; everything then stays as it was.
-    pub fn restore(&self, snapshot: Vec<(String, Buf, ObjectMeta)>) -> Result<(), StateError> {
+    /// Replaces everything by what [`StateStore::snapshot`] gave, versions included. What a process
+    /// has is not taken from it: above the memory limit nothing grows, but all stays.
+    pub fn restore(&self, snapshot: Vec<(String, Buf, ObjectMeta)>) {
         let objects = snapshot.into_iter().map(|(key, buf, meta)| {
             let object = Object {
                 buf,
@@ -418,20 +416,23 @@ impl StateStore {
             };
             (key.into(), object)
         });
-        self.replace(objects.collect())
+        self.replace(objects.collect());
     }
 
-    fn replace(&self, by_key: BTreeMap<Box<str>, Object>) -> Result<(), StateError> {
-        let wanted = costs(by_key.iter().map(|(key, object)| (&**key, object.meta)));
-        if wanted > self.limit {
-            return Err(StateError::LimitReached {
-                used: 0,
-                wanted,
-                limit: self.limit,
-            });
+    fn replace(&self, by_key: BTreeMap<Box<str>, Object>) {
+        let (bytes, limit) = (
+            costs(by_key.iter().map(|(key, object)| (&**key, object.meta))),
+            self.limit,
+        );
+        if bytes > limit {
+            tracing::warn!(
+                bytes,
+                limit,
+                "the state that is restored is above its limit (state_max_bytes): it cannot grow"
+            );
         }
         let mut objects = self.lock();
-        objects.bytes = wanted;
+        objects.bytes = bytes;
         self.bytes_tell(objects.bytes);
         objects.absent = by_key.values().filter(|object| object.is_absent()).count();
         let newest = by_key.values().map(|object| object.meta.version).max();
@@ -440,7 +441,6 @@ impl StateStore {
         objects.by_key = by_key;
         drop(objects);
         self.retired_tell(told);
-        Ok(())
     }
 
     /// Writes an object, if it is at version `expected` (any, if there is none), whose length hangs
@@ -470,9 +470,12 @@ impl StateStore {
             return Err(StateError::Conflict { expected, actual });
         }
         let wanted = cost(key, len(bytes.unwrap_or(0)));
-        let used = objects.bytes - bytes.map_or(0, |bytes| cost(key, bytes));
+        let before = bytes.map_or(0, |bytes| cost(key, bytes));
+        let used = objects.bytes.saturating_sub(before);
         let others = self.lent.load(Ordering::Relaxed).saturating_sub(own);
-        if used.saturating_add(others).saturating_add(wanted) > self.limit {
+        let all = used.saturating_add(others).saturating_add(wanted);
+        // What was restored may be above the limit, and may shrink then.
+        if all > self.limit && wanted > before {
             return Err(StateError::LimitReached {
                 used: used.saturating_add(others),
                 wanted,
@@ -480,7 +483,7 @@ impl StateStore {
             });
         }
         let New { buf, growing } = make(old.as_deref_mut())?;
-        objects.bytes = used + wanted;
+        objects.bytes = used.saturating_add(wanted);
         self.bytes_tell(objects.bytes);
         objects.version += 1;
         let version = objects.version;
@@ -601,16 +604,34 @@ mod tests {
         assert_eq!(store.append("b", &[1]), full(limit, EACH + 2));
 
         let exact = StateStore::new(BufPool::new(1 << 20), limit);
-        exact.restore(store.snapshot().unwrap()).unwrap();
+        exact.restore(store.snapshot().unwrap());
         assert_eq!(exact.used_bytes(), limit);
-        let less = StateStore::new(BufPool::new(1 << 20), limit - 1);
-        let error = less.restore(store.snapshot().unwrap()).unwrap_err();
-        let told = (limit, limit - 1);
-        assert!(matches!(
-            error,
-            StateError::LimitReached { wanted, limit, .. } if (wanted, limit) == told
-        ));
-        assert_eq!((less.used_bytes(), less.object("a")), (0, Ok(None)));
+    }
+
+    #[test]
+    fn what_is_restored_above_the_limit_stays_and_does_not_grow() {
+        let full = store(3 * EACH);
+        for key in ["a", "b"] {
+            full.put(key, &[1; 100]).unwrap();
+        }
+        let (limit, used) = (EACH + 10, 2 * EACH + 202);
+        let less = store(limit);
+        less.restore(full.snapshot().unwrap());
+        assert_eq!(less.used_bytes(), used);
+        assert_eq!(&*less.object("a").unwrap().unwrap().0, &[1; 100]);
+        let refused = |error| matches!(error, StateError::LimitReached { .. });
+        assert!(refused(less.put("c", &[]).unwrap_err()));
+        assert!(refused(less.put("a", &[2; 101]).unwrap_err()));
+        assert!(refused(less.append("a", &[2]).unwrap_err()));
+        assert!(refused(less.draft(1).unwrap_err()));
+        less.put("a", &[2; 100]).unwrap();
+        less.put("a", &[2; 50]).unwrap();
+        assert!(refused(less.put("a", &[2; 51]).unwrap_err()));
+        assert!(less.delete("b"));
+        assert_eq!(less.used_bytes(), EACH + 51);
+        less.put("a", &[2; 9]).unwrap();
+        assert_eq!(less.used_bytes(), limit);
+        assert!(refused(less.append("a", &[2]).unwrap_err()));
     }
 
     /// What small objects take is more than their bytes, which are 2 here.

@@ -416,11 +416,10 @@ fn shared_make(
             return Err(StartError::Restore(text));
         }
         restored_from = (image.kind == ImageKind::Final).then_some(image.incarnation);
-        let restored = match absent {
+        match absent {
             None => state.restore(image.state),
             Some(absent) => state.restore_with(image.state, absent),
-        };
-        restored.map_err(|error| StartError::Restore(error.to_string()))?;
+        }
         let restored = mailbox.restore(image.mailbox);
         restored.map_err(|error| StartError::Restore(error.to_string()))?;
         sessions = image.sessions;

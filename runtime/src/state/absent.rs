@@ -161,15 +161,9 @@ impl FetchError {
 }
 
 impl StateStore {
-    /// As [`StateStore::restore`], and there are objects besides whose bytes are fetched later.
-    ///
-    /// # Errors
-    /// The memory limit, against which they count in full; everything then stays as it was.
-    pub fn restore_with(
-        &self,
-        snapshot: Vec<(String, Buf, ObjectMeta)>,
-        later: AbsentObjects,
-    ) -> Result<(), StateError> {
+    /// As [`StateStore::restore`], and there are objects besides whose bytes are fetched later. They
+    /// count against the memory limit in full.
+    pub fn restore_with(&self, snapshot: Vec<(String, Buf, ObjectMeta)>, later: AbsentObjects) {
         let source = later.source;
         let absent = later.objects.into_iter().map(|(key, meta, number)| {
             let absent = Absent {
@@ -197,7 +191,7 @@ impl StateStore {
             };
             (key.into(), object)
         });
-        self.replace(present.chain(absent).collect())
+        self.replace(present.chain(absent).collect());
     }
 
     /// What is under a key, without waiting for it.

@@ -60,8 +60,9 @@ pub enum PullError {
 /// What a target takes, as the settings of the process have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetLimits {
-    /// Bytes of state. While the source goes on changing it twice as many are taken: what comes in
-    /// rounds is of different moments, and of what is announced some may be gone already.
+    /// Bytes of state. Twice as many are taken: what comes in rounds is of different moments, and of
+    /// what is announced some may be gone already; and a state that was restored may be above its
+    /// limit.
     pub state_max_bytes: u64,
     /// Messages of the mailbox. Twice as many are taken, and twice the bytes: those that were
     /// given back by who had waited for them come on top.
@@ -217,10 +218,6 @@ impl Target {
                 }
             }
             FromSource::Round { round } => self.round = Some(round),
-            FromSource::End { .. } if self.state_bytes > self.limits.state_max_bytes => {
-                let limit = self.limits.state_max_bytes;
-                return Err(PullError::TooLarge { limit });
-            }
             FromSource::End { vouched } if vouched.len() <= VOUCHED_MAX => {
                 self.vouched = vouched;
                 self.ended = true;
@@ -252,7 +249,6 @@ impl Target {
                 let before = self.objects.insert(key.clone(), object);
                 self.state_bytes -= before.map_or(0, |before| before.cost);
                 self.state_bytes = self.state_bytes.saturating_add(cost);
-                // The limit itself holds for all of one moment, at the end.
                 let limit = self.limits.state_max_bytes;
                 if self.state_bytes > limit.saturating_mul(2) {
                     return Err(PullError::TooLarge { limit });

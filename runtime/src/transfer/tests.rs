@@ -212,17 +212,24 @@ fn what_is_too_large_or_twice_is_refused() {
         .unwrap();
     let over = target.heard(FromSource::Entries(vec![object(EACH + 200)]));
     assert_eq!(over, Err(PullError::TooLarge { limit }));
-    let end = FromSource::End {
-        vouched: Vec::new(),
-    };
-    let over = target.heard(end);
-    assert_eq!(over, Err(PullError::TooLarge { limit }));
     assert!(target.piece_room(0, 1, 50).is_err());
     assert!(target.piece_room(0, u64::MAX, 2).is_err());
     target.piece(0, 0, Buf::from_vec(vec![0; 50])).unwrap();
     let twice = target.piece(0, 0, Buf::from_vec(vec![0; 50]));
     assert!(matches!(twice, Err(PullError::Malformed(_))), "{twice:?}");
     assert!(!target.is_complete());
+}
+
+/// The source was restored above its limit.
+#[test]
+fn a_state_above_its_limit_moves_as_it_is() {
+    let mut pair = Pair::new();
+    pair.target = Target::new(BufPool::new(1 << 20), takes(EACH));
+    pair.store.put("a", &[7; 400]).unwrap();
+    while pair.step() {}
+    pair.freeze();
+    while pair.step() {}
+    assert!(pair.target.is_complete());
 }
 
 #[test]
