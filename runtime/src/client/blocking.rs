@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use praas_transport::clock;
 
 use super::StateObject;
-use super::core::{CallId, CallOptions, Refusal, Target};
+use super::core::{CallId, CallOptions, FunctionId, Refusal, Target};
 use super::one_way::OneWayTally;
 use super::shell::{ClientConfig, ClientError, Shell};
 use crate::codec;
@@ -16,7 +16,7 @@ use crate::invocation::{InvokeError, Payload, PutBody};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FunctionRef {
     target: Target,
-    function: u32,
+    function: FunctionId,
 }
 
 /// Owners of a batch's calls: the number of the input, from here on. Other calls have zero.

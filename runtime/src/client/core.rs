@@ -12,6 +12,7 @@
 //! the process is next; when a process died, whether the call ran is not known, and the caller
 //! hears so at once, unless the caller said that running it twice does no harm.
 
+mod names;
 mod numbers;
 mod reads;
 
@@ -23,13 +24,15 @@ use std::time::{Duration, Instant};
 use praas_transport::wire::Incarnation;
 use slab::Slab;
 
+pub use self::names::FunctionId;
+use self::names::Names;
 use self::numbers::Numbers;
 use super::one_way::OneWayTally;
 use super::order::PutOrder;
 use crate::directory::Resolved;
 use crate::invocation::{
-    AM_INVOCATION, AM_MAILBOX, CHANNEL_FUNCTIONS_MAX, InvokeError, Kind, PASSED_MAX, Payload,
-    PutBody, RequestHeader, Status, passed_encode, short_header,
+    AM_INVOCATION, AM_MAILBOX, InvokeError, Kind, PASSED_MAX, Payload, PutBody, RequestHeader,
+    Status, passed_encode, short_header,
 };
 use crate::locate::{AM_STATE, LOCATE_BYTES, LocateHeader, LocateKind};
 use crate::mailbox::PUTS_INFLIGHT_MAX;
@@ -135,8 +138,8 @@ pub struct Completed {
 pub struct CoreLimits {
     /// Invocations of one process between the oldest without a result and the newest.
     pub inflight_max: usize,
-    /// Names of functions of one process that a client uses in its life; a call of one more gets
-    /// `Exhausted`.
+    /// Names of functions of one process that a client uses in its life, without those that the
+    /// process does not have; a call of one more gets `Exhausted`.
     pub functions_max: usize,
     /// How long a process that cannot be reached is tried again.
     pub reconnect_for: Duration,
@@ -178,6 +181,17 @@ enum Doing {
     },
 }
 
+impl Doing {
+    /// The place of the function's name that it uses.
+    #[inline]
+    fn function(&self) -> Option<u32> {
+        match self {
+            Self::Invoke { function } | Self::OneWay { function, .. } => Some(*function),
+            Self::Put { .. } | Self::Read { .. } => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Call {
     stamp: u32,
@@ -188,6 +202,8 @@ struct Call {
     payload: Payload,
     options: CallOptions,
     sent: bool,
+    /// Whether the number of its function is kept for it on the channel.
+    large: bool,
     /// The incarnation that may have run it, if that is not known.
     doubt: Option<Incarnation>,
 }
@@ -219,14 +235,16 @@ struct Peer<C> {
     reads: Vec<u32>,
     /// Not sent on this channel, in the order of submission.
     unsent: VecDeque<CallId>,
-    functions: Vec<Box<str>>,
-    by_name: HashMap<Box<str>, u32>,
+    functions: Names,
     /// What stands for their names on the channel.
     numbers: Numbers,
     /// It has turned calls away, and is left once it has answered the others.
     leaving: bool,
     /// It has said something over this channel.
     heard: bool,
+    /// The channel has no number for the first that is unsent: it is left once all others are
+    /// answered, unless one of them gives a number back.
+    starved: bool,
     order: PutOrder,
     /// When to try again, after how long, and since when it fails.
     retry: Option<Instant>,
@@ -401,11 +419,11 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             puts_base: 0,
             reads: Vec::new(),
             unsent: VecDeque::new(),
-            functions: Vec::new(),
-            by_name: HashMap::new(),
+            functions: Names::default(),
             numbers: Numbers::default(),
             leaving: false,
             heard: false,
+            starved: false,
             order: PutOrder::default(),
             retry: None,
             backoff: RETRY_FIRST,
@@ -415,31 +433,37 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         Ok(target)
     }
 
-    /// The number that a function's name has with a target.
+    /// What stands for a function's name with a target, as long as it is not forgotten since there
+    /// is no such function.
     ///
     /// # Errors
     /// A name that no function has; more names than a client may use.
-    pub fn function(&mut self, target: Target, name: &str) -> Result<u32, InvokeError> {
+    pub fn function(&mut self, target: Target, name: &str) -> Result<FunctionId, InvokeError> {
         let peer = &mut self.peers[target.0 as usize];
-        if let Some(number) = peer.by_name.get(name) {
-            return Ok(*number);
+        if let Some(function) = peer.functions.find(name) {
+            return Ok(function);
         }
         if name.is_empty() || name.len() > 255 {
             let text = format!("a function's name has 1 to 255 bytes, not {}", name.len());
             return Err(InvokeError::Malformed(text));
         }
-        if peer.functions.len() >= self.limits.functions_max {
-            return Err(InvokeError::Exhausted(format!(
+        if peer.functions.len() < self.limits.functions_max {
+            peer.numbers.function_add();
+            return Ok(peer.functions.add(name));
+        }
+        let theirs = self.calls.iter().filter(|(_, call)| call.target == target);
+        let used = theirs.filter_map(|(_, call)| call.doing.function());
+        match peer.functions.replace(name, &used.collect()) {
+            Some(function) => {
+                peer.numbers.function_replace(function.at);
+                Ok(function)
+            }
+            None => Err(InvokeError::Exhausted(format!(
                 "this client has used {} names of functions of process '{}' (functions_max)",
                 peer.functions.len(),
                 peer.name
-            )));
+            ))),
         }
-        let number = peer.functions.len() as u32;
-        peer.functions.push(name.into());
-        peer.numbers.function_add();
-        peer.by_name.insert(name.into(), number);
-        Ok(number)
     }
 
     /// Submits an invocation. `owner` comes back with the result.
@@ -451,11 +475,13 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         &mut self,
         link: &mut L,
         target: Target,
-        function: u32,
+        function: FunctionId,
         payload: Payload,
         options: CallOptions,
         owner: u64,
     ) -> Result<CallId, Refusal> {
+        self.function_begin(target, function)?;
+        let function = function.at;
         let doing = Doing::Invoke { function };
         self.invocation_add(link, target, doing, payload, options, owner)
     }
@@ -471,16 +497,27 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         &mut self,
         link: &mut L,
         target: Target,
-        function: u32,
+        function: FunctionId,
         payload: Payload,
         options: CallOptions,
         owner: u64,
         told: bool,
     ) -> Result<CallId, Refusal> {
+        self.function_begin(target, function)?;
+        let function = function.at;
         let doing = Doing::OneWay { function, told };
         let call = self.invocation_add(link, target, doing, payload, options, owner)?;
         self.one_way.pending += 1;
         Ok(call)
+    }
+
+    #[inline]
+    fn function_begin(&mut self, target: Target, function: FunctionId) -> Result<(), Refusal> {
+        let peer = &mut self.peers[target.0 as usize];
+        match peer.functions.begin(function) {
+            true => Ok(()),
+            false => Err(function_forgotten(&peer.name)),
+        }
     }
 
     #[inline]
@@ -511,6 +548,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             payload,
             options,
             sent: false,
+            large: false,
             doubt: None,
         });
         self.peers[target.0 as usize]
@@ -547,6 +585,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             payload,
             options,
             sent: false,
+            large: false,
             doubt: None,
         });
         self.peers[target.0 as usize].puts.push_back(Some(id.index));
@@ -676,7 +715,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let peer = &mut self.peers[target.0 as usize];
         let was_open = matches!(peer.link, Bond::Open(_));
         peer.link = Bond::Idle;
-        peer.leaving = false;
+        (peer.leaving, peer.starved) = (false, false);
         // Those that wait are among the calls that were not sent.
         let _ = peer.order.end();
         if !was_open {
@@ -692,6 +731,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                 index,
                 stamp: call.stamp,
             };
+            call.large = false;
             if !call.sent {
                 again.push((call.sequence, id));
                 continue;
@@ -898,6 +938,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             Bond::Open(channel) if peer.unsent.is_empty() => {
                 if !self.call_send(link, channel, id) {
                     self.peers[target.0 as usize].unsent.push_back(id);
+                    self.leave_if_due(link, target);
                 }
             }
             Bond::Idle if peer.retry.is_none() => {
@@ -932,13 +973,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                         Told::Busy => return false,
                         Told::Dead => return true,
                         Told::None => {
-                            let text = format!(
-                                "large inputs to {CHANNEL_FUNCTIONS_MAX} functions of process \
-                                 '{}' went over one channel, which has no more numbers for others",
-                                peer.name
-                            );
-                            self.complete(id, Err(InvokeError::Exhausted(text)));
-                            return true;
+                            peer.starved = true;
+                            return false;
                         }
                     },
                 };
@@ -1007,6 +1043,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     }
                     Doing::Invoke { function } | Doing::OneWay { function, .. } => {
                         peer.numbers.keep(function);
+                        call.large = true;
                     }
                     Doing::Read { .. } => {}
                 }
@@ -1024,7 +1061,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             && let Some(id) = self.peers[target.0 as usize].unsent.front().copied()
         {
             if self.call(id).is_some() && !self.call_send(link, channel, id) {
-                return;
+                return self.leave_if_due(link, target);
             }
             self.peers[target.0 as usize].unsent.pop_front();
         }
@@ -1095,6 +1132,12 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let text = |payload: &Payload| String::from_utf8_lossy(payload).into_owned();
         let target = call.target;
         let peer = &mut self.peers[target.0 as usize];
+        if call.large {
+            call.large = false;
+            if let Some(function) = call.doing.function() {
+                peer.numbers.answered(function);
+            }
+        }
         let error = match status {
             Status::Ok => {
                 self.complete(id, Ok(payload));
@@ -1111,7 +1154,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             Status::UnknownFunction => {
                 let name = match &call.doing {
                     Doing::Invoke { function } | Doing::OneWay { function, .. } => {
-                        peer.functions[*function as usize].to_string()
+                        peer.functions.unknown(*function);
+                        peer.functions.name(*function).to_string()
                     }
                     Doing::Put { .. } | Doing::Read { .. } => String::new(),
                 };
@@ -1142,7 +1186,11 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     /// that process stay after all, what it has turned away must not wait for its end.
     #[inline]
     fn leave_if_due<L: Link<Channel = C>>(&mut self, link: &mut L, target: Target) {
-        if self.peers[target.0 as usize].leaving {
+        let peer = &self.peers[target.0 as usize];
+        if peer.starved && peer.numbers.vacant().is_some() {
+            self.peers[target.0 as usize].starved = false;
+            self.unsent_send(link, target);
+        } else if peer.leaving || peer.starved {
             self.leave(link, target);
         }
     }
@@ -1158,7 +1206,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             return;
         }
         peer.link = Bond::Idle;
-        peer.leaving = false;
+        (peer.leaving, peer.starved) = (false, false);
         peer.pause(link.now());
         let mut unsent: Vec<CallId> = peer.unsent.drain(..).chain(peer.order.end()).collect();
         unsent.sort_unstable_by_key(|id| calls.get(id.index as usize).map(|call| call.sequence));
@@ -1198,7 +1246,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             Doing::Put { .. } => peer.put_done(call.sequence),
             Doing::OneWay { function, told } => {
                 peer.done(call.sequence);
-                let function = &peer.functions[function as usize];
+                let function = peer.functions.name(function);
                 self.one_way.ended(&peer.name, function, &outcome);
                 if !told {
                     return;
@@ -1225,6 +1273,16 @@ enum Told {
     None,
 }
 
+/// Why a function that was looked up cannot be called.
+#[cold]
+fn function_forgotten(process: &str) -> Refusal {
+    let text = format!(
+        "process '{process}' had no such function, and its name was forgotten for others \
+         (functions_max): look it up again"
+    );
+    Refusal::Never(InvokeError::Exhausted(text))
+}
+
 /// Tells a channel the name of a function.
 #[cold]
 fn function_tell<L: Link>(
@@ -1237,7 +1295,7 @@ fn function_tell<L: Link>(
         return Told::None;
     };
     let header = short_header(Kind::Intern, 0, 0);
-    let name = peer.functions[function as usize].as_bytes();
+    let name = peer.functions.name(function).as_bytes();
     let name = Payload::Inline(smallvec::SmallVec::from_slice(name));
     match link.send(channel, AM_INVOCATION, number.into(), &header, &name, 0) {
         Sent::Done | Sent::Pending => {

@@ -3,6 +3,7 @@
 use praas_transport::Address;
 
 use super::*;
+use crate::invocation::CHANNEL_FUNCTIONS_MAX;
 
 /// Answers at once, with the same process at every question.
 struct Notes {
@@ -48,7 +49,7 @@ impl Link for Notes {
     }
 }
 
-fn opened() -> (ClientCore<u32>, Notes, Target, u32) {
+fn opened() -> (ClientCore<u32>, Notes, Target, FunctionId) {
     let mut notes = Notes {
         now: Instant::now(),
         asked: Vec::new(),
@@ -293,7 +294,30 @@ fn a_read_of_what_is_in_storage_yet_asks_again_later() {
     assert_eq!(asked(&notes), 5);
 }
 
-/// Invokes a function; the name that its process takes its number for, if it was sent.
+/// Invokes a function; the call, its sequence, and the name that its process takes its number for,
+/// if it was sent.
+fn name_call(
+    core: &mut ClientCore<u32>,
+    notes: &mut Notes,
+    target: Target,
+    name: &str,
+    bytes: usize,
+) -> (CallId, Option<(u64, String)>) {
+    let before = notes.sent.len();
+    let function = core.function(target, name).unwrap();
+    let input = Payload::Buf(vec![0; bytes].into());
+    let call = core.invoke(notes, target, function, input, CallOptions::default(), 0);
+    (call.unwrap(), sent_since(notes, before))
+}
+
+/// The sequence of the last request since then, and the name that its number stands for.
+fn sent_since(notes: &Notes, before: usize) -> Option<(u64, String)> {
+    let (_, tag, header) = notes.sent.get(before..)?.last()?;
+    let request = RequestHeader::decode(header).unwrap();
+    Some((*tag, notes.names[&u64::from(request.function)].clone()))
+}
+
+/// The same, which is answered; the name.
 fn name_called(
     core: &mut ClientCore<u32>,
     notes: &mut Notes,
@@ -301,22 +325,37 @@ fn name_called(
     name: &str,
     bytes: usize,
 ) -> Option<String> {
-    let before = notes.sent.len();
-    let function = core.function(target, name).unwrap();
-    let input = Payload::Buf(vec![0; bytes].into());
-    core.invoke(notes, target, function, input, CallOptions::default(), 0)
-        .unwrap();
-    let (_, tag, header) = notes.sent[before..].last()?.clone();
-    let request = RequestHeader::decode(&header).unwrap();
+    let (_, sent) = name_call(core, notes, target, name, bytes);
+    let (tag, name) = sent?;
     core.on_reply(notes, 1, tag, Status::Ok, Payload::default());
-    Some(notes.names[&u64::from(request.function)].clone())
+    Some(name)
+}
+
+/// A channel that was opened for a call that is answered.
+fn answered() -> (ClientCore<u32>, Notes, Target) {
+    let (mut core, mut notes, target, _) = opened();
+    core.on_reply(&mut notes, 1, 0, Status::Ok, Payload::default());
+    core.completed().unwrap();
+    (core, notes, target)
+}
+
+/// The next channel to the process opens.
+fn reopened(core: &mut ClientCore<u32>, notes: &mut Notes, target: Target) {
+    notes.now += RETRY_FIRST;
+    let now = notes.now;
+    core.tick(notes, now);
+    let resolved = Resolved {
+        incarnation: Incarnation(3),
+        addresses: vec![Address::Mem("p".into())],
+    };
+    core.on_resolved(notes, target, Ok(resolved));
+    let channel = notes.channels;
+    core.on_open(notes, channel, Incarnation(3));
 }
 
 #[test]
 fn more_names_than_numbers_share_them() {
-    let (mut core, mut notes, target, _) = opened();
-    core.on_reply(&mut notes, 1, 0, Status::Ok, Payload::default());
-    core.completed().unwrap();
+    let (mut core, mut notes, target) = answered();
     for name in (0..CHANNEL_FUNCTIONS_MAX + 10).chain(0..20) {
         let name = format!("f{name}");
         let called = name_called(&mut core, &mut notes, target, &name, 0);
@@ -331,36 +370,75 @@ fn more_names_than_numbers_share_them() {
 /// The function of a large request is looked up when all of it is there.
 #[test]
 fn the_number_of_a_large_request_is_given_to_no_other_name() {
-    let (mut core, mut notes, target, _) = opened();
-    core.on_reply(&mut notes, 1, 0, Status::Ok, Payload::default());
-    core.completed().unwrap();
-    let called = name_called(&mut core, &mut notes, target, "large", 5000);
-    assert_eq!(called.as_deref(), Some("large"));
-    for name in 0..2 * CHANNEL_FUNCTIONS_MAX {
-        name_called(&mut core, &mut notes, target, &format!("f{name}"), 0).unwrap();
+    let (mut core, mut notes, target) = answered();
+    let (_, large) = name_call(&mut core, &mut notes, target, "large", 5000);
+    let (tag, name) = large.unwrap();
+    assert_eq!(name, "large");
+    let others = |core: &mut ClientCore<u32>, notes: &mut Notes, bytes| {
+        for name in 0..2 * CHANNEL_FUNCTIONS_MAX {
+            let name = format!("f{name}");
+            let called = name_called(core, notes, target, &name, bytes);
+            assert_eq!(called, Some(name));
+        }
+        notes.names.values().any(|name| name == "large")
+    };
+    assert!(others(&mut core, &mut notes, 0));
+    // Those that are answered need no number any more.
+    assert!(others(&mut core, &mut notes, 5000));
+    core.on_reply(&mut notes, 1, tag, Status::Ok, Payload::default());
+    assert!(!others(&mut core, &mut notes, 0));
+    assert_eq!(notes.closed, []);
+}
+
+/// What was given up may come still, whatever its number stands for then.
+#[test]
+fn a_channel_that_has_no_numbers_left_is_left() {
+    let (mut core, mut notes, target) = answered();
+    let (_, under_way) = name_call(&mut core, &mut notes, target, "under way", 0);
+    let (_, large) = name_call(&mut core, &mut notes, target, "large", 5000);
+    for name in 2..CHANNEL_FUNCTIONS_MAX {
+        let name = format!("f{name}");
+        let (call, _) = name_call(&mut core, &mut notes, target, &name, 5000);
+        core.cancel(&mut notes, call);
     }
-    assert!(notes.names.values().any(|name| name == "large"));
-    for name in 0..CHANNEL_FUNCTIONS_MAX {
-        name_called(&mut core, &mut notes, target, &format!("g{name}"), 5000);
-    }
-    while core.completed().is_some() {}
-    assert_eq!(
-        name_called(&mut core, &mut notes, target, "one more", 0),
-        None
+    let called = name_called(&mut core, &mut notes, target, "next", 0);
+    assert_eq!(called.as_deref(), Some("next"), "in the place of the first");
+    let (call, _) = name_call(&mut core, &mut notes, target, "next", 5000);
+    core.cancel(&mut notes, call);
+    // A large one that is answered gives its number back.
+    let before = notes.sent.len();
+    let (other, sent) = name_call(&mut core, &mut notes, target, "another", 5000);
+    assert_eq!(sent, None);
+    core.on_reply(
+        &mut notes,
+        1,
+        large.unwrap().0,
+        Status::Ok,
+        Payload::default(),
     );
-    let error = core.completed().unwrap().outcome.unwrap_err();
-    assert!(matches!(error, InvokeError::Exhausted(_)), "{error}");
-    assert_eq!(
-        name_called(&mut core, &mut notes, target, "large", 0).as_deref(),
-        Some("large")
+    let another = sent_since(&notes, before).unwrap();
+    assert_eq!((&*another.1, &notes.closed[..]), ("another", &[][..]));
+    let (_, sent) = name_call(&mut core, &mut notes, target, "one more", 0);
+    assert_eq!(sent, None);
+    let error = Status::FunctionError;
+    core.on_reply(
+        &mut notes,
+        1,
+        under_way.unwrap().0,
+        error,
+        Payload::default(),
     );
+    assert_eq!(notes.closed, [], "one is under way still");
+    let before = notes.sent.len();
+    core.cancel(&mut notes, other);
+    assert_eq!(notes.closed, [1]);
+    reopened(&mut core, &mut notes, target);
+    assert_eq!(sent_since(&notes, before).unwrap().1, "one more");
 }
 
 #[test]
 fn one_name_too_many_fails_alone() {
-    let (mut core, mut notes, target, _) = opened();
-    core.on_reply(&mut notes, 1, 0, Status::Ok, Payload::default());
-    core.completed().unwrap();
+    let (mut core, mut notes, target) = answered();
     core.limits.functions_max = 2;
     core.function(target, "g").unwrap();
     let error = core.function(target, "h").unwrap_err();
@@ -368,4 +446,47 @@ fn one_name_too_many_fails_alone() {
     let called = name_called(&mut core, &mut notes, target, "g", 0);
     assert_eq!(called.as_deref(), Some("g"));
     assert_eq!(notes.closed, []);
+}
+
+#[test]
+fn names_that_nothing_has_make_room_for_others() {
+    let (mut core, mut notes, target) = answered();
+    core.limits.functions_max = 3;
+    let unknown = |core: &mut ClientCore<u32>, notes: &mut Notes, tag| {
+        core.on_reply(notes, 1, tag, Status::UnknownFunction, Payload::default());
+    };
+    let call = |core: &mut ClientCore<u32>, notes: &mut Notes, name: &str| {
+        let (_, sent) = name_call(core, notes, target, name, 0);
+        let (tag, told) = sent.unwrap();
+        assert_eq!(told, name);
+        tag
+    };
+    let first = core.function(target, "x0").unwrap();
+    for name in 0..100 {
+        let name = format!("x{name}");
+        let tag = call(&mut core, &mut notes, &name);
+        unknown(&mut core, &mut notes, tag);
+        let outcome = core.completed().unwrap().outcome;
+        assert_eq!(outcome.err(), Some(InvokeError::UnknownFunction(name)));
+        call(&mut core, &mut notes, "f");
+    }
+    // It is taken for none of those that came after it.
+    let options = CallOptions::default();
+    let late = core.invoke(&mut notes, target, first, Payload::default(), options, 0);
+    let Err(Refusal::Never(InvokeError::Exhausted(text))) = late else {
+        panic!("{late:?}");
+    };
+    assert!(text.contains("functions_max"), "{text}");
+    // None is forgotten while a call uses it, or since there is such a function after all.
+    let [one, other] = ["y", "y"].map(|name| call(&mut core, &mut notes, name));
+    call(&mut core, &mut notes, "z");
+    unknown(&mut core, &mut notes, one);
+    assert!(core.function(target, "w").is_err());
+    unknown(&mut core, &mut notes, other);
+    let again = call(&mut core, &mut notes, "y");
+    core.on_reply(&mut notes, 1, again, Status::Ok, Payload::default());
+    assert!(core.function(target, "w").is_err());
+    let last = call(&mut core, &mut notes, "y");
+    unknown(&mut core, &mut notes, last);
+    core.function(target, "w").unwrap();
 }

@@ -22,7 +22,7 @@ mod stepped;
 pub use self::asynchronous::{AsyncClient, OneWay};
 pub use self::blocking::{Client, FunctionRef};
 pub use self::core::{
-    CallId, CallOptions, ClientCore, Completed, CoreLimits, Link, Refusal, Sent, Target,
+    CallId, CallOptions, ClientCore, Completed, CoreLimits, FunctionId, Link, Refusal, Sent, Target,
 };
 pub use self::one_way::OneWayTally;
 pub use self::peers::{Directory, Peers};

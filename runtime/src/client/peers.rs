@@ -16,7 +16,7 @@ use praas_transport::{
 
 use self::reads::Reads;
 use super::core::{
-    CallId, CallOptions, ClientCore, Completed, CoreLimits, Link, Refusal, Sent, Target,
+    CallId, CallOptions, ClientCore, Completed, CoreLimits, FunctionId, Link, Refusal, Sent, Target,
 };
 use super::one_way::OneWayTally;
 use crate::directory::{DirectoryAnswer, DirectoryRequest, Resolved};
@@ -180,7 +180,7 @@ impl Peers {
     ///
     /// # Errors
     /// A name that no function has.
-    pub fn function(&mut self, target: Target, name: &str) -> Result<u32, InvokeError> {
+    pub fn function(&mut self, target: Target, name: &str) -> Result<FunctionId, InvokeError> {
         self.core.function(target, name)
     }
 
@@ -193,7 +193,7 @@ impl Peers {
         &mut self,
         ops: &mut Ops,
         target: Target,
-        function: u32,
+        function: FunctionId,
         payload: Payload,
         options: CallOptions,
         owner: u64,
@@ -218,7 +218,7 @@ impl Peers {
         &mut self,
         ops: &mut Ops,
         target: Target,
-        function: u32,
+        function: FunctionId,
         payload: Payload,
         options: CallOptions,
         owner: u64,

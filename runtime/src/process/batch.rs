@@ -10,7 +10,7 @@ use slab::Slab;
 
 use super::crew::Delivery;
 use super::engine::{Core, Engine};
-use crate::client::{CallId, CallOptions, Refusal, Target};
+use crate::client::{CallId, CallOptions, FunctionId, Refusal, Target};
 use crate::invocation::{InvokeError, Payload};
 
 /// What tells owners of calls in batches from others: the batch and the number of the input follow.
@@ -33,7 +33,7 @@ struct Batch {
     worker: usize,
     stamp: u32,
     target: Target,
-    function: u32,
+    function: FunctionId,
     /// Those that were not sent yet, the last first.
     inputs: Vec<Payload>,
     options: CallOptions,

@@ -8,7 +8,7 @@
 //! What goes through a channel is heard in order, so a number may mean another name from one frame
 //! to the next. The exception is a large request: its function is looked up when its payload is
 //! there, which others may overtake. So the number of a name that one was sent under is kept until
-//! the channel ends.
+//! it is answered; if nobody waits for the answer, until the channel ends.
 
 use crate::invocation::CHANNEL_FUNCTIONS_MAX;
 
@@ -20,8 +20,8 @@ const NONE: u32 = u32::MAX;
 pub(super) struct Numbers {
     /// By function.
     by_function: Vec<u32>,
-    /// By number: its function, and whether it is kept.
-    given: Vec<(u32, bool)>,
+    /// By number: its function, and for how many large requests it is kept.
+    given: Vec<(u32, u32)>,
     /// The number that was given out the longest ago, once all are.
     oldest: usize,
 }
@@ -30,6 +30,11 @@ impl Numbers {
     /// One function more, without a number.
     pub fn function_add(&mut self) {
         self.by_function.push(NONE);
+    }
+
+    /// Another function has this one's place, and no number.
+    pub fn function_replace(&mut self, function: u32) {
+        self.by_function[function as usize] = NONE;
     }
 
     /// A new channel, which knows no names.
@@ -52,7 +57,7 @@ impl Numbers {
             return Some(self.given.len() as u32);
         }
         let from_oldest = (self.oldest..self.given.len()).chain(0..self.oldest);
-        let mut free = from_oldest.filter(|number| !self.given[*number].1);
+        let mut free = from_oldest.filter(|number| self.given[*number].1 == 0);
         free.next().map(|number| number as u32)
     }
 
@@ -61,11 +66,14 @@ impl Numbers {
         let at = number as usize;
         match self.given.get_mut(at) {
             Some((before, _)) => {
-                self.by_function[*before as usize] = NONE;
+                let had = &mut self.by_function[*before as usize];
+                if *had == number {
+                    *had = NONE;
+                }
                 *before = function;
                 self.oldest = (at + 1) % self.given.len();
             }
-            None => self.given.push((function, false)),
+            None => self.given.push((function, 0)),
         }
         self.by_function[function as usize] = number;
     }
@@ -74,7 +82,15 @@ impl Numbers {
     pub fn keep(&mut self, function: u32) {
         let number = self.by_function[function as usize];
         if let Some((_, kept)) = self.given.get_mut(number as usize) {
-            *kept = true;
+            *kept += 1;
+        }
+    }
+
+    /// A large request to a function was answered on this channel.
+    pub fn answered(&mut self, function: u32) {
+        let number = self.by_function[function as usize];
+        if let Some((_, kept)) = self.given.get_mut(number as usize) {
+            *kept = kept.saturating_sub(1);
         }
     }
 }

@@ -50,6 +50,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             payload: Payload::default(),
             options,
             sent: known,
+            large: false,
             doubt: None,
         });
         self.peers[target.0 as usize].reads.push(id.index);
