@@ -551,7 +551,7 @@ fn who_waits_no_more_for_storage_leaves_nothing_behind() {
             ..CallOptions::default()
         };
         let function = client.function("p", "persist_within").unwrap();
-        let input = praas_runtime::codec::encode(&(key, false)).unwrap();
+        let input = praas_runtime::codec::encode(&(key, number % 2 == 0)).unwrap();
         let told = client.call(function, &input, options).unwrap();
         assert_eq!(
             told.to_vec(),

@@ -259,13 +259,14 @@ impl Engine {
         }
         let text = |payload: &Payload| String::from_utf8_lossy(payload).into_owned();
         let (status, payload) = match self.shared.callee(function) {
-            Callee::Unknown => return Err(InvokeError::UnknownFunction(function.into())),
             Callee::Builtin(builtin) if job.short && builtin.waits() => {
                 let text = "a function that is marked short may not wait for storage";
                 return Err(InvokeError::Exhausted(text.into()));
             }
-            Callee::Builtin(builtin) => builtin.call(&self.shared, Some(job), input),
-            callee @ (Callee::User(index) | Callee::Limited(index)) => {
+            Callee::Builtin(builtin) if !builtin.waits() => {
+                builtin.call(&self.shared, Some(job), input)
+            }
+            callee => {
                 let deadline = match (deadline, job.deadline) {
                     (Some(a), Some(b)) => Some(a.min(b)),
                     (a, b) => a.or(b),
@@ -276,8 +277,10 @@ impl Engine {
                     ..job.clone()
                 };
                 match callee {
-                    Callee::Limited(_) => self.limited_local(&nested, index, input)?,
-                    _ => self
+                    Callee::Unknown => return Err(InvokeError::UnknownFunction(function.into())),
+                    Callee::Builtin(builtin) => builtin.call(&self.shared, Some(&nested), input),
+                    Callee::Limited(index) => self.limited_local(&nested, index, input)?,
+                    Callee::User(index) => self
                         .shared
                         .registry
                         .function(index)
