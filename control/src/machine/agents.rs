@@ -237,6 +237,9 @@ impl Registry {
         let older = report.error.as_ref().filter(|_| news);
         let commanded = matches!(entry.doing, Doing::Swap | Doing::Stop);
         let readies = report.state == ProcessState::Ready && !commanded;
+        let begins = report.state == ProcessState::Ready
+            && entry.record.state == ProcessState::Starting
+            && entry.record.incarnation == report.incarnation;
         if readies || (entry.doing == Doing::Start && report.state == ProcessState::Quiescing) {
             self.command_end(key);
         }
@@ -255,6 +258,10 @@ impl Registry {
             }
             record.swap_generation = record.swap_generation.max(report.swap_generation);
             record.images |= image;
+            if begins {
+                // Images newer than what it began with are lost, which it has said.
+                record.swap_generation = report.swap_generation;
+            }
             record.swapped = report.state == ProcessState::Swapped
                 && report.swapped
                 && report.swap_generation == record.swap_generation;

@@ -113,12 +113,12 @@ fn an_idle_process_is_swapped_out_and_comes_back() {
 fn a_process_that_began_with_an_older_image_is_counted() {
     let mut bench = bench("{}");
     let start = bench.ready();
-    bench.say(1, swapped(&start, 2));
+    bench.say(1, swapped(&start, 5));
     assert_eq!(bench.counts().older_images, 0);
     bench.ask(process(Verb::Ensure));
     let start = bench.started();
-    assert_eq!(start.swap_generation, 2);
-    let lost = "generation 1 was loaded: generation 2 is missing";
+    assert_eq!(start.swap_generation, 5);
+    let lost = "generation 1 was loaded: generation 5 is missing";
     let older = HostReport {
         swap_generation: 1,
         error: Some(lost.into()),
@@ -128,9 +128,16 @@ fn a_process_that_began_with_an_older_image_is_counted() {
     assert_eq!(bench.show().error.as_deref(), Some(lost));
     assert_eq!(bench.counts().older_images, 1);
     // An agent that comes back says so again.
-    bench.hello(1, "n", vec![older]);
+    bench.hello(2, "n", vec![older]);
     assert_eq!(bench.counts().older_images, 1);
     assert_eq!(bench.show().error.as_deref(), Some(lost));
+    // What is lost is not missing again, and what is written in its place is the newest.
+    assert_eq!(bench.show().swap_generation, 1);
+    bench.told();
+    bench.say(2, swapped(&start, 2));
+    bench.ask(process(Verb::Ensure));
+    let start = bench.started();
+    assert_eq!((start.swap_generation, start.swapped), (2, true));
 }
 
 #[test]
