@@ -15,6 +15,11 @@ use crate::function::Registry;
 
 /// A process without functions of its own, and what its client number 7 is made of.
 fn alone(settings: ProcessSettings) -> (Process, ClientConfig) {
+    begun(settings, None)
+}
+
+/// The same, which begins with what was stored.
+fn begun(settings: ProcessSettings, restore: Option<ProcessImage>) -> (Process, ClientConfig) {
     let (secret, ring) = (Secret::generate().unwrap(), Keyring::new());
     ring.insert("app", 1, secret.clone());
     let credential = |role, client_id| {
@@ -41,7 +46,7 @@ fn alone(settings: ProcessSettings) -> (Process, ClientConfig) {
             ..settings
         },
         registry: Registry::new(),
-        restore: None,
+        restore,
         persist: None,
     });
     let process = process.unwrap();
@@ -77,6 +82,41 @@ fn a_caller_that_comes_again_takes_its_timer_back() {
         assert!(timers.next() > last);
         last = timers.next();
     }
+    process.stop();
+}
+
+/// What fitted when it was swapped out, by another count or another limit.
+#[test]
+fn a_process_starts_with_a_state_above_its_limit() {
+    let store = StateStore::new(praas_transport::BufPool::new(1 << 20), 1 << 20);
+    for key in ["a", "b"] {
+        store.put(key, &[7; 1000]).unwrap();
+    }
+    let image = ProcessImage {
+        application: "app".into(),
+        process: "p".into(),
+        incarnation: Incarnation(0),
+        kind: ImageKind::Final,
+        state_version: 2,
+        state: store.snapshot().unwrap(),
+        mailbox: Default::default(),
+        sessions: Vec::new(),
+        files: Vec::new(),
+    };
+    let settings = ProcessSettings {
+        state_max_bytes: 1000,
+        ..ProcessSettings::default()
+    };
+    let (process, config) = begun(settings, Some(image));
+    let mut client = Client::new(config).unwrap();
+    assert_eq!(client.invoke("p", STATE_GET, b"a").unwrap(), [7; 1000]);
+    let mut put = |key: &str, bytes: usize| {
+        let (key, value) = (key.to_string(), vec![8; bytes]);
+        client.invoke_value::<_, u64>("p", STATE_PUT, &StatePutInput { key, value })
+    };
+    put("a", 1000).unwrap();
+    let refused = put("c", 1).unwrap_err();
+    assert!(refused.to_string().contains("state_max_bytes"), "{refused}");
     process.stop();
 }
 
