@@ -1187,12 +1187,19 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     #[inline]
     fn leave_if_due<L: Link<Channel = C>>(&mut self, link: &mut L, target: Target) {
         let peer = &self.peers[target.0 as usize];
-        if peer.starved && peer.numbers.vacant().is_some() {
+        if peer.starved && self.fed(peer) {
             self.peers[target.0 as usize].starved = false;
             self.unsent_send(link, target);
         } else if peer.leaving || peer.starved {
             self.leave(link, target);
         }
+    }
+
+    /// Whether a call that a channel had no number for can go on, or has ended.
+    #[cold]
+    fn fed(&self, peer: &Peer<C>) -> bool {
+        let first = peer.unsent.front();
+        first.is_none_or(|id| self.call(*id).is_none()) || peer.numbers.vacant().is_some()
     }
 
     /// Leaves a process that is going away, once nothing of ours runs there any more.

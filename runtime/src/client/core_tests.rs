@@ -437,6 +437,25 @@ fn a_channel_that_has_no_numbers_left_is_left() {
 }
 
 #[test]
+fn what_waits_behind_a_call_without_a_number_goes_on_without_it() {
+    let (mut core, mut notes, target) = answered();
+    for name in 0..CHANNEL_FUNCTIONS_MAX {
+        let name = format!("f{name}");
+        let (call, _) = name_call(&mut core, &mut notes, target, &name, 5000);
+        core.cancel(&mut notes, call);
+    }
+    let (_, sent) = name_call(&mut core, &mut notes, target, "f0", 0);
+    assert_eq!(sent.unwrap().1, "f0");
+    let before = notes.sent.len();
+    let (call, _) = name_call(&mut core, &mut notes, target, "one more", 0);
+    let (_, sent) = name_call(&mut core, &mut notes, target, "f1", 0);
+    assert_eq!(sent, None);
+    core.cancel(&mut notes, call);
+    assert_eq!(sent_since(&notes, before).unwrap().1, "f1");
+    assert_eq!(notes.closed, []);
+}
+
+#[test]
 fn one_name_too_many_fails_alone() {
     let (mut core, mut notes, target) = answered();
     core.limits.functions_max = 2;
