@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use praas_transport::Incarnation;
-use praas_transport::sync::atomic::{AtomicU64, Ordering};
+use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::{StatsWord, clock};
 
 use super::engine::{Engine, Shared};
@@ -153,6 +153,8 @@ pub(super) struct Persister {
     written: Mutex<Written>,
     /// All writes of state up to this version are in an image.
     covered: AtomicU64,
+    /// One of these images is of this incarnation.
+    imaged: AtomicBool,
 }
 
 /// Those who are told at once; whoever is not told is told in the end that it failed.
@@ -178,6 +180,7 @@ impl Persister {
             queued: Condvar::new(),
             written: Mutex::default(),
             covered: AtomicU64::new(0),
+            imaged: AtomicBool::new(false),
         };
         if let Some(stored) = stored {
             persister.stored(stored);
@@ -187,16 +190,22 @@ impl Persister {
 
     /// The process began with this.
     pub fn stored(&self, stored: &Base) {
-        self.covered(stored.state_version());
+        let version = stored.state_version();
+        self.covered.fetch_max(version, Ordering::SeqCst);
         let mut written = self.written();
         written.licensed |= stored.is_licensed();
         written.inherited = stored.through();
         written.forgotten = stored.state_version();
     }
 
-    /// An image of the state at this version is in storage.
+    /// This incarnation has committed an image of the state at this version.
     pub fn covered(&self, version: u64) {
         self.covered.fetch_max(version, Ordering::SeqCst);
+        self.imaged.store(true, Ordering::SeqCst);
+    }
+
+    fn is_imaged(&self) -> bool {
+        self.imaged.load(Ordering::SeqCst)
     }
 
     /// Has the thread look whether the process has ended.
@@ -351,7 +360,10 @@ impl Engine {
             return false;
         }
         match persister.written.try_lock() {
-            Ok(written) => written.licensed || written.fenced || !self.is_committing(),
+            Ok(written) => {
+                let begun = written.licensed && persister.is_imaged();
+                begun || written.fenced || !self.is_committing()
+            }
             Err(_) => false,
         }
     }
@@ -502,17 +514,19 @@ impl Engine {
                 "incarnation {ours} is not the process any more"
             )));
         }
-        if written.licensed {
-            return Ok(());
-        }
-        let stored = self.shared.base_lock().is_some();
-        if !stored {
+        // One of this incarnation covers what lower ones have written, also what they write yet: they
+        // may have been taken for dead in the middle of it, and what nobody saw when this one began
+        // must not come over what this one says is durable.
+        if !self.shared.persister.is_imaged() {
             let committed = self.checkpoint(&*to.storage, &to.config);
             let committed = committed.map_err(|error| {
                 let what = causes(&error);
                 Failed::Storage(format!("the checkpoint that it needs first: {what}"))
             })?;
             (to.checkpointed)(&committed);
+        }
+        if written.licensed {
+            return Ok(());
         }
         writer
             .license()

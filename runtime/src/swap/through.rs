@@ -421,13 +421,9 @@ impl<'a> ThroughWriter<'a> {
         let parts: Vec<_> = [&encoded[..]].into_iter().chain(contents).collect();
         let name = self.source.name(&id.name());
         self.source.storage.put_new(&name, &parts)?;
-        if let Err(error) = self.check() {
-            // Nobody was told that it is there, and who has begun since does not know of it.
-            if matches!(error, ThroughError::Fenced { .. }) {
-                self.delete([id]);
-            }
-            return Err(error);
-        }
+        // If not, it stays: nobody is told that it is there, but whoever has begun since may have seen
+        // it, and may be about to read it.
+        self.check()?;
         Ok(id)
     }
 

@@ -412,9 +412,10 @@ impl Host {
         let page = Arc::new(StatsPage::private());
         let mut config = self.config(world, node, start);
         if world.plan.tight > 0 && world.chance(world.plan.tight) {
-            // Perhaps it does not fit.
+            // Perhaps it does not fit: twice the limit is refused, what is less may come and grow
+            // no more, so the limit leaves room for all but the large object.
             match world.plan.lazy {
-                true => config.settings.state_max_bytes = LARGE_BYTES as u64,
+                true => config.settings.state_max_bytes = LARGE_BYTES as u64 / 3,
                 false => config.settings.mailbox_messages_max = 1,
             }
         }

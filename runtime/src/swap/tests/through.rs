@@ -147,12 +147,13 @@ fn of_two_incarnations_one_may_write_through() {
     let refused = writer(&*storage, 3).write(2, &late).unwrap_err();
     assert!(matches!(refused, ThroughError::Fenced { ours, .. } if ours == Incarnation(3)));
     assert!(writer(&*storage, 3).license().is_err());
-    assert_eq!(names(&*storage, "through-"), [THROUGH]);
+    // It stays: whoever began meanwhile may have seen it. What that one has committed covers it.
+    assert_eq!(names(&*storage, "through-").len(), 2);
     let refused = swap_out(&*storage, &image(3, 5), &SMALL).unwrap_err();
     assert!(matches!(refused, SwapError::Fenced { .. }), "{refused}");
     // Both images that are kept must have it before it goes.
     let now = loaded(&*storage).image;
-    for (left, generation) in [(1, 2), (0, 3)] {
+    for (left, generation) in [(2, 2), (0, 3)] {
         let next = ProcessImage {
             incarnation: Incarnation(4),
             state_version: 9 + generation,
