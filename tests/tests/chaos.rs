@@ -313,6 +313,19 @@ fn seeds_that_once_failed_pass() {
             panic!("{report}");
         }
     }
+    // An incarnation that was taken for dead took back what it had written through and its successor
+    // had seen, or left what its successor had not.
+    let fenced = [2176, 2696, 2700, 3070, 3115, 3173, 4468, 6734];
+    // A process was deleted while there was no agent to delete what it had left.
+    let nobody_to_tell = [106];
+    // A message that was taken came again after a crash had undone that, since its sender had not
+    // heard of it: as it must.
+    let again = [4539, 8295];
+    for seed in fenced.into_iter().chain(nobody_to_tell).chain(again) {
+        if let Some(report) = failure(&Plan::of(seed)) {
+            panic!("{report}");
+        }
+    }
 }
 
 #[test]

@@ -83,7 +83,6 @@ impl Registry {
                 }
                 return;
             };
-            let has_images = entry.record.images;
             let under_way = match entry.step_next(front.want) {
                 Step::Wait => false,
                 Step::Start if self.start_held(key) => false,
@@ -98,10 +97,7 @@ impl Registry {
                 Step::Start => self.start(key),
                 Step::Swap => self.swap(key),
                 Step::Stop => self.stop(key),
-                Step::DeleteImages if self.images_delete(key) => true,
-                // Nobody can be told to, and no image is known of.
-                Step::DeleteImages if !has_images => return self.remove(key),
-                Step::DeleteImages => false,
+                Step::DeleteImages => self.images_delete(key),
                 Step::Rest => {
                     self.update(key, |entry| {
                         entry.record.state = ProcessState::Gone;

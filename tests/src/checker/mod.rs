@@ -266,6 +266,7 @@ impl Part<'_> {
         }
         let mut found = Vec::new();
         for ((source, key), mut operations) in queues {
+            self.again_add(&mut operations);
             operations.extend(self.noted.iter().map(|noted| match noted {
                 Noted::Image(image, begin, end) => {
                     operation(*begin, Some(*end), QueueOp::Note(*image))
@@ -278,6 +279,40 @@ impl Part<'_> {
             found.extend(judge(&QueueModel, &operations, Promise::Messages, &text));
         }
         found
+    }
+}
+
+impl Part<'_> {
+    /// Messages that were taken more than once may have come more than once, if their senders had not
+    /// heard of them before a crash.
+    fn again_add(&self, operations: &mut Vec<Operation<QueueOp>>) {
+        let taken = |message: &u64| {
+            let all = operations.iter();
+            let takes = all.filter(|of| of.op == QueueOp::Take(Some(Some(*message))));
+            takes.count()
+        };
+        let mut more = Vec::new();
+        for put in &*operations {
+            let QueueOp::Put { number, message } = put.op else {
+                continue;
+            };
+            if taken(&message) < 2 {
+                continue;
+            }
+            more.extend(self.noted.iter().filter_map(|noted| match noted {
+                Noted::Back(_, back, _)
+                    if *back >= put.begin && put.end.is_none_or(|end| *back <= end) =>
+                {
+                    Some(operation(
+                        *back,
+                        put.end,
+                        QueueOp::Again { number, message },
+                    ))
+                }
+                _ => None,
+            }));
+        }
+        operations.extend(more);
     }
 }
 

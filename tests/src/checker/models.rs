@@ -210,6 +210,14 @@ pub enum QueueOp {
         /// The message.
         message: u64,
     },
+    /// The same comes in again, or not: a crash may have taken it away before its sender heard that
+    /// it was there.
+    Again {
+        /// Its place among the puts of its source.
+        number: u64,
+        /// The message.
+        message: u64,
+    },
     /// The oldest message is taken, or there is none; `None`: nobody knows.
     Take(Option<Option<u64>>),
     /// The oldest message is looked at, or there is none.
@@ -255,6 +263,15 @@ impl Model for QueueModel {
                 }
                 state.queue.last = Some(*number);
                 state.queue.messages.push_back(*message);
+            }
+            QueueOp::Again { number, message } => {
+                let without = state.clone();
+                if state.queue.last.is_some_and(|last| last >= *number) {
+                    return vec![without];
+                }
+                state.queue.last = Some(*number);
+                state.queue.messages.push_back(*message);
+                return vec![without, state];
             }
             QueueOp::Take(taken) => {
                 let front = state.queue.messages.pop_front();
