@@ -195,13 +195,17 @@ proptest! {
             };
             let entries = [(key.clone().into(), through)];
             let writer = writer(&storage, incarnation);
-            // Nobody has the right, and what was written is deleted again.
-            prop_assert!(writer.write(at as u32, &entries).is_err());
-            prop_assert_eq!(names(&storage, "through-").len(), model.len());
+            // Whether it has the right, and is told that it did: the file stays.
+            let licensed = at % 2 == 0;
             let right = format!("app/k%2F1/writer-{incarnation:016x}");
-            storage.insert(right.clone(), Vec::new());
-            writer.write(at as u32, &entries).unwrap();
-            storage.delete(&right).unwrap();
+            if licensed {
+                storage.insert(right.clone(), Vec::new());
+            }
+            prop_assert_eq!(writer.write(at as u32, &entries).is_ok(), licensed);
+            prop_assert_eq!(names(&storage, "through-").len(), model.len() + 1);
+            if licensed {
+                storage.delete(&right).unwrap();
+            }
             model.insert((incarnation, version), (key, there.then_some(buf)));
         }
         let mut expected = BTreeMap::new();
