@@ -254,7 +254,12 @@ impl Registry {
             if record.incarnation != report.incarnation {
                 // Of another database, or of this one before it was restored.
                 record.incarnation = report.incarnation;
-                record.life = report.life;
+                // Zero is of an agent that does not know.
+                if report.life != 0 && report.life != record.life {
+                    record.life = report.life;
+                    // That was of another life, which has nothing to do with this one's images.
+                    record.swap_generation = 0;
+                }
             }
             record.swap_generation = record.swap_generation.max(report.swap_generation);
             record.images |= image;

@@ -481,6 +481,26 @@ fn deleting_stops_the_host_then_deletes_the_images() {
     assert!(bench.answers().iter().all(|(_, result)| result.is_ok()));
 }
 
+/// The database was put back from a copy, in which the process is of an earlier life.
+#[test]
+fn a_host_of_a_later_life_owes_nothing_to_images_of_before() {
+    let mut bench = Bench::new();
+    let start = bench.ready();
+    bench.ask(process(Verb::Swap));
+    bench.say(1, swapped(&start, 10));
+    let later = StartCommand {
+        incarnation: 9,
+        life: 8,
+        ..start
+    };
+    bench.say(1, FromAgent::Report(report(&later, ProcessState::Ready)));
+    bench.say(1, FromAgent::Report(report(&later, ProcessState::Failed)));
+    bench.told();
+    bench.ask(process(Verb::Ensure));
+    let again = bench.started();
+    assert_eq!((again.life, again.swap_generation), (8, 0));
+}
+
 /// It may have written one of which nobody has heard.
 #[test]
 fn what_has_served_is_deleted_with_its_images() {
