@@ -7,13 +7,17 @@
 //!
 //! One client per application, with a thread and an endpoint of its own, is kept for as long as it
 //! is used; the control plane says with every invocation where the process is and what opens it.
+//!
+//! An invocation that may be repeated has a client of its own, whose id is the invocation's: hosts
+//! remember results by client and sequence, and this is the client's first. So whoever repeats it,
+//! through this gateway or a later one, is the same client to the host, and gets the same result.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use praas_control::gateway::BoxFuture;
-use praas_control::{Gateway, GatewayError, GatewayInvocation};
+use praas_control::{Gateway, GatewayError, GatewayInvocation, Repeatable};
 use praas_runtime::client::{AsyncClient, CallOptions, ClientConfig, CoreLimits, Directory};
 use praas_runtime::directory::Resolved;
 use praas_runtime::invocation::{InvokeError, Payload};
@@ -22,6 +26,9 @@ use praas_transport::{Incarnation, TransportConfig, WaitMode};
 /// Applications whose clients are kept; the longest unused makes room.
 const CLIENTS_MAX: usize = 64;
 
+/// Invocations that may be repeated and are under way at a time: each has a thread and a channel.
+const REPEATABLE_MAX: usize = 256;
+
 /// How long a process that was ready a moment ago is tried again before the caller hears of it.
 const RECONNECT_FOR: Duration = Duration::from_secs(5);
 
@@ -29,6 +36,8 @@ const RECONNECT_FOR: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct ClusterGateway {
     clients: Mutex<HashMap<String, Kept>>,
+    /// Invocations that may be repeated and are under way.
+    repeatable: Arc<Mutex<HashSet<u128>>>,
     transport: TransportConfig,
 }
 
@@ -43,6 +52,7 @@ impl ClusterGateway {
     pub fn new(transport: TransportConfig) -> Arc<Self> {
         Arc::new(Self {
             clients: Mutex::default(),
+            repeatable: Arc::default(),
             transport,
         })
     }
@@ -65,13 +75,20 @@ impl ClusterGateway {
             return Err(GatewayError::Process("the gateway has no client".into()));
         };
         kept.used = used;
-        let resolved = Resolved {
-            incarnation: Incarnation(invocation.incarnation),
-            addresses: invocation.addresses.clone(),
-        };
-        kept.client
-            .process_place(&invocation.process, resolved, invocation.credential.clone());
+        place(&kept.client, invocation);
         Ok(kept.client.clone())
+    }
+
+    /// A client for one invocation that may be repeated, and its place among those.
+    fn client_alone(
+        &self,
+        invocation: &GatewayInvocation,
+        repeatable: Repeatable,
+    ) -> Result<(AsyncClient, UnderWay), GatewayError> {
+        let under_way = UnderWay::enter(&self.repeatable, repeatable.client_id)?;
+        let client = self.client_make(invocation)?;
+        place(&client, invocation);
+        Ok((client, under_way))
     }
 
     fn client_make(&self, invocation: &GatewayInvocation) -> Result<AsyncClient, GatewayError> {
@@ -84,40 +101,100 @@ impl ClusterGateway {
             reconnect_for: RECONNECT_FOR,
             ..CoreLimits::default()
         };
+        let first = invocation.repeatable.and_then(|known| known.first);
+        config.repeats = first.map(Incarnation);
         AsyncClient::new(config)
             .map_err(|error| GatewayError::Process(format!("the gateway has no client: {error}")))
     }
 }
 
+/// Tells a client where the process of an invocation is.
+fn place(client: &AsyncClient, invocation: &GatewayInvocation) {
+    let resolved = Resolved {
+        incarnation: Incarnation(invocation.incarnation),
+        addresses: invocation.addresses.clone(),
+    };
+    client.process_place(&invocation.process, resolved, invocation.credential.clone());
+}
+
+/// A place among the invocations that may be repeated and are under way.
+#[derive(Debug)]
+struct UnderWay {
+    all: Arc<Mutex<HashSet<u128>>>,
+    client_id: u128,
+}
+
+impl UnderWay {
+    fn enter(all: &Arc<Mutex<HashSet<u128>>>, client_id: u128) -> Result<Self, GatewayError> {
+        let mut held = all.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.len() >= REPEATABLE_MAX && !held.contains(&client_id) {
+            let text = format!("{REPEATABLE_MAX} invocations with keys are under way");
+            return Err(GatewayError::Busy(text));
+        }
+        // Two channels of one client: the answer would go to the later one only.
+        if !held.insert(client_id) {
+            let text = "the invocation with this key is under way";
+            return Err(GatewayError::UnderWay(text.into()));
+        }
+        let all = Arc::clone(all);
+        Ok(Self { all, client_id })
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut held = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        held.remove(&self.client_id);
+    }
+}
+
 impl Gateway for ClusterGateway {
     fn invoke(&self, invocation: GatewayInvocation) -> BoxFuture<Result<Vec<u8>, GatewayError>> {
-        let client = self.client(&invocation);
+        let Some(repeatable) = invocation.repeatable else {
+            let client = self.client(&invocation);
+            return Box::pin(async move { invoke_over(client?, invocation).await });
+        };
+        let client = self.client_alone(&invocation, repeatable);
         Box::pin(async move {
-            let client = client?;
-            let GatewayInvocation {
-                process,
-                function,
-                input,
-                deadline,
-                one_way,
-                ..
-            } = invocation;
-            let options = CallOptions {
-                deadline: Some(deadline),
-                ..CallOptions::default()
-            };
-            let outcome = match one_way {
-                true => {
-                    let begun = client.invoke_one_way(&process, &function, input, options);
-                    begun.await.map(|()| Payload::default())
-                }
-                false => client.invoke(&process, &function, input, options).await,
-            };
-            match outcome {
-                Ok(output) => Ok(output.to_vec()),
-                Err(error) => Err(error_map(process, error)),
-            }
+            let (client, under_way) = client?;
+            // It goes on without its caller, who may ask for the result later.
+            let task = tokio::spawn(async move {
+                let outcome = invoke_over(client, invocation).await;
+                drop(under_way);
+                outcome
+            });
+            let lost = |error| GatewayError::Process(format!("the gateway lost it: {error}"));
+            task.await.map_err(lost)?
         })
+    }
+}
+
+async fn invoke_over(
+    client: AsyncClient,
+    invocation: GatewayInvocation,
+) -> Result<Vec<u8>, GatewayError> {
+    let GatewayInvocation {
+        process,
+        function,
+        input,
+        deadline,
+        one_way,
+        ..
+    } = invocation;
+    let options = CallOptions {
+        deadline: Some(deadline),
+        ..CallOptions::default()
+    };
+    let outcome = match one_way {
+        true => {
+            let begun = client.invoke_one_way(&process, &function, input, options);
+            begun.await.map(|()| Payload::default())
+        }
+        false => client.invoke(&process, &function, input, options).await,
+    };
+    match outcome {
+        Ok(output) => Ok(output.to_vec()),
+        Err(error) => Err(error_map(process, error)),
     }
 }
 
@@ -163,7 +240,14 @@ mod tests {
         Ok(())
     }
 
-    praas_runtime::module!(static "gateway", [whoami, waits]);
+    /// How often it has run.
+    #[praas_runtime::function]
+    fn counts(context: &Context) -> Result<u64, FunctionError> {
+        let more = |runs: Option<u64>| runs.unwrap_or(0) + 1;
+        Ok(context.state_update_value("runs", more)?)
+    }
+
+    praas_runtime::module!(static "gateway", [whoami, waits, counts]);
 
     /// An application without any cluster around it.
     struct Lab {
@@ -184,11 +268,11 @@ mod tests {
             }
         }
 
-        fn credential(&self) -> Credential {
+        fn credential(&self, client_id: u128) -> Credential {
             let ticket = Ticket {
                 application: "app".into(),
                 role: Role::Client,
-                client_id: 0,
+                client_id,
                 expires_unix_ms: u64::MAX,
                 key_id: 1,
             };
@@ -210,7 +294,7 @@ mod tests {
                 incarnation: Incarnation(incarnation),
                 listen: vec![Listen::Tcp(([127, 0, 0, 1], 0).into())],
                 authenticator: Arc::new(ring),
-                credential: self.credential(),
+                credential: self.credential(0),
                 directory: Directory::Fixed(BTreeMap::new()),
                 transports: Kinds::all(),
                 settings,
@@ -227,19 +311,43 @@ mod tests {
             function: &str,
             within: Duration,
         ) -> Result<Vec<u8>, GatewayError> {
+            let invocation = self.invocation(process, function, within, None);
+            self.runtime.block_on(self.gateway.invoke(invocation))
+        }
+
+        /// Invokes as who may have done so before, through a gateway that knows nothing of it.
+        fn invoke_again(
+            &self,
+            process: &Process,
+            (key, first): (&str, Option<u64>),
+        ) -> Result<u64, GatewayError> {
+            let named = Repeatable::new("p", "counts", key, first);
+            let invocation = self.invocation(process, "counts", PATIENCE, Some(named));
+            let gateway = ClusterGateway::new(TransportConfig::default());
+            let output = self.runtime.block_on(gateway.invoke(invocation))?;
+            Ok(praas_runtime::codec::decode(&output).unwrap())
+        }
+
+        fn invocation(
+            &self,
+            process: &Process,
+            function: &str,
+            within: Duration,
+            repeatable: Option<Repeatable>,
+        ) -> GatewayInvocation {
             let identity = process.identity();
-            let invocation = GatewayInvocation {
+            GatewayInvocation {
                 application: identity.application.to_string(),
                 process: identity.name.to_string(),
                 incarnation: identity.incarnation.0,
                 addresses: process.addresses().to_vec(),
-                credential: self.credential(),
+                credential: self.credential(repeatable.map_or(0, |named| named.client_id)),
                 function: function.into(),
                 input: Vec::new(),
                 deadline: Instant::now() + within,
                 one_way: function == "whoami" && within == ONE_WAY,
-            };
-            self.runtime.block_on(self.gateway.invoke(invocation))
+                repeatable,
+            }
         }
     }
 
@@ -275,6 +383,51 @@ mod tests {
         let late = lab.invoke(&process, "waits", Duration::from_millis(50));
         assert_eq!(late, Err(GatewayError::Deadline));
         process.stop();
+    }
+
+    #[test]
+    fn what_is_repeated_by_its_key_runs_once() {
+        let lab = Lab::new();
+        let process = lab.start("p", 1);
+        assert_eq!(lab.invoke_again(&process, ("a", None)), Ok(1));
+        assert_eq!(lab.invoke_again(&process, ("a", None)), Ok(1));
+        assert_eq!(lab.invoke_again(&process, ("b", None)), Ok(2));
+        assert_eq!(lab.invoke_again(&process, ("a", Some(1))), Ok(1));
+        process.stop();
+        drop(process);
+        // Somebody who knows nothing of the first attempt does not run it for the second time.
+        let process = lab.start("p", 2);
+        let lost = lab.invoke_again(&process, ("a", Some(1))).unwrap_err();
+        assert!(lost.to_string().contains("not known"), "{lost}");
+        assert_eq!(lab.invoke_again(&process, ("c", Some(2))), Ok(1));
+        process.stop();
+    }
+
+    #[test]
+    fn what_has_a_key_goes_on_without_its_caller_and_is_under_way_once() {
+        let lab = Lab::new();
+        let process = lab.start("p", 1);
+        let named = Some(Repeatable::new("p", "waits", "k", None));
+        let invoke = || {
+            let invocation = lab.invocation(&process, "waits", PATIENCE, named);
+            lab.gateway.invoke(invocation)
+        };
+        lab.runtime.block_on(async {
+            let mut first = invoke();
+            // Begun, and then left alone.
+            assert!(once_polled(&mut first).is_pending());
+            drop(first);
+            let second = invoke().await.unwrap_err();
+            assert!(matches!(second, GatewayError::UnderWay(_)), "{second}");
+        });
+        process.stop();
+    }
+
+    fn once_polled<T>(future: &mut BoxFuture<T>) -> std::task::Poll<T> {
+        let waker = std::task::Waker::noop();
+        future
+            .as_mut()
+            .poll(&mut std::task::Context::from_waker(waker))
     }
 
     #[test]

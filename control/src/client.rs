@@ -83,6 +83,36 @@ impl std::fmt::Debug for ControlClient {
 
 type Answer<T> = Result<T, ClientError>;
 
+/// What is to be invoked, over HTTP.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Invocation<'a> {
+    /// The application.
+    pub application: &'a str,
+    /// The process.
+    pub process: &'a str,
+    /// The function.
+    pub function: &'a str,
+    /// Its input.
+    pub input: &'a [u8],
+    /// Names the invocation among those of process and function, so that it may be repeated.
+    pub key: Option<&'a str>,
+    /// The incarnation that the process had before the first attempt.
+    pub first_incarnation: Option<u64>,
+}
+
+impl<'a> Invocation<'a> {
+    /// One that is not repeated.
+    pub fn new(application: &'a str, process: &'a str, function: &'a str, input: &'a [u8]) -> Self {
+        Self {
+            application,
+            process,
+            function,
+            input,
+            ..Self::default()
+        }
+    }
+}
+
 impl ControlClient {
     /// A client of the control plane at `url` (`http://127.0.0.1:4711`), who shows `token`.
     pub fn new(url: &str, token: &str) -> Self {
@@ -243,23 +273,11 @@ impl ControlClient {
     /// Invokes a function, with allocation and swap-in of the process as needed.
     ///
     /// # Errors
-    /// As every call; `FunctionFailed`, `ProcessFailed`.
-    pub fn invoke(
-        &self,
-        application: &str,
-        process: &str,
-        function: &str,
-        input: &[u8],
-    ) -> Answer<Vec<u8>> {
-        let path = format!(
-            "{}/invoke/{}",
-            process_path(application, process),
-            escape(function)
-        );
-        let url = self.url(&self.waiting(&path));
-        let request = self.request(Method::POST, &url);
-        let request = request.header("content-type", "application/octet-stream");
-        let mut response = self.run(&url, request.body(input.to_vec()))?;
+    /// As every call; `FunctionFailed`, `ProcessFailed`; `Conflict` if the invocation with this key
+    /// is under way.
+    pub fn invoke(&self, invocation: &Invocation<'_>) -> Answer<Vec<u8>> {
+        let (url, request) = self.invocation(invocation, "");
+        let mut response = self.run(&url, request.body(invocation.input.to_vec()))?;
         let body = response.body_mut().with_config().limit(OUTPUT_MAX_BYTES);
         body.read_to_vec().map_err(|error| connection(&url, error))
     }
@@ -267,23 +285,31 @@ impl ControlClient {
     /// Invokes a function one-way: this comes back once it has begun.
     ///
     /// # Errors
-    /// As every call; `ProcessFailed`.
-    pub fn invoke_one_way(
+    /// As every call; `ProcessFailed`; `Conflict` as above.
+    pub fn invoke_one_way(&self, invocation: &Invocation<'_>) -> Answer<()> {
+        let (url, request) = self.invocation(invocation, "&one_way=true");
+        self.run(&url, request.body(invocation.input.to_vec()))
+            .map(drop)
+    }
+
+    fn invocation(
         &self,
-        application: &str,
-        process: &str,
-        function: &str,
-        input: &[u8],
-    ) -> Answer<()> {
-        let path = format!(
-            "{}/invoke/{}",
-            process_path(application, process),
-            escape(function)
-        );
-        let url = self.url(&format!("{}&one_way=true", self.waiting(&path)));
-        let request = self.request(Method::POST, &url);
-        let request = request.header("content-type", "application/octet-stream");
-        self.run(&url, request.body(input.to_vec())).map(drop)
+        invocation: &Invocation<'_>,
+        more: &str,
+    ) -> (String, ureq::http::request::Builder) {
+        let process = process_path(invocation.application, invocation.process);
+        let path = format!("{process}/invoke/{}", escape(invocation.function));
+        let mut url = self.url(&format!("{}{more}", self.waiting(&path)));
+        if let Some(first) = invocation.first_incarnation {
+            url.push_str(&format!("&first_incarnation={first}"));
+        }
+        let mut request = self
+            .request(Method::POST, &url)
+            .header("content-type", "application/octet-stream");
+        if let Some(key) = invocation.key {
+            request = request.header("idempotency-key", key);
+        }
+        (url, request)
     }
 
     /// All nodes whose agents were ever connected since the control plane started, or that have

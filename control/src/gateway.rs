@@ -35,6 +35,36 @@ pub struct GatewayInvocation {
     pub deadline: Instant,
     /// The answer is that the function has begun; its output is not wanted.
     pub one_way: bool,
+    /// It may be a repetition of one that was made before.
+    pub repeatable: Option<Repeatable>,
+}
+
+/// An invocation with an identity of its own, under which it runs at most once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repeatable {
+    /// The client id, which the credential holds, too. Its first invocation is this one.
+    pub client_id: u128,
+    /// The incarnation that the first attempt went to, if the caller knows it.
+    pub first: Option<u64>,
+}
+
+impl Repeatable {
+    /// The identity that a key of the caller's stands for: a BLAKE3 hash of process, function and
+    /// key.
+    pub fn new(process: &str, function: &str, key: &str, first: Option<u64>) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("praas invocation by idempotency key");
+        for part in [process, function, key] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self {
+            // Zero stands for any client.
+            client_id: u128::from_le_bytes(id) | 1,
+            first,
+        }
+    }
 }
 
 /// Why an invocation has no result.
@@ -61,6 +91,9 @@ pub enum GatewayError {
     /// Input or output is above a limit of the data plane.
     #[error("{0}")]
     TooLarge(String),
+    /// The same invocation, by its key, is under way.
+    #[error("{0}")]
+    UnderWay(String),
     /// The deadline passed.
     #[error("no result within the deadline")]
     Deadline,
@@ -74,6 +107,7 @@ impl From<GatewayError> for Failure {
             GatewayError::Process(_) => ErrorKind::ProcessFailed,
             GatewayError::Busy(_) => ErrorKind::LimitReached,
             GatewayError::TooLarge(_) => ErrorKind::TooLarge,
+            GatewayError::UnderWay(_) => ErrorKind::Conflict,
             GatewayError::Deadline => ErrorKind::Timeout,
         };
         Failure::new(kind, error.to_string())

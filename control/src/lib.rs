@@ -27,10 +27,10 @@ mod server;
 pub mod store;
 mod tokens;
 
-pub use client::{ClientError, ControlClient};
+pub use client::{ClientError, ControlClient, Invocation};
 pub use config::ControlConfig;
 pub use control::{Control, ControlError, ControlHandle, RunPaths};
 pub use error::{ErrorKind, Failure, Problem};
 pub use files::{ControlAddr, cluster_secret_load};
-pub use gateway::{Gateway, GatewayError, GatewayInvocation, NoGateway};
+pub use gateway::{Gateway, GatewayError, GatewayInvocation, NoGateway, Repeatable};
 pub use server::openapi_json;

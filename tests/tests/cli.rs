@@ -235,6 +235,73 @@ fn what_is_killed_comes_back_and_disturbs_nobody() {
 }
 
 #[test]
+fn what_has_a_key_runs_once_over_a_dead_control_plane() {
+    let lab = lab_up();
+    let invoke = |key: &str| {
+        let call = [
+            "invoke", "a", "p", "count", "--data", "1", "--in", "u64", "--out", "u64", "--http",
+            "--key", key,
+        ];
+        lab.one(&call)["value"].as_u64().expect("a number")
+    };
+    assert_eq!(
+        (invoke("first"), invoke("first"), invoke("second")),
+        (1, 1, 2)
+    );
+    // It is swapped with what it gave.
+    lab.one(&["swap", "a", "p"]);
+    assert_eq!((invoke("first"), invoke("second")), (1, 2));
+
+    let hold = [
+        "invoke", "a", "p", "hold", "--data", "", "--http", "--key", "long",
+    ];
+    let held = lab.background(&hold);
+    let holding = || lab.praas(&["state", "get", "a", "p", "holding"]).stdout == b"yes";
+    eventually("the call runs", || holding().then_some(()));
+    let again = lab.problem(1, &hold);
+    assert_eq!(again["type"], "urn:praas:problem:conflict", "{again}");
+    kill(pid(&lab.one(&["up"])["control"]["pid"]));
+    let broken = held.wait_with_output().expect("it ends");
+    assert!(!broken.status.success(), "{broken:?}");
+
+    // The next attempt finds it running, and waits for it.
+    lab.one(&["up"]);
+    let held = lab.background(&hold);
+    lab.one(&["put", "a", "p", "release", "--data", "done"]);
+    let held = held.wait_with_output().expect("it ends");
+    assert!(held.status.success(), "{held:?}");
+    assert_eq!(held.stdout, b"done");
+    assert_eq!(lab.praas(&hold).stdout, b"done");
+
+    // A process that has lost what it knew says so to who knows when that was.
+    let process = lab.one(&["ps"]);
+    let before = process["incarnation"].to_string();
+    let late = [
+        "invoke",
+        "a",
+        "p",
+        "count",
+        "--data",
+        "1",
+        "--in",
+        "u64",
+        "--http",
+        "--key",
+        "third",
+        "--first-incarnation",
+        &before,
+    ];
+    assert_eq!(lab.one(&late)["function"], "count");
+    kill(pid(&process["pid"]));
+    eventually("its death is known", || {
+        (lab.one(&["ps"])["state"] == "failed").then_some(())
+    });
+    let lost = lab.problem(1, &late);
+    let text = lost["detail"].as_str().unwrap_or_default();
+    assert!(text.contains("not known"), "{lost}");
+}
+
+#[test]
 fn down_keeps_what_there_is_and_leaves_nothing() {
     let lab = lab_up();
     assert_eq!(count(&lab, 4, &[]), 4);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, ValueEnum};
+use praas_control::Invocation;
 use praas_runtime::client::{CallOptions, Client};
 use praas_runtime::codec;
 use praas_runtime::invocation::InvokeError;
@@ -87,6 +88,14 @@ pub struct InvokeArgs {
     /// Go through the control plane's HTTP gateway
     #[arg(long, conflicts_with = "transport")]
     http: bool,
+    /// Names the invocation, so that it may be repeated, with --http, after a broken connection or a
+    /// restart of the control plane: it runs once, and each attempt gets the first one's output
+    #[arg(long, value_name = "KEY", requires = "http")]
+    key: Option<String>,
+    /// With --key: the incarnation of the process before the first attempt. If it has come back as
+    /// another without knowing of that attempt, the call fails instead of running again
+    #[arg(long, value_name = "NUMBER", requires = "key")]
+    first_incarnation: Option<u64>,
     /// Do not wait for the function, only for its beginning
     #[arg(long)]
     one_way: bool,
@@ -370,14 +379,27 @@ fn invoke_batch(context: &Context, args: &InvokeArgs) -> Result<(), CliError> {
     }
 }
 
+impl InvokeArgs {
+    fn over_http<'a>(&'a self, input: &'a [u8]) -> Invocation<'a> {
+        Invocation {
+            application: &self.of.application,
+            process: &self.of.process,
+            function: &self.function,
+            input,
+            key: self.key.as_deref(),
+            first_incarnation: self.first_incarnation,
+        }
+    }
+}
+
 /// Invokes a function without waiting for its output.
 fn invoke_one_way(context: &Context, args: &InvokeArgs, input: &[u8]) -> Result<(), CliError> {
-    let (application, process) = (&args.of.application, &args.of.process);
+    let process = &args.of.process;
     if args.http {
         let settings = context.config()?.client;
         let wait_ms = args.way.timeout_ms.unwrap_or(settings.call_timeout_ms);
         let control = context.control(Some(wait_ms))?;
-        control.invoke_one_way(application, process, &args.function, input)?;
+        control.invoke_one_way(&args.over_http(input))?;
     } else {
         let mut line = Line::open(context, &args.of, &args.way)?;
         let function = line.client.function(process, &args.function)?;
@@ -410,7 +432,7 @@ pub fn invoke(context: &Context, args: &InvokeArgs) -> Result<(), CliError> {
         return invoke_one_way(context, args, &input);
     }
     let input = value_encode(args.input_type, input_read(&args.input)?)?;
-    let (application, process) = (&args.of.application, &args.of.process);
+    let process = &args.of.process;
     let working = context
         .output
         .working(&format!("calling {process}.{}", args.function));
@@ -418,7 +440,7 @@ pub fn invoke(context: &Context, args: &InvokeArgs) -> Result<(), CliError> {
         let settings = context.config()?.client;
         let wait_ms = args.way.timeout_ms.unwrap_or(settings.call_timeout_ms);
         let control = context.control(Some(wait_ms))?;
-        control.invoke(application, process, &args.function, &input)?
+        control.invoke(&args.over_http(&input))?
     } else {
         let mut line = Line::open(context, &args.of, &args.way)?;
         let output = line.call(&args.function, &input)?;

@@ -180,12 +180,41 @@ pub(super) struct InvokeParams {
     /// Answer as soon as the function has begun (202), without its output.
     #[serde(default)]
     one_way: bool,
+    /// With an idempotency key: the incarnation that the process had before the first attempt. An
+    /// attempt that meets another, which knows nothing of the first, is then refused (502) instead
+    /// of being taken for the first.
+    first_incarnation: Option<u64>,
 }
 
-/// How long an invocation may wait, and whether it is one-way.
+/// How long an invocation may wait, and whether it is one-way or a repetition.
 pub(super) struct InvokeAsk {
     pub(super) wait_ms: u64,
     pub(super) one_way: bool,
+    pub(super) key: Option<String>,
+    pub(super) first_incarnation: Option<u64>,
+}
+
+/// The header whose value names an invocation, so that it may be repeated.
+pub(super) const KEY_HEADER: &str = "idempotency-key";
+
+/// Bytes of an idempotency key.
+const KEY_MAX_BYTES: usize = 255;
+
+/// The idempotency key of a request, if it has one.
+fn key_of(parts: &Parts) -> Result<Option<String>, Failure> {
+    let mut values = parts.headers.get_all(KEY_HEADER).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let text = value.to_str().ok().filter(|_| values.next().is_none());
+    match text {
+        Some(text) if (1..=KEY_MAX_BYTES).contains(&text.len()) => Ok(Some(text.to_owned())),
+        _ => {
+            let detail =
+                format!("{KEY_HEADER} is to be given once, as 1 to {KEY_MAX_BYTES} bytes of ASCII");
+            Err(Failure::new(ErrorKind::Invalid, detail))
+        }
+    }
 }
 
 impl FromRequestParts<App> for InvokeAsk {
@@ -194,9 +223,16 @@ impl FromRequestParts<App> for InvokeAsk {
     async fn from_request_parts(parts: &mut Parts, shared: &App) -> Result<Self, Failure> {
         let Query(params) = Query::<InvokeParams>::try_from_uri(&parts.uri)
             .map_err(|error| Failure::new(ErrorKind::Invalid, error.body_text()))?;
+        let key = key_of(parts)?;
+        if params.first_incarnation.is_some() && key.is_none() {
+            let detail = format!("first_incarnation says nothing without {KEY_HEADER}");
+            return Err(Failure::new(ErrorKind::Invalid, detail));
+        }
         Ok(Self {
             wait_ms: wait_within(shared, params.wait_ms)?,
             one_way: params.one_way,
+            key,
+            first_incarnation: params.first_incarnation,
         })
     }
 }

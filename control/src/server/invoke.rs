@@ -12,19 +12,28 @@ use super::openapi::{Octets, Refusal};
 use super::{App, now_unix_ms};
 use crate::api::Process;
 use crate::error::Failure;
-use crate::gateway::{GatewayError, GatewayInvocation};
+use crate::gateway::{GatewayError, GatewayInvocation, Repeatable};
 use crate::machine::{Reply, Request as Ask, Verb};
 
 /// Milliseconds that a gateway's ticket is good beyond the deadline, for clocks that differ.
 const TICKET_SLACK_MS: u64 = 60_000;
 
 /// Invoke a function. The process is started or swapped in as needed.
+///
+/// With a key of its own (the header Idempotency-Key), an invocation may be repeated after a broken
+/// connection or a restart of the control plane: the same key, process and function run at most
+/// once for as long as the process keeps the result (settings results_max_bytes and sessions_max),
+/// also over swaps and transfers, and each attempt gets what came of the first. It goes on if its
+/// caller is gone. While it is under way another attempt gets 409. What the input of a repetition
+/// is, nobody looks at.
 #[utoipa::path(
     post, path = "/v1/applications/{application}/processes/{process}/invoke/{function}",
     tag = "invocations", operation_id = "invoke",
     params(
         ("application" = String, Path), ("process" = String, Path), ("function" = String, Path),
         InvokeParams,
+        ("idempotency-key" = Option<String>, Header,
+            description = "Names the invocation, so that it may be repeated: 1 to 255 bytes"),
     ),
     request_body(content = Octets, content_type = "application/octet-stream"),
     responses(
@@ -38,11 +47,17 @@ pub(super) async fn invoke(
     caller: Caller,
     State(shared): State<App>,
     names: Names<3>,
-    InvokeAsk { wait_ms, one_way }: InvokeAsk,
+    asked: InvokeAsk,
     Raw(input): Raw,
 ) -> Result<Response, Failure> {
     let [application, process, function] = names.0;
     caller.may(&application)?;
+    let InvokeAsk {
+        wait_ms, one_way, ..
+    } = asked;
+    let repeatable = asked
+        .key
+        .map(|key| Repeatable::new(&process, &function, &key, asked.first_incarnation));
     let deadline = Instant::now() + Duration::from_millis(wait_ms);
     let ensure = Ask::Process {
         application: application.clone(),
@@ -50,7 +65,8 @@ pub(super) async fn invoke(
         verb: Verb::Ensure,
     };
     let shown: Process = shared.core.ask(ensure, wait_ms).await?.try_into()?;
-    let credential = credential_issue(&shared, &application, wait_ms).await?;
+    let client_id = repeatable.map_or(0, |repeatable| repeatable.client_id);
+    let credential = credential_issue(&shared, &application, client_id, wait_ms).await?;
     let invocation = GatewayInvocation {
         application,
         process,
@@ -61,9 +77,10 @@ pub(super) async fn invoke(
         input: input.into(),
         deadline,
         one_way,
+        repeatable,
     };
-    // The gateway keeps to the deadline; this is for one that does not.
     let outcome = shared.gateway.invoke(invocation);
+    // The gateway keeps to the deadline; this is for one that does not.
     let output = tokio::time::timeout_at(deadline.into(), outcome)
         .await
         .unwrap_or(Err(GatewayError::Deadline))?;
@@ -78,6 +95,7 @@ pub(super) async fn invoke(
 async fn credential_issue(
     shared: &App,
     application: &str,
+    client_id: u128,
     wait_ms: u64,
 ) -> Result<Credential, Failure> {
     let (key_id, secret) = match shared.core.ask(Ask::KeyShow(application.into()), 0).await? {
@@ -87,7 +105,7 @@ async fn credential_issue(
     let ticket = Ticket {
         application: application.into(),
         role: Role::Client,
-        client_id: 0,
+        client_id,
         expires_unix_ms: now_unix_ms()
             .saturating_add(wait_ms)
             .saturating_add(TICKET_SLACK_MS),

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use praas_control::api::{TicketSpec, TokenRole, TokenSpec};
 use praas_control::gateway::BoxFuture;
 use praas_control::{
-    ControlClient, ControlConfig, ErrorKind, Gateway, GatewayError, GatewayInvocation, NoGateway,
-    Problem,
+    ControlClient, ControlConfig, ErrorKind, Gateway, GatewayError, GatewayInvocation, Invocation,
+    NoGateway, Problem, Repeatable,
 };
 use praas_transport::Ticket;
 
@@ -327,7 +327,11 @@ fn what_is_not_there_is_not_found() {
     client.application_create(&spec("a")).unwrap();
     not_found(client.process_show("a", "p").unwrap_err());
     not_found(client.process_swap("a", "p").unwrap_err());
-    not_found(client.invoke("a", "p", "f", b"").unwrap_err());
+    not_found(
+        client
+            .invoke(&Invocation::new("a", "p", "f", b""))
+            .unwrap_err(),
+    );
     let again = client.application_create(&spec("a")).unwrap_err();
     assert_eq!(again.kind(), Some(ErrorKind::Conflict));
     assert_eq!(client.world_show("a").unwrap().members, []);
@@ -372,7 +376,11 @@ fn an_applications_token_is_good_for_it_and_until_revoked() {
     forbidden(theirs.process_create("b", "p").unwrap_err());
     forbidden(theirs.token_list().unwrap_err());
     forbidden(theirs.node_list().unwrap_err());
-    forbidden(theirs.invoke("b", "p", "f", b"").unwrap_err());
+    forbidden(
+        theirs
+            .invoke(&Invocation::new("b", "p", "f", b""))
+            .unwrap_err(),
+    );
 
     lab.restart();
     let listed = lab.client().token_list().unwrap();
@@ -472,11 +480,21 @@ fn invocations_go_through_the_gateway_and_swap_in() {
     let mut application = spec("a");
     application.auto_create = true;
     client.application_create(&application).unwrap();
-    assert_eq!(client.invoke("a", "p", "f", b"abc").unwrap(), b"cba");
+    assert_eq!(
+        client
+            .invoke(&Invocation::new("a", "p", "f", b"abc"))
+            .unwrap(),
+        b"cba"
+    );
     let first = agent.started();
     client.process_swap("a", "p").unwrap();
     let large = vec![1; 2 << 20];
-    assert_eq!(client.invoke("a", "p", "f", &large).unwrap(), large);
+    assert_eq!(
+        client
+            .invoke(&Invocation::new("a", "p", "f", &large))
+            .unwrap(),
+        large
+    );
     let second = agent.started();
     assert!(second.life == first.life && second.incarnation > first.incarnation);
     let asked = mirror.0.lock().unwrap().pop().unwrap();
@@ -486,18 +504,46 @@ fn invocations_go_through_the_gateway_and_swap_in() {
     assert_eq!(&*ticket.application, "a");
 
     assert!(!asked.one_way);
-    client.invoke_one_way("a", "p", "f", b"abc").unwrap();
+    client
+        .invoke_one_way(&Invocation::new("a", "p", "f", b"abc"))
+        .unwrap();
     assert!(mirror.0.lock().unwrap().pop().unwrap().one_way);
 
+    let named = Invocation {
+        key: Some("k"),
+        first_incarnation: Some(7),
+        ..Invocation::new("a", "p", "f", b"abc")
+    };
+    client.invoke(&named).unwrap();
+    let asked = mirror.0.lock().unwrap().pop().unwrap();
+    let repeatable = asked.repeatable.unwrap();
+    assert_eq!(repeatable, Repeatable::new("p", "f", "k", Some(7)));
+    let ticket = Ticket::decode(&asked.credential.ticket).unwrap();
+    assert_eq!(ticket.client_id, repeatable.client_id);
+
     let kind = |error: praas_control::ClientError| error.kind();
-    let error = client.invoke("a", "p", "fails", b"").unwrap_err();
+    let long = "k".repeat(256);
+    for (key, first_incarnation) in [(None, Some(7)), (Some(""), None), (Some(&*long), None)] {
+        let refused = Invocation {
+            key,
+            first_incarnation,
+            ..named
+        };
+        let error = client.invoke(&refused).unwrap_err();
+        assert_eq!(kind(error), Some(ErrorKind::Invalid), "{refused:?}");
+    }
+    let error = client
+        .invoke(&Invocation::new("a", "p", "fails", b""))
+        .unwrap_err();
     assert_eq!(kind(error), Some(ErrorKind::FunctionFailed));
     let error = client
-        .invoke("a", "p", "f", &vec![0; (3 << 20) + 1])
+        .invoke(&Invocation::new("a", "p", "f", &vec![0; (3 << 20) + 1]))
         .unwrap_err();
     assert_eq!(kind(error), Some(ErrorKind::TooLarge));
     let hasty = client.clone().with_wait(Duration::from_millis(50));
-    let error = hasty.invoke("a", "p", "hangs", b"").unwrap_err();
+    let error = hasty
+        .invoke(&Invocation::new("a", "p", "hangs", b""))
+        .unwrap_err();
     assert_eq!(kind(error), Some(ErrorKind::Timeout));
     agent.end();
 }

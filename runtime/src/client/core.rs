@@ -354,6 +354,8 @@ pub struct ClientCore<C> {
     completed: VecDeque<Completed>,
     one_way: OneWayTally,
     limits: CoreLimits,
+    /// Where invocations may have been made before.
+    repeats: Option<Incarnation>,
 }
 
 /// Why a call could not be submitted.
@@ -390,7 +392,14 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             completed: VecDeque::new(),
             one_way: OneWayTally::default(),
             limits,
+            repeats: None,
         }
+    }
+
+    /// Invocations from here on may have been made before, under the same client id and sequence:
+    /// to this incarnation.
+    pub fn repeats(&mut self, first: Incarnation) {
+        self.repeats = Some(first);
     }
 
     /// The target that a process's name stands for.
@@ -549,7 +558,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             options,
             sent: false,
             large: false,
-            doubt: None,
+            doubt: self.repeats,
         });
         self.peers[target.0 as usize]
             .window

@@ -168,6 +168,11 @@ impl Peers {
         }
     }
 
+    /// See [`ClientCore::repeats`].
+    pub fn repeats(&mut self, first: Incarnation) {
+        self.core.repeats(first);
+    }
+
     /// See [`ClientCore::target`].
     ///
     /// # Errors

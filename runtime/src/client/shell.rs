@@ -31,6 +31,10 @@ pub struct ClientConfig {
     pub transport: TransportConfig,
     /// Limits on calls.
     pub limits: CoreLimits,
+    /// An earlier client with the same id (that of the ticket) may have made the same invocations,
+    /// in the same order, to this incarnation. Those get what came of the first attempt; if that
+    /// is not known any more, [`crate::invocation::InvokeError::OutcomeUnknown`].
+    pub repeats: Option<Incarnation>,
 }
 
 impl ClientConfig {
@@ -43,6 +47,7 @@ impl ClientConfig {
             wait: WaitMode::Adaptive,
             transport: TransportConfig::default(),
             limits: CoreLimits::default(),
+            repeats: None,
         }
     }
 }
@@ -101,9 +106,13 @@ impl Shell {
             transports,
             limits,
             wait,
+            repeats,
             ..
         } = config;
-        let peers = Peers::new(directory, credential, transports, limits);
+        let mut peers = Peers::new(directory, credential, transports, limits);
+        if let Some(first) = repeats {
+            peers.repeats(first);
+        }
         Ok(Self {
             endpoint,
             handler: ClientHandler { peers },
