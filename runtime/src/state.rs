@@ -40,6 +40,25 @@ pub struct ObjectMeta {
     pub bytes: u64,
 }
 
+/// Since when versions are counted, in milliseconds since the Unix epoch.
+const VERSIONS_SINCE_UNIX_MS: u64 = 1_700_000_000_000;
+/// As a power of two, the versions that a millisecond has: more than an incarnation can use in one.
+const VERSIONS_PER_MS_LOG2: u32 = 14;
+
+/// Above which version an incarnation begins that starts at this time.
+///
+/// What died may have given versions that no image tells of, and none may be given again: whoever
+/// read such an object could swap another for it. Since an incarnation gives fewer than 2^14 in a
+/// millisecond, one that begins above its start's milliseconds times 2^14 is above all of those
+/// before it. Clocks of nodes may differ by as long as it takes to declare a node dead. The
+/// incarnation's number, which counts from the milliseconds of the control plane's clock, is there
+/// for a clock that is far behind. Versions are below 2^53, which JSON has room for, until 2041.
+pub fn versions_floor(incarnation: u64, unix_ms: u64) -> u64 {
+    let most = u64::MAX >> (VERSIONS_PER_MS_LOG2 + 1);
+    let begun = incarnation.max(unix_ms);
+    begun.saturating_sub(VERSIONS_SINCE_UNIX_MS).min(most) << VERSIONS_PER_MS_LOG2
+}
+
 /// Objects as a snapshot has them: those that are here, and those that are in storage only.
 pub type Parted = (Snapshot, Vec<(String, ObjectMeta)>);
 
@@ -342,11 +361,12 @@ impl StateStore {
         Ok(growing)
     }
 
-    /// Makes all versions from now on higher than `version`. A process begins each life above
-    /// `incarnation << 32`, so that no version is used twice across its lives.
+    /// Makes all versions from now on higher than `version`. A process begins each incarnation above
+    /// what the one before is known to have given, and above [`versions_floor`].
     pub fn versions_above(&self, version: u64) {
         let mut objects = self.lock();
-        objects.version = objects.version.max(version);
+        // Whatever a damaged image says, there is room for more.
+        objects.version = objects.version.max(version.min(u64::MAX / 2));
     }
 
     /// Bytes in use: keys, payloads, and [`OBJECT_OVERHEAD_BYTES`] for each object.
@@ -537,6 +557,29 @@ mod tests {
 
     fn store(limit: u64) -> StateStore {
         StateStore::new(BufPool::new(1 << 24), limit)
+    }
+
+    #[test]
+    fn no_version_is_given_by_two_incarnations() {
+        // Milliseconds around which 32 bits of them are over, and numbers of incarnations there.
+        let times = [0, 1 << 40, (419 << 32) - 1, 419 << 32, 1 << 41];
+        for at in times {
+            let first = versions_floor(at, at);
+            assert!(versions_floor(at + 1, at) >= first);
+            if at >= VERSIONS_SINCE_UNIX_MS {
+                assert_eq!(
+                    versions_floor(at, at + 1) - first,
+                    1 << VERSIONS_PER_MS_LOG2
+                );
+            }
+        }
+        assert!(times.is_sorted_by_key(|at| versions_floor(1, *at)));
+        let most = versions_floor(u64::MAX, u64::MAX);
+        let store = store(1 << 20);
+        for version in [most, u64::MAX, 0] {
+            store.versions_above(version);
+            assert!(store.put("a", b"").unwrap() > most);
+        }
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub use self::transfer::{Bound, Prepared, PullFrom, TransferError, TransferOffer
 use crate::client::{CoreLimits, Directory, Peers};
 use crate::function::Registry;
 use crate::mailbox::{Mailbox, MailboxLimits};
-use crate::state::{ShownStats, StateStore};
+use crate::state::{ShownStats, StateStore, versions_floor};
 use crate::swap::{ImageKind, ProcessImage};
 use crate::world::{World, WorldView};
 
@@ -415,6 +415,8 @@ fn shared_make(
             let text = format!("the image is of {}/{}", image.application, image.process);
             return Err(StartError::Restore(text));
         }
+        // Also of what is deleted: what was written since must count as newer than the image.
+        state.versions_above(image.state_version);
         restored_from = (image.kind == ImageKind::Final).then_some(image.incarnation);
         match absent {
             None => state.restore(image.state),
@@ -425,7 +427,7 @@ fn shared_make(
         sessions = image.sessions;
         files = image.files;
     }
-    state.versions_above(identity.incarnation.0 << 32);
+    state.versions_above(versions_floor(identity.incarnation.0, clock::unix_ms()));
     let workers = settings.workers_here();
     let shared = Shared {
         links: Links::default(),

@@ -53,6 +53,8 @@ pub enum FromSource {
     End {
         /// Incarnations before it whose invocations it knows all of, the newest last.
         vouched: Vec<u64>,
+        /// All versions that its state has given, deletions among them, are up to this one.
+        state_version: u64,
     },
     /// The process serves on here: there is no transfer.
     Failed {

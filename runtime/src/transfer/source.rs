@@ -147,6 +147,7 @@ pub struct Source {
     last: std::vec::IntoIter<(String, Buf, ObjectMeta)>,
     rest: VecDeque<(What, Buf)>,
     vouched: Vec<u64>,
+    state_version: u64,
     notices: VecDeque<Notice>,
 }
 
@@ -166,6 +167,7 @@ impl Source {
             last: Vec::new().into_iter(),
             rest: VecDeque::new(),
             vouched: Vec::new(),
+            state_version: 0,
             notices: VecDeque::new(),
         }
     }
@@ -245,6 +247,7 @@ impl Source {
             return;
         }
         self.vouched = vouched;
+        self.state_version = image.state_version;
         self.phase = Phase::Last;
         self.counts.frozen_bytes = self.counts.bytes;
         let known = std::mem::take(&mut self.sent);
@@ -483,7 +486,10 @@ impl Source {
         } else {
             self.counts.frozen_bytes = self.counts.bytes - self.counts.frozen_bytes;
             let vouched = std::mem::take(&mut self.vouched);
-            let end = FromSource::End { vouched };
+            let end = FromSource::End {
+                vouched,
+                state_version: self.state_version,
+            };
             self.queue.push_back(Out::Word(end));
             self.phase = Phase::Ending;
         }

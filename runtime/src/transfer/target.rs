@@ -165,6 +165,7 @@ pub struct Target {
     files: BTreeMap<u64, ImageFile>,
     round: Option<u32>,
     vouched: Vec<u64>,
+    state_version: u64,
     ended: bool,
 }
 
@@ -189,6 +190,7 @@ impl Target {
             files: BTreeMap::new(),
             round: None,
             vouched: Vec::new(),
+            state_version: 0,
             ended: false,
         }
     }
@@ -218,8 +220,12 @@ impl Target {
                 }
             }
             FromSource::Round { round } => self.round = Some(round),
-            FromSource::End { vouched } if vouched.len() <= VOUCHED_MAX => {
+            FromSource::End {
+                vouched,
+                state_version,
+            } if vouched.len() <= VOUCHED_MAX => {
                 self.vouched = vouched;
+                self.state_version = state_version;
                 self.ended = true;
             }
             FromSource::End { .. } => return Err(PullError::Malformed("its end")),
@@ -444,7 +450,7 @@ impl Target {
             incarnation,
             // Which incarnations it speaks for has been told: `vouched`.
             kind: ImageKind::Checkpoint,
-            state_version: newest.unwrap_or(0),
+            state_version: newest.unwrap_or(0).max(self.state_version),
             state,
             mailbox,
             sessions,

@@ -97,7 +97,7 @@ impl Pair {
                 process: "p".into(),
                 incarnation: Incarnation(1),
                 kind: crate::swap::ImageKind::Final,
-                state_version: 0,
+                state_version: self.store.snapshot_at().2,
                 state: self.store.snapshot().unwrap(),
                 mailbox: mailbox.clone(),
                 sessions: Vec::new(),
@@ -144,6 +144,8 @@ proptest! {
         let all = |state: Vec<(String, Buf, _)>| -> BTreeMap<_, _> {
             state.into_iter().map(|(key, buf, meta)| (key, (buf.to_vec(), meta))).collect()
         };
+        // Deletions count, too.
+        prop_assert_eq!(image.state_version, pair.store.snapshot_at().2);
         prop_assert_eq!(all(image.state), all(pair.store.snapshot().unwrap()));
         prop_assert_eq!(image.mailbox, mailbox);
         prop_assert_eq!((&image.files[0].name[..], image.files[0].mode), (&b"\xff"[..], 0o750));
