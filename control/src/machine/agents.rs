@@ -2,7 +2,7 @@
 
 use super::requests::{not_found, stopped};
 use super::{Action, Doing, Entry, Key, NodeEntry, Origin, Registry, Reply, Verb, Want};
-use crate::agent::{FromAgent, HostCommand, HostReport, ToAgent};
+use crate::agent::{FromAgent, HostCommand, HostReport, HostTransfer, ToAgent};
 use crate::api::{Node, ProcessState, name_check};
 use crate::error::{ErrorKind, Failure};
 use crate::store::Change;
@@ -169,10 +169,10 @@ impl Registry {
         let Some(entry) = self.entry(&key) else {
             return self.report_unknown(link, &node, &key, report);
         };
-        let (known, live) = (entry.record.incarnation, entry.record.state.is_live());
+        let (known, before) = (entry.record.incarnation, entry.record.state);
+        let live = before.is_live();
         let elsewhere = live && entry.record.node.as_deref() != Some(node.as_str());
-        let stray = report.incarnation < known || (live && report.incarnation > known);
-        if stray || (elsewhere && report.incarnation == known) {
+        if report.incarnation < known || (elsewhere && report.incarnation == known) {
             if report.state.is_live() {
                 tracing::warn!(%key, node, incarnation = report.incarnation, known,
                     "stopping a host that is not the process's");
@@ -180,10 +180,15 @@ impl Registry {
             }
             return;
         }
+        if report.incarnation > known && has_served(&report) {
+            self.supersede(&key, &node, report.incarnation);
+        } else if report.incarnation > known && live {
+            // It will say what it is: one that only starts may be there for a transfer that is off.
+            return;
+        }
         if live || report.state.is_live() {
             self.report_take(&key, node.clone(), report);
-        } else if report.state == ProcessState::Swapped && entry.record.state != ProcessState::Gone
-        {
+        } else if report.state == ProcessState::Swapped && before != ProcessState::Gone {
             // The image of a host that had to be given up turns out to be whole.
             self.report_take(&key, node, report);
         }
@@ -215,6 +220,24 @@ impl Registry {
         self.actions.push(Action::Tell { link, message });
     }
 
+    /// A host serves under a higher incarnation than any that is known of its process: the database
+    /// is older than it. Whatever is known is of before, and what it says of hosts is over.
+    fn supersede(&mut self, key: &Key, node: &str, incarnation: u64) {
+        let Some(entry) = self.entry(key) else {
+            return;
+        };
+        let (known, older) = (entry.record.incarnation, entry.record.node.clone());
+        tracing::warn!(%key, node, incarnation, known, "a newer host is found than was known");
+        self.command_end(key);
+        self.checkpoint_lost(key, "another host is the process");
+        let both = self.transfer_supersede(key);
+        let older = older.filter(|older| older != node && !both);
+        let link = older.and_then(|older| self.nodes.get(&older)?.link);
+        if let Some(link) = link {
+            self.stray_stop(link, key, known);
+        }
+    }
+
     pub(super) fn stray_stop(&mut self, link: u64, key: &Key, incarnation: u64) {
         self.command_last = self.command_last.wrapping_add(1).max(1);
         let message = ToAgent::Stop(HostCommand {
@@ -237,9 +260,11 @@ impl Registry {
         let older = report.error.as_ref().filter(|_| news);
         let commanded = matches!(entry.doing, Doing::Swap | Doing::Stop);
         let readies = report.state == ProcessState::Ready && !commanded;
+        // What comes by a transfer begins with no image.
         let begins = report.state == ProcessState::Ready
             && entry.record.state == ProcessState::Starting
-            && entry.record.incarnation == report.incarnation;
+            && entry.record.incarnation == report.incarnation
+            && entry.transfer.is_none();
         if readies || (entry.doing == Doing::Start && report.state == ProcessState::Quiescing) {
             self.command_end(key);
         }
@@ -254,6 +279,8 @@ impl Registry {
             if record.incarnation != report.incarnation {
                 // Of another database, or of this one before it was restored.
                 record.incarnation = report.incarnation;
+                // Nobody knows what it has left in storage.
+                record.images = true;
                 // Zero is of an agent that does not know.
                 if report.life != 0 && report.life != record.life {
                     record.life = report.life;
@@ -448,6 +475,18 @@ impl Registry {
         }
         self.transfers_node_dead(name);
     }
+}
+
+/// Whether a host serves, or did until it was to end. The target of a transfer does not before that
+/// is committed.
+pub(super) fn has_served(report: &HostReport) -> bool {
+    let fetches = matches!(
+        report.transfer,
+        HostTransfer::Receiving | HostTransfer::Prepared
+    );
+    let served = matches!(report.state, ProcessState::Ready | ProcessState::Quiescing);
+    // It has none before it is ready.
+    served && !fetches && !report.addresses.is_empty()
 }
 
 /// Which host a report is about.

@@ -26,6 +26,8 @@
 
 mod agents;
 mod drain;
+#[cfg(test)]
+mod found_tests;
 mod policy;
 #[cfg(test)]
 mod policy_tests;

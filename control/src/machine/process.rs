@@ -324,6 +324,8 @@ impl Registry {
             entry.record.node = None;
             entry.record.stopping = false;
             entry.vouched = false;
+            // It may have left something since all was deleted.
+            entry.swept = false;
             entry.pid = 0;
             entry.addresses.clear();
         });

@@ -481,26 +481,6 @@ fn deleting_stops_the_host_then_deletes_the_images() {
     assert!(bench.answers().iter().all(|(_, result)| result.is_ok()));
 }
 
-/// The database was put back from a copy, in which the process is of an earlier life.
-#[test]
-fn a_host_of_a_later_life_owes_nothing_to_images_of_before() {
-    let mut bench = Bench::new();
-    let start = bench.ready();
-    bench.ask(process(Verb::Swap));
-    bench.say(1, swapped(&start, 10));
-    let later = StartCommand {
-        incarnation: 9,
-        life: 8,
-        ..start
-    };
-    bench.say(1, FromAgent::Report(report(&later, ProcessState::Ready)));
-    bench.say(1, FromAgent::Report(report(&later, ProcessState::Failed)));
-    bench.told();
-    bench.ask(process(Verb::Ensure));
-    let again = bench.started();
-    assert_eq!((again.life, again.swap_generation), (8, 0));
-}
-
 /// It may have written one of which nobody has heard.
 #[test]
 fn what_has_served_is_deleted_with_its_images() {
@@ -543,56 +523,6 @@ fn an_agent_that_is_away_keeps_its_processes() {
 }
 
 #[test]
-fn after_a_restart_processes_are_found_again() {
-    let mut bench = Bench::new();
-    let start = bench.ready();
-    let mut snapshot = Snapshot::default();
-    for action in &bench.actions {
-        match action {
-            Action::Persist(Change::Application(record)) => {
-                snapshot.applications.push(record.clone());
-            }
-            Action::Persist(Change::Process(record)) => snapshot.processes = vec![record.clone()],
-            Action::Persist(Change::Generation(name, generation)) => {
-                snapshot.generations = vec![(name.clone(), *generation)];
-            }
-            _ => {}
-        }
-    }
-    let generation = snapshot.generations[0].1;
-    bench.registry = Registry::restore(limits(), snapshot, 1_000, bench.now);
-    bench.actions.clear();
-    let shown = bench.show();
-    assert_eq!((shown.state, shown.confirmed), (ProcessState::Ready, false));
-    bench.ask(process(Verb::Ensure));
-    bench.hello(7, "m", vec![]);
-    assert_eq!(bench.told(), vec![]);
-    bench.hello(8, "n", vec![report(&start, ProcessState::Ready)]);
-    assert_eq!(bench.told(), vec![]);
-    assert_eq!(bench.answers().len(), 1);
-    assert!(bench.registry.app("a").unwrap().generation > generation);
-}
-
-#[test]
-fn a_node_that_was_declared_dead_and_comes_back_loses_what_was_replaced() {
-    let mut bench = Bench::new();
-    let start = bench.ready();
-    let refused = bench.ask(Request::NodeForget("n".into()));
-    assert_eq!(bench.kinds(), vec![(refused, Some(ErrorKind::Conflict))]);
-    bench.handle(Event::Lost { link: 1 });
-    bench.ask(Request::NodeForget("n".into()));
-    assert_eq!(bench.show().state, ProcessState::Failed);
-    bench.hello(2, "m", vec![]);
-    bench.ask(process(Verb::Ensure));
-    assert_eq!(bench.started().incarnation, 2);
-    bench.hello(3, "n", vec![report(&start, ProcessState::Ready)]);
-    match bench.told().as_slice() {
-        [(3, ToAgent::Stop(command))] => assert_eq!(command.incarnation, 1),
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
 fn a_node_that_is_silent_for_too_long_is_dead_and_no_sooner() {
     let mut bench = Bench::new();
     bench.registry.limits.lease_ms = 1_000;
@@ -622,34 +552,6 @@ fn a_node_that_is_silent_for_too_long_is_dead_and_no_sooner() {
 }
 
 #[test]
-fn a_restarted_control_plane_waits_a_whole_lease() {
-    let mut bench = Bench::new();
-    bench.ready();
-    let mut records = bench.actions.iter().filter_map(|action| match action {
-        Action::Persist(Change::Process(record)) => Some(record.clone()),
-        _ => None,
-    });
-    let snapshot = Snapshot {
-        applications: vec![bench.registry.app("a").unwrap().record.clone()],
-        processes: records.next_back().into_iter().collect(),
-        ..Snapshot::default()
-    };
-    let limits = Limits {
-        lease_ms: 1_000,
-        ..limits()
-    };
-    bench.now = 7_000;
-    bench.registry = Registry::restore(limits, snapshot, 1_000, bench.now);
-    assert_eq!(bench.registry.deadline_next(), Some(8_000));
-    bench.now = 7_999;
-    bench.handle(Event::Tick);
-    assert_eq!(bench.show().state, ProcessState::Ready);
-    bench.now = 8_000;
-    bench.handle(Event::Tick);
-    assert_eq!(bench.show().state, ProcessState::Failed);
-}
-
-#[test]
 fn what_was_being_stopped_on_a_node_that_died_is_stopped() {
     let mut bench = Bench::new();
     bench.registry.limits.lease_ms = 1_000;
@@ -660,46 +562,6 @@ fn what_was_being_stopped_on_a_node_that_died_is_stopped() {
     bench.handle(Event::Tick);
     assert_eq!(bench.kinds(), vec![(stop, None)]);
     assert_eq!(bench.show().state, ProcessState::Gone);
-}
-
-#[test]
-fn hosts_that_nobody_knows_are_found_or_saved() {
-    let mut bench = Bench::new();
-    let mut known = report(
-        &StartCommand {
-            request: 0,
-            application: "a".into(),
-            process: "found".into(),
-            incarnation: 900,
-            modules: vec![],
-            settings: "{}".into(),
-            key_id: 1,
-            secret: Secret::from_bytes([1; 32]),
-            life: 900,
-            swap_generation: 0,
-            swapped: false,
-            from: None,
-        },
-        ProcessState::Ready,
-    );
-    let mut foreign = known.clone();
-    foreign.application = "zzz".into();
-    known.swap_generation = 3;
-    known.life = 880;
-    bench.hello(1, "n", vec![known.clone(), foreign]);
-    assert!(matches!(bench.told().as_slice(),
-        [(1, ToAgent::SwapOut(command))] if command.application == "zzz"));
-    bench.ask(process(Verb::Create));
-    assert_eq!(bench.started().incarnation, 901, "above all that was seen");
-    // It comes back to what is of its own life.
-    known.state = ProcessState::Failed;
-    bench.say(1, FromAgent::Report(known));
-    bench.ask(Request::Process {
-        application: "a".into(),
-        process: "found".into(),
-        verb: Verb::Ensure,
-    });
-    assert_eq!(bench.started().life, 880);
 }
 
 #[test]
@@ -869,34 +731,4 @@ fn processes_spread_over_nodes_by_their_processors() {
         links[link as usize - 1] += 1;
     }
     assert_eq!(links, [2, 6]);
-}
-
-#[test]
-fn an_answer_to_an_earlier_control_plane_is_not_taken_for_this_ones() {
-    let mut bench = Bench::new();
-    let start = bench.ready();
-    let mut records = bench.actions.iter().filter_map(|action| match action {
-        Action::Persist(Change::Process(record)) => Some(record.clone()),
-        _ => None,
-    });
-    let snapshot = Snapshot {
-        applications: vec![bench.registry.app("a").unwrap().record.clone()],
-        processes: records.next_back().into_iter().collect(),
-        ..Snapshot::default()
-    };
-    bench.registry = Registry::restore(limits(), snapshot, 1_000, bench.now);
-    bench.hello(9, "n", vec![report(&start, ProcessState::Ready)]);
-    bench.answers();
-    bench.ask(process(Verb::Stop));
-    assert!(matches!(bench.told().as_slice(), [(9, ToAgent::Stop(_))]));
-    let request = start.request;
-    bench.say(
-        9,
-        FromAgent::Answer {
-            request,
-            result: Ok(()),
-        },
-    );
-    assert_eq!(bench.answers(), vec![], "the host still lives");
-    assert_eq!(bench.show().state, ProcessState::Quiescing);
 }

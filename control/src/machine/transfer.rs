@@ -21,6 +21,7 @@
 //! commit, the target may have the only copy: it is given up only once it is known to have less,
 //! its node is dead, or time is up. Nothing else is started as long as there is a transfer.
 
+use super::agents::has_served;
 use super::requests::{limit_check, never_created, not_found};
 use super::{Action, Key, Origin, Registry, Reply, Want};
 use crate::agent::{
@@ -397,6 +398,10 @@ impl Registry {
                     self.drive(key);
                 } else if report.transfer == HostTransfer::Prepared {
                     self.transfer_commit(key, report);
+                } else if has_served(report) {
+                    // It was committed: the database is older than that.
+                    self.transfer_commit(key, report);
+                    return !self.transfer(key).is_some_and(|now| now.record.committed);
                 }
                 true
             }
@@ -565,6 +570,26 @@ impl Registry {
         }
         self.move_ended(key, Some(&transfer.record.to_node));
         self.waiters_fail(key, Want::Transferred, ErrorKind::ProcessFailed, why);
+    }
+
+    /// Ends a transfer that is of before: a later host is the process, so neither of the two is, and
+    /// both are to end. Whether there was one.
+    pub(super) fn transfer_supersede(&mut self, key: &Key) -> bool {
+        let (source, target) = (
+            self.transfer_link(key, true),
+            self.transfer_link(key, false),
+        );
+        let Some(over) = self.transfer_over(key) else {
+            return false;
+        };
+        let source = source.filter(|_| !over.source_dead);
+        for (link, incarnation) in [source, target].into_iter().flatten() {
+            self.stray_stop(link, key, incarnation);
+        }
+        self.move_ended(key, None);
+        let why = "another host is found to be the process";
+        self.waiters_fail(key, Want::Transferred, ErrorKind::Conflict, why);
+        true
     }
 
     /// Forgets a transfer.

@@ -354,6 +354,7 @@ fn a_target_of_what_is_another_incarnation_by_now_is_not_committed() {
     moving
         .bench
         .hello(3, "o", vec![report(&newer, ProcessState::Ready)]);
+    assert_eq!(moving.words(), [(TO, "stop")]);
     moving.bench.say(TO, prepared(&moving.target));
     assert_eq!(moving.words(), [(TO, "stop")]);
     assert_eq!(moving.bench.show().incarnation, 9);
@@ -411,6 +412,71 @@ fn a_stored_transfer_of_a_process_that_is_not_stored_is_forgotten() {
     let forgotten = Action::Persist(Change::TransferRemoved("a".into(), "p".into()));
     assert!(registry.handle(0, Event::Tick).contains(&forgotten));
     assert!(registry.transfers.is_empty());
+}
+
+#[test]
+fn what_is_known_to_be_in_storage_is_known_after_a_transfer() {
+    let mut moving = Moving::begin("{}");
+    let sends = said(
+        &moving.source,
+        ProcessState::Quiescing,
+        HostTransfer::Frozen,
+    );
+    let FromAgent::Report(sends) = sends else {
+        panic!("no report");
+    };
+    let swap_generation = 7;
+    let knows = FromAgent::Report(HostReport {
+        swap_generation,
+        ..sends
+    });
+    moving.bench.say(FROM, knows);
+    moving.bench.say(TO, prepared(&moving.target));
+    moving.target_says(ProcessState::Ready);
+    let shown = moving.bench.show();
+    assert_eq!((shown.incarnation, shown.swap_generation), (2, 7));
+}
+
+/// The database was put back from a copy of before the commit.
+#[test]
+fn a_target_that_serves_was_committed() {
+    let mut moving = Moving::begin("{}");
+    moving.restart();
+    let target = report(&moving.target, ProcessState::Ready);
+    moving.bench.hello(TO, "m", vec![target]);
+    assert_eq!(moving.words(), []);
+    let shown = moving.bench.show();
+    assert_eq!((shown.incarnation, shown.state), (2, ProcessState::Ready));
+    let source = said(
+        &moving.source,
+        ProcessState::Quiescing,
+        HostTransfer::Frozen,
+    );
+    let FromAgent::Report(source) = source else {
+        panic!("no report");
+    };
+    moving.bench.hello(FROM, "n", vec![source]);
+    moving.source_answers("stop", Ok(()));
+    assert!(moving.is_over());
+}
+
+/// The database was put back from a copy in which the process was on its way.
+#[test]
+fn a_host_of_after_a_transfer_ends_it() {
+    let mut moving = Moving::begin("{}");
+    let later = StartCommand {
+        incarnation: 9,
+        ..moving.source.clone()
+    };
+    moving
+        .bench
+        .hello(3, "o", vec![report(&later, ProcessState::Ready)]);
+    // Nobody is told to serve on: the process is elsewhere.
+    assert_eq!(moving.words(), [(FROM, "stop"), (TO, "stop")]);
+    assert!(moving.is_over());
+    assert_eq!(moving.bench.show().incarnation, 9);
+    let refused = moving.bench.kinds();
+    assert_eq!(refused, [(moving.asked, Some(ErrorKind::Conflict))]);
 }
 
 fn drain(node: &str, undo: bool) -> Request {
