@@ -174,7 +174,8 @@ impl ControlClient {
     /// # Errors
     /// As every call; `Conflict` while it has others.
     pub fn application_delete(&self, application: &str) -> Answer<()> {
-        self.call_empty(Method::DELETE, &application_path(application))
+        let path = application_path(application);
+        self.call_empty(Method::DELETE, &self.waiting(&path))
     }
 
     /// Raises the application's key id: every ticket issued before is refused from then on.

@@ -25,6 +25,7 @@
 //! used before. So no process has two live incarnations, whatever is lost in between.
 
 mod agents;
+mod deletion;
 mod drain;
 #[cfg(test)]
 mod found_tests;
@@ -45,6 +46,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use praas_transport::{Address, Secret};
 
+use self::deletion::Deletion;
 use self::drain::Moves;
 pub use self::policy::PolicyCounts;
 use self::policy::{Policy, Watch};
@@ -76,7 +78,7 @@ pub enum Request {
     ApplicationList,
     /// One application.
     ApplicationShow(String),
-    /// Delete an application.
+    /// Delete an application, and what its processes have left in storage.
     ApplicationDelete(String),
     /// Raise an application's key id.
     KeyRevoke {
@@ -302,7 +304,12 @@ impl std::fmt::Display for Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Api(u64),
-    Agent { link: u64, request: u64 },
+    Agent {
+        link: u64,
+        request: u64,
+    },
+    /// The deletion of its application, by its number.
+    Application(u64),
 }
 
 /// The state that a request wants a process in.
@@ -400,6 +407,9 @@ pub struct Registry {
     commands: HashMap<u64, Command>,
     /// Commands that are about a transfer rather than about the process's own host.
     transfer_commands: HashMap<u64, TransferCommand>,
+    /// Deletions of applications that wait for their processes'.
+    deletions: BTreeMap<u64, Deletion>,
+    deletion_last: u64,
     /// Processes with a transfer.
     transfers: BTreeSet<Key>,
     /// What could be moved away from drained nodes is not what it was.
@@ -437,6 +447,8 @@ impl Registry {
             links: HashMap::new(),
             commands: HashMap::new(),
             transfer_commands: HashMap::new(),
+            deletions: BTreeMap::new(),
+            deletion_last: 0,
             transfers: BTreeSet::new(),
             drain_look: true,
             now,

@@ -47,7 +47,9 @@ impl Registry {
             Request::ApplicationShow(name) => {
                 self.app(&name).map(|app| Reply::Application(app.show()))
             }
-            Request::ApplicationDelete(name) => self.application_delete(&name),
+            Request::ApplicationDelete(name) => {
+                return self.application_delete(now, origin, wait_ms, &name);
+            }
             Request::KeyRevoke {
                 application,
                 secret,
@@ -75,6 +77,7 @@ impl Registry {
     /// Tells who asked. Every request comes here once.
     pub(super) fn answer(&mut self, origin: Origin, result: Result<Reply, Failure>) {
         let action = match origin {
+            Origin::Application(number) => return self.deletion_answered(number, result),
             Origin::Api(id) => Action::Answer { id, result },
             Origin::Agent { link, request } => {
                 let result = result.and_then(|reply| match reply {
@@ -165,53 +168,6 @@ impl Registry {
         Ok(Reply::Application(shown))
     }
 
-    fn application_delete(&mut self, name: &str) -> Result<Reply, Failure> {
-        let app = self.app(name)?;
-        let in_use = |entry: &&Entry| {
-            let record = &entry.record;
-            let rests = entry.waiters.is_empty() && entry.transfer.is_none();
-            record.state != ProcessState::Gone || record.images || !rests
-        };
-        if let Some(entry) = app.processes.values().find(in_use) {
-            let detail = format!(
-                "application {name:?} still has process {:?}, which is {}{}: delete its processes \
-                 first",
-                entry.record.name,
-                entry.record.state,
-                match (entry.record.images, &entry.transfer) {
-                    (_, Some(_)) => ", and whose transfer is not over",
-                    (true, None) => " and may have swap images",
-                    (false, None) => "",
-                }
-            );
-            return Err(Failure::new(ErrorKind::Conflict, detail));
-        }
-        if let Some(app) = self.apps.remove(name) {
-            self.process_count -= app.processes.len();
-            for process in app.processes.into_keys() {
-                let change = Change::ProcessRemoved(name.into(), process);
-                self.actions.push(Action::Persist(change));
-            }
-        }
-        self.dirty.remove(name);
-        let change = Change::ApplicationRemoved(name.into());
-        self.actions.push(Action::Persist(change));
-        // A later application of this name is not theirs.
-        let orphans: Vec<[u8; 32]> = self
-            .tokens
-            .values()
-            .filter(|token| token.application.as_deref() == Some(name))
-            .map(|token| token.hash)
-            .collect();
-        for hash in orphans {
-            self.tokens.remove(&hash);
-            self.actions
-                .push(Action::Persist(Change::TokenRemoved(hash)));
-        }
-        self.applications_tell();
-        Ok(Reply::Done)
-    }
-
     fn key_revoke(&mut self, name: &str, secret: Secret) -> Result<Reply, Failure> {
         self.app(name)?;
         let Some(app) = self.apps.get_mut(name) else {
@@ -231,7 +187,7 @@ impl Registry {
     }
 
     /// Tells every agent which applications there are.
-    fn applications_tell(&mut self) {
+    pub(super) fn applications_tell(&mut self) {
         let links: Vec<u64> = self.links.keys().copied().collect();
         for link in links {
             let message = self.applications_message();

@@ -481,6 +481,39 @@ fn deleting_stops_the_host_then_deletes_the_images() {
     assert!(bench.answers().iter().all(|(_, result)| result.is_ok()));
 }
 
+#[test]
+fn an_application_is_deleted_with_what_its_processes_have_left() {
+    let mut bench = Bench::new();
+    let start = bench.ready();
+    let refused = bench.ask(Request::ApplicationDelete("a".into()));
+    assert_eq!(bench.kinds(), vec![(refused, Some(ErrorKind::Conflict))]);
+    bench.ask(process(Verb::Stop));
+    bench.say(1, FromAgent::Report(report(&start, ProcessState::Gone)));
+    bench.told();
+    bench.answers();
+    let request = |bench: &mut Bench| match bench.told().as_slice() {
+        [(1, ToAgent::DeleteImages { request, .. })] => *request,
+        other => panic!("{other:?}"),
+    };
+    let failed = bench.ask(Request::ApplicationDelete("a".into()));
+    let also = bench.ask(Request::ApplicationDelete("a".into()));
+    let (number, result) = (request(&mut bench), Err("the storage failed".into()));
+    let answer = |request, result| FromAgent::Answer { request, result };
+    bench.say(1, answer(number, result));
+    let why = Some(ErrorKind::ProcessFailed);
+    assert_eq!(bench.kinds(), vec![(failed, why), (also, why)]);
+    // Who does not wait is told that it goes on, which it does.
+    let asked = bench.ask_wait(Request::ApplicationDelete("a".into()), 0);
+    assert_eq!(bench.kinds(), vec![(asked, Some(ErrorKind::Timeout))]);
+    let deleted = bench.ask(Request::ApplicationDelete("a".into()));
+    assert_eq!(bench.kinds(), vec![]);
+    let number = request(&mut bench);
+    bench.say(1, answer(number, Ok(())));
+    assert_eq!(bench.answers(), vec![(deleted, Ok(Reply::Done))]);
+    assert!(bench.registry.app("a").is_err());
+    assert_eq!(bench.registry.process_count, 0);
+}
+
 /// It may have written one of which nobody has heard.
 #[test]
 fn what_has_served_is_deleted_with_its_images() {

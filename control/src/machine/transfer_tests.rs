@@ -397,6 +397,13 @@ fn an_application_stays_as_long_as_a_process_of_it_is_transferred() {
     assert_eq!(moving.bench.kinds(), [(refused, conflict)]);
     moving.source_says(ProcessState::Gone);
     let deleted = moving.bench.ask(Request::ApplicationDelete("a".into()));
+    let told = moving.bench.told();
+    let [.., (link, ToAgent::DeleteImages { request, .. })] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    let (request, result) = (*request, Ok(()));
+    let answer = FromAgent::Answer { request, result };
+    moving.bench.say(*link, answer);
     assert_eq!(moving.bench.kinds(), [(deleted, None)]);
 }
 

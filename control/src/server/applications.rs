@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use praas_transport::Secret;
 
-use super::extract::{Caller, Json, Names};
+use super::extract::{Caller, Json, Names, WaitMs, WaitParams};
 use super::openapi::Refusal;
 use super::{App, now_unix_ms};
 use crate::api::{Application, ApplicationSpec, World};
@@ -71,20 +71,23 @@ pub(super) async fn show(
     Ok(axum::Json(shared.ask(request).await?))
 }
 
-/// Delete an application, whose processes must be deleted or stopped for good. Needs role admin.
+/// Delete an application, whose processes must be deleted or stopped for good, with what they have
+/// left in storage. Needs role admin.
 #[utoipa::path(
     delete, path = "/v1/applications/{application}", tag = "applications",
-    operation_id = "application_delete", params(("application" = String, Path)),
+    operation_id = "application_delete", params(("application" = String, Path), WaitParams),
     responses((status = 204, description = "It is gone, and its tokens with it"), Refusal),
 )]
 pub(super) async fn delete(
     caller: Caller,
     State(shared): State<App>,
     names: Names<1>,
+    WaitMs(wait_ms): WaitMs,
 ) -> Result<StatusCode, Failure> {
     let [application] = names.0;
     caller.admin()?;
-    let () = shared.ask(Ask::ApplicationDelete(application)).await?;
+    let request = Ask::ApplicationDelete(application);
+    let () = shared.core.ask(request, wait_ms).await?.try_into()?;
     Ok(StatusCode::NO_CONTENT)
 }
 
