@@ -79,6 +79,9 @@ pub struct AgentConfig {
     /// Where swap images are kept, a URL: `file:/path`, or just the path of a folder. Left out, it
     /// is the folder `swap` in the run directory.
     pub storage: Option<StorageUrl>,
+    /// Milliseconds that the deletion of what a process has left in storage may take, before it has
+    /// failed and the next one begins.
+    pub images_delete_timeout_ms: u64,
     /// How swap images are written. The setting `swap` of an application goes before it.
     pub swap: SwapConfig,
     /// Seconds that a host goes without an agent before it swaps out and ends.
@@ -147,6 +150,7 @@ impl Default for AgentConfig {
             hosts_max: 10_000,
             stats_interval_ms: 1_000,
             storage: None,
+            images_delete_timeout_ms: 120_000,
             swap: SwapConfig::default(),
             agent_grace_s: 10,
             start_timeout_ms: 300_000,
@@ -205,6 +209,7 @@ impl AgentConfig {
         for (name, value) in [
             ("hosts_max", self.hosts_max as u64),
             ("questions_max", self.questions_max as u64),
+            ("images_delete_timeout_ms", self.images_delete_timeout_ms),
             ("redial_first_ms", self.redial_first_ms),
             ("redial_max_ms", self.redial_max_ms),
             ("agent_grace_s", self.agent_grace_s),

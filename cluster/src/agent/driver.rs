@@ -11,7 +11,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use praas_control::agent::{AM_CLUSTER, ApplicationKey, FromAgent, ResolvedProcess, ToAgent};
@@ -19,7 +18,6 @@ use praas_control::api::name_check;
 use praas_runtime::codec;
 use praas_runtime::directory::{DirectoryAnswer, DirectoryRequest, Resolved};
 use praas_runtime::invocation::AM_DIRECTORY;
-use praas_runtime::swap::StorageUrl;
 use praas_transport::{
     Address, ChannelId, ChannelInfo, CloseReason, Disposition, Endpoint, Flow, Handler,
     Incarnation, Incoming, Keyring, LargeMessage, Message, Ops, Posted, Role,
@@ -29,12 +27,14 @@ use super::config::AgentConfig;
 use super::control::{ControlLink, Fenced};
 use super::cut::{cut_clear, cut_inherited, cut_write};
 use super::hosts::{Action, HostKey, Hosts, Limits};
+use super::images::ImageWorker;
 use super::processes::{Heard, Processes};
 use super::questions::{Asked, Asker, Questions, Subject};
-use super::record::{images_delete_at, record_remove};
+use super::record::record_remove;
 use super::stats::StatsTeller;
 use crate::run_dir::RunDir;
 use crate::spawn::Poller;
+use crate::storage::storage_open;
 
 pub(super) const TOKEN_ENDPOINT: u64 = 0;
 pub(super) const TOKEN_STOP: u64 = 1;
@@ -95,12 +95,6 @@ pub(super) struct Driver {
     cut_noted: bool,
 }
 
-/// Deletes swap images, on a thread of its own: storage may be slow.
-struct ImageWorker {
-    orders: Sender<(u64, HostKey, u64)>,
-    done: Receiver<(u64, Result<(), String>)>,
-}
-
 impl Driver {
     pub(super) fn new(
         run_dir: &RunDir,
@@ -116,7 +110,7 @@ impl Driver {
         let directory = endpoint.addresses().to_vec();
         let processes = Processes::new(run_dir, config, directory, poller, listener)?;
         Ok(Self {
-            images: ImageWorker::start(config.storage_url(run_dir), endpoint)?,
+            images: images_worker(run_dir, config, endpoint)?,
             run_dir: run_dir.clone(),
             node,
             shutdown: Duration::from_millis(config.shutdown_timeout_ms),
@@ -153,11 +147,11 @@ impl Driver {
         self.processes.poller().add(stop, TOKEN_STOP, false)?;
         loop {
             self.endpoint_progress(endpoint);
-            while let Ok((request, result)) = self.images.done.try_recv() {
+            let now = Instant::now();
+            for (request, result) in self.images.finished(now) {
                 self.control
                     .say(endpoint, &FromAgent::Answer { request, result });
             }
-            let now = Instant::now();
             self.step(endpoint, now);
             self.act(endpoint);
             self.cut_note();
@@ -214,6 +208,7 @@ impl Driver {
             self.questions.deadline_next(),
             self.control.retry_next(),
             self.control.lease.deadline_next(),
+            self.images.deadline_next(),
             self.processes.deadline_next(),
             self.stats.deadline_next(!self.hosts.is_empty()),
             endpoint.timer_next(),
@@ -361,11 +356,7 @@ impl Driver {
             }
             Action::RecordRemove(key) => record_remove(&self.run_dir, &key),
             Action::ImagesDelete(request, key, below) => {
-                if self.images.orders.send((request, key, below)).is_err() {
-                    let result = Err("the thread that deletes images has ended".into());
-                    self.control
-                        .say(ops, &FromAgent::Answer { request, result });
-                }
+                self.images.order(now, request, key, below);
             }
             Action::StatsTell(key) => {
                 let counts = self.processes.counts_of(&key);
@@ -638,26 +629,18 @@ impl Handler for Driver {
     }
 }
 
-impl ImageWorker {
-    fn start(url: StorageUrl, endpoint: &Endpoint) -> io::Result<Self> {
-        let (orders, ordered) = channel::<(u64, HostKey, u64)>();
-        let (finished, done) = channel();
-        let waker = endpoint.waker();
-        let work = move || {
-            for (request, key, below) in ordered {
-                let result = images_delete_at(&url, &key, below);
-                // The agent may be gone meanwhile.
-                if finished.send((request, result)).is_err() {
-                    return;
-                }
-                waker.wake();
-            }
-        };
-        std::thread::Builder::new()
-            .name("praas-images".into())
-            .spawn(work)?;
-        Ok(Self { orders, done })
-    }
+/// The thread that deletes images, where the settings have them.
+fn images_worker(
+    run_dir: &RunDir,
+    config: &AgentConfig,
+    endpoint: &Endpoint,
+) -> io::Result<ImageWorker> {
+    let (url, waker) = (config.storage_url(run_dir), endpoint.waker());
+    ImageWorker::start(
+        move || storage_open(&url),
+        move || waker.wake(),
+        config.images_delete_timeout_ms,
+    )
 }
 
 fn resolved(incarnation: u64, addresses: &[Address]) -> DirectoryAnswer {

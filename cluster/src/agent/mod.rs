@@ -28,6 +28,7 @@ mod control;
 mod cut;
 mod driver;
 mod hosts;
+mod images;
 mod processes;
 mod questions;
 mod record;

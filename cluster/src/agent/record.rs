@@ -13,15 +13,13 @@ use std::sync::OnceLock;
 
 use praas_control::agent::HostTransfer;
 use praas_control::api::ProcessState;
-use praas_runtime::swap::{Storage, StorageError, StorageUrl, object_writer, process_prefix};
+use praas_runtime::swap::{Storage, StorageError, object_writer, process_prefix};
 use praas_transport::Address;
 use serde::{Deserialize, Serialize};
 
 use super::hosts::HostKey;
-use crate::errors::error_text;
 use crate::run_dir::{RunDir, file_replace};
 use crate::spawn::start_time;
-use crate::storage::storage_open;
 
 /// How a host was told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,15 +272,6 @@ pub(super) fn images_delete(
     Ok(())
 }
 
-/// As [`images_delete`], where a storage is said by its URL.
-pub(super) fn images_delete_at(url: &StorageUrl, key: &HostKey, below: u64) -> Result<(), String> {
-    let deleted = storage_open(url).and_then(|storage| images_delete(&*storage, key, below));
-    deleted.map_err(|error| {
-        let error = error_text(&error);
-        format!("cannot delete the swap images of {key}: {error}")
-    })
-}
-
 /// Names this boot of the system.
 fn boot_id() -> String {
     static BOOT: OnceLock<String> = OnceLock::new();
@@ -295,7 +284,10 @@ fn boot_id() -> String {
 
 #[cfg(test)]
 mod tests {
+    use praas_runtime::swap::StorageUrl;
+
     use super::*;
+    use crate::storage::storage_open;
 
     fn key() -> HostKey {
         HostKey {
@@ -358,10 +350,10 @@ mod tests {
         assert_eq!(image_find(&*storage, &key(), 7), Some(10));
         assert_eq!(image_find(&*storage, &key(), 4), None);
         let left = || storage.list(&prefix).unwrap().len();
-        images_delete_at(&url, &key(), 7).unwrap();
+        images_delete(&*storage, &key(), 7).unwrap();
         assert_eq!(left(), 3);
-        images_delete_at(&url, &key(), 8).unwrap();
-        images_delete_at(&url, &key(), 8).unwrap();
+        images_delete(&*storage, &key(), 8).unwrap();
+        images_delete(&*storage, &key(), 8).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
