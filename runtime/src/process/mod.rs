@@ -30,6 +30,7 @@ mod worker;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_queue::SegQueue;
 use praas_transport::clock;
@@ -228,7 +229,10 @@ impl Process {
         let identity = endpoint.identity().clone();
         let settings = config.settings;
         let addresses = endpoint.addresses().to_vec();
-        let limits = CoreLimits::default();
+        let limits = CoreLimits {
+            reconnect_for: Duration::from_millis(settings.peers_reconnect_ms),
+            ..CoreLimits::default()
+        };
         let peers = Peers::new(
             config.directory,
             config.credential,

@@ -98,6 +98,8 @@ pub struct ProcessSettings {
     /// Milliseconds that what is left may take once no function runs; then the transfer is given
     /// up, and the process serves on.
     pub transfer_freeze_timeout_ms: u64,
+    /// Milliseconds that a process which functions call is tried again while it cannot be reached.
+    pub peers_reconnect_ms: u64,
 }
 
 impl Default for ProcessSettings {
@@ -134,6 +136,7 @@ impl Default for ProcessSettings {
             transfer_freeze_max_bytes: 16 << 20,
             transfer_window_bytes: 64 << 20,
             transfer_freeze_timeout_ms: 30_000,
+            peers_reconnect_ms: 10_000,
         }
     }
 }
@@ -177,6 +180,7 @@ impl ProcessSettings {
                 0,
                 DAY_MS,
             ),
+            ("peers_reconnect_ms", self.peers_reconnect_ms, 0, DAY_MS),
             ("local_depth_max", self.local_depth_max.into(), 1, 256),
             ("takeover_us", self.takeover_us, 1, 1_000_000),
             ("state_shown_max", self.state_shown_max as u64, 0, 1 << 16),
@@ -222,7 +226,9 @@ impl ProcessSettings {
                     "workers" => "at most 1024",
                     "workers_blocked_max" => "from 1 to 4096",
                     "workers_overdue_max" => "at most 4096",
-                    "caller_gone_cancel_ms" | "functions.time_max_ms" => "at most a day",
+                    "caller_gone_cancel_ms" | "peers_reconnect_ms" | "functions.time_max_ms" => {
+                        "at most a day"
+                    }
                     "local_depth_max" => "from 1 to 256",
                     "swap_lazy_threads" => "from 1 to 64",
                     "state_shown_max" => "at most 65536",
