@@ -7,7 +7,9 @@ use praas_runtime::client::{CallOptions, Client, Directory};
 use praas_runtime::host::{FromHost, HostStart};
 use praas_runtime::invocation::InvokeError;
 use praas_runtime::mailbox::Source;
-use praas_runtime::process::{MESSAGE_TAKE, MessageTakeInput, STATE_GET};
+use praas_runtime::process::{
+    MESSAGE_TAKE, MessageTakeInput, STATE_GET, STATE_PUT, StatePutInput, StateRead,
+};
 use praas_tests::lab::{Lab, PATIENCE, object_wait};
 use praas_transport::{Credential, TransportKind};
 
@@ -89,6 +91,42 @@ fn state_messages_and_results_move_to_the_next_host() {
         assert!(none.is_none());
         assert_eq!(second.swap_out(), Ok(2));
     }
+}
+
+/// A host that was killed leaves memory behind, which who has read it over shared memory still has:
+/// nothing there counts any more.
+#[test]
+fn nothing_is_read_from_a_host_that_is_dead() {
+    let lab = lab();
+    let shows = |start: &mut HostStart| start.settings.state_read = StateRead::Clients;
+    let mut first = lab.start_with("p", shows).unwrap();
+    let client = || {
+        let mut config = lab.client_config(TransportKind::Shm);
+        config.directory = Directory::Agent(lab.directory().to_vec());
+        Client::new(config).unwrap()
+    };
+    let mut reader = client();
+    let put = |byte: u8| {
+        let input = StatePutInput {
+            key: "k".into(),
+            value: vec![byte; 100_000],
+        };
+        let _: u64 = client().invoke_value("p", STATE_PUT, &input).unwrap();
+    };
+    let mut read = || {
+        let object = reader.state_read("p", "k", CallOptions::default()).unwrap();
+        object.expect("it is there").bytes[0]
+    };
+    put(1);
+    for _ in 0..10 {
+        assert_eq!(read(), 1);
+    }
+    first.kill();
+    first.killed_wait();
+    let _second = lab.start_with("p", shows).unwrap();
+    put(2);
+    // The reader has done nothing meanwhile, and has not heard of it.
+    assert_eq!(read(), 2);
 }
 
 /// Results are not written through: what an invocation has made durable is there, and whether it has

@@ -23,6 +23,7 @@ use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::buf::mapping::{Mapping, memfd_check, memfd_create_sized};
+use crate::one_sided::OneSidedError;
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// Bytes of a life page.
@@ -146,6 +147,20 @@ impl LifeWatch {
     #[inline]
     pub(crate) fn dead(&self) -> bool {
         owner_died(self.page.word32(0))
+    }
+
+    /// What is to be said of an operation on the peer's memory that is done. The memory outlives the
+    /// peer, which may have a successor by then, so it counts only if the peer lived until after it.
+    #[inline]
+    pub(super) fn outcome_alive(
+        &self,
+        outcome: Result<u64, OneSidedError>,
+    ) -> Result<u64, OneSidedError> {
+        fence(Ordering::Acquire);
+        match self.dead() {
+            true => Err(OneSidedError::Closed),
+            false => outcome,
+        }
     }
 }
 

@@ -726,6 +726,7 @@ impl Wire for ShmWire {
                 Ok(Taken::Pending)
             }
             Direct::Done(outcome, returned) => {
+                let outcome = self.life.outcome_alive(outcome);
                 if let (Some(immediate), Ok(_)) = (immediate, &outcome) {
                     // Only this side fills its ring, so the room is still there.
                     let _ = self.immediate_send(immediate, len)?;
@@ -736,7 +737,11 @@ impl Wire for ShmWire {
     }
 
     fn one_sided_poll(&mut self) -> Result<Option<Completed>, WireFault> {
-        Ok(self.sharing.regions.completed())
+        let completed = self.sharing.regions.completed();
+        Ok(completed.map(|mut completed| {
+            completed.outcome = self.life.outcome_alive(completed.outcome);
+            completed
+        }))
     }
 
     fn one_sided_end(&mut self) -> Vec<Completed> {
