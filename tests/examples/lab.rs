@@ -1,6 +1,7 @@
 //! Functions that end-to-end tests call.
 
 use praas_runtime::prelude::*;
+use praas_runtime::process::{STATE_PUT, StatePutInput};
 
 /// What goes in comes out.
 #[praas_runtime::function]
@@ -74,6 +75,54 @@ fn fill(context: &Context, bytes: u64) -> Result<(), FunctionError> {
     Ok(())
 }
 
+/// Puts that many messages with numbers, which go on from one call to the next, to a process under
+/// "sent"; the last number.
+#[praas_runtime::function]
+fn send(context: &Context, (to, messages): (String, u64)) -> Result<u64, FunctionError> {
+    let before = context.state_load("sent")?.unwrap_or(0_u64);
+    for number in before + 1..=before + messages {
+        context.message_put(&to, "sent", &number.to_le_bytes())?;
+    }
+    context.state_store("sent", &(before + messages))?;
+    Ok(before + messages)
+}
+
+/// Bytes of the object that `visit` writes: too many to come with the answer to a reader.
+const VISITED_BYTES: usize = 100_000;
+
+/// Until there is a message under "enough": has another process count, puts it a message with a
+/// number, and has it store an object, which it then reads there; the counts. In "visits" is how
+/// often.
+#[praas_runtime::function]
+fn visit(context: &Context, process: String) -> Result<Vec<u64>, FunctionError> {
+    let mut counts = Vec::new();
+    let mut version = 0;
+    while context.message_try(None, "enough")?.is_none() {
+        counts.push(context.invoke_value(&process, "count", &1_u64)?);
+        let number = counts.len() as u64;
+        context.message_put(&process, "visit", &number.to_le_bytes())?;
+        let input = StatePutInput {
+            key: "visited".into(),
+            value: vec![number as u8; VISITED_BYTES],
+        };
+        let stored: u64 = context.invoke_value(&process, STATE_PUT, &input)?;
+        let view = context.peer_state(&process, "visited")?;
+        let view = view.ok_or_else(|| FunctionError::new("it has stored nothing"))?;
+        if *view != *input.value || view.version() != stored || stored <= version {
+            let text = format!(
+                "at visit {number}: {} bytes of {:?}, version {} ({stored}, {version} before)",
+                view.len(),
+                view.first(),
+                view.version()
+            );
+            return Err(FunctionError::new(text));
+        }
+        version = stored;
+        context.state_store("visits", &number)?;
+    }
+    Ok(counts)
+}
+
 /// Panics.
 #[praas_runtime::function]
 fn panics() {
@@ -83,6 +132,6 @@ fn panics() {
 praas_runtime::module!(
     "lab",
     [
-        echo, count, hold, note, process_id, fail, crash, fill, panics
+        echo, count, hold, note, process_id, fail, crash, fill, send, visit, panics
     ]
 );

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use praas_runtime::client::{CallOptions, Client, Directory};
 use praas_runtime::host::{FromHost, ToHost};
 use praas_runtime::invocation::InvokeError;
-use praas_runtime::process::{LINKS, LinkInfo, STATE_GET};
+use praas_runtime::process::{LINKS, LinkInfo, STATE_GET, STATE_PUT, StatePutInput};
 use praas_runtime::world::{Member, MemberState, World};
 use praas_tests::c::module_build;
 use praas_tests::lab::{Lab, LabHost, PATIENCE, example_path, object_wait};
@@ -236,6 +236,16 @@ fn functions_read_the_state_of_others() {
         let mut client = case.client();
         client.invoke("q", "state", b"").unwrap();
         assert_eq!(ask(&mut client, "peer", "q b/2").unwrap(), "two");
+        // It comes with the answer to who asks where it is; this does not.
+        let large = StatePutInput {
+            key: "large".into(),
+            value: (0..100_000_u32).map(|at| (at % 251) as u8).collect(),
+        };
+        let _: u64 = client.invoke_value("q", STATE_PUT, &large).unwrap();
+        for _ in 0..3 {
+            let seen = client.invoke("p", "peer", b"q large").unwrap();
+            assert!(seen == large.value, "{}", case.language);
+        }
         assert_eq!(ask(&mut client, "peer", "q none").unwrap(), "none");
         let unknown = ask(&mut client, "peer", "nobody b/2").unwrap_err();
         assert!(unknown.to_string().contains("nobody"), "{unknown}");

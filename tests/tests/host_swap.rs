@@ -1,7 +1,7 @@
 //! Swap across hosts: everything comes back, and what does not verify is named and passed over.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use praas_runtime::client::{CallOptions, Client, Directory};
 use praas_runtime::host::{FromHost, HostStart};
@@ -10,7 +10,7 @@ use praas_runtime::mailbox::Source;
 use praas_runtime::process::{
     MESSAGE_TAKE, MessageTakeInput, STATE_GET, STATE_PUT, StatePutInput, StateRead,
 };
-use praas_tests::lab::{Lab, PATIENCE, object_wait};
+use praas_tests::lab::{Lab, PATIENCE, example_path, object_wait};
 use praas_transport::{Credential, TransportKind};
 
 fn lab() -> Lab {
@@ -90,6 +90,73 @@ fn state_messages_and_results_move_to_the_next_host() {
             staying.invoke_value("p", MESSAGE_TAKE, &take).unwrap();
         assert!(none.is_none());
         assert_eq!(second.swap_out(), Ok(2));
+    }
+}
+
+/// Clients and functions that read a process's objects by one-sided operations read on at its next
+/// incarnation, after a swap and after a kill, also what is still in storage there; once there is
+/// none they are told so.
+#[test]
+fn readers_of_state_follow_the_process_to_its_next_host() {
+    for kind in [TransportKind::Shm, TransportKind::Tcp] {
+        let lab = lab();
+        let shows = |start: &mut HostStart| {
+            start.settings.state_read = StateRead::Clients;
+            start.settings.swap_lazy_min_bytes = 1;
+        };
+        let mut owner = lab.start_with("p", shows).unwrap();
+        let reader = lab.start_with("q", |start| {
+            start.modules = vec![example_path("calls").display().to_string()];
+            start.settings.peers_reconnect_ms = 200;
+            start.transports = kind.into();
+        });
+        let _reader = reader.unwrap();
+        let mut config = lab.client_config(kind);
+        config.directory = Directory::Agent(lab.directory().to_vec());
+        config.limits.reconnect_for = Duration::from_millis(200);
+        let mut client = Client::new(config).unwrap();
+        let put = |client: &mut Client, key: &str, byte: u8| {
+            let input = StatePutInput {
+                key: key.into(),
+                // More than comes with an answer.
+                value: vec![byte; 100_000],
+            };
+            let _: u64 = client.invoke_value("p", STATE_PUT, &input).unwrap();
+        };
+        let read = |client: &mut Client, key: &str, expected: u8| {
+            let seen = client.invoke("q", "peer", format!("p {key}").as_bytes());
+            assert!(seen.unwrap() == vec![expected; 100_000], "{kind} {key}");
+            let object = client.state_read("p", key, CallOptions::default());
+            let object = object.unwrap().expect("it is there");
+            assert!(*object.bytes == vec![expected; 100_000][..], "{kind} {key}");
+        };
+        put(&mut client, "kept", 1);
+        put(&mut client, "changed", 1);
+        read(&mut client, "kept", 1);
+        read(&mut client, "changed", 1);
+        assert_eq!(owner.swap_out(), Ok(1));
+        for swapped in [true, false] {
+            let next = lab.start_with("p", |start| {
+                shows(start);
+                restoring(1)(start);
+                start.swapped = swapped;
+            });
+            owner = next.unwrap();
+            for key in ["kept", "changed"] {
+                read(&mut client, key, 1);
+            }
+            put(&mut client, "changed", 2);
+            read(&mut client, "changed", 2);
+            owner.kill();
+            owner.killed_wait();
+        }
+        let gone = client.state_read("p", "kept", CallOptions::default());
+        assert!(
+            matches!(gone, Err(InvokeError::Unavailable { .. })),
+            "{kind}: {gone:?}"
+        );
+        let gone = client.invoke("q", "peer", b"p kept").unwrap_err();
+        assert!(gone.to_string().contains("not to be had"), "{kind}: {gone}");
     }
 }
 

@@ -6,8 +6,11 @@ use praas_cluster::run_dir::RunDir;
 use praas_cluster::session::Session;
 use praas_control::api::TicketSpec;
 use praas_runtime::client::{CallOptions, Client};
+use praas_runtime::codec;
 use praas_runtime::mailbox::Source;
-use praas_runtime::process::{MESSAGE_TAKE, MessageTakeInput, STATE_GET, STATE_PUT, StatePutInput};
+use praas_runtime::process::{
+    LINKS, LinkInfo, MESSAGE_TAKE, MessageTakeInput, STATE_GET, STATE_PUT, StatePutInput,
+};
 use praas_tests::cluster_lab::{Lab, Node, eventually};
 use praas_transport::sync::atomic::{AtomicBool, Ordering};
 use praas_transport::{Kinds, TransportKind};
@@ -221,6 +224,86 @@ fn callers_see_each_increment_once_while_the_process_moves() {
     );
     assert_eq!(count(&mut filler), seen.len() as u64 + 1);
     println!("{} invocations during four transfers", seen.len());
+}
+
+/// Takes all messages under a key from a process, each of which is a number; from whom, and which.
+fn numbers_take(client: &mut Client, process: &str, key: &str) -> Vec<(String, u64)> {
+    let take = MessageTakeInput {
+        source: Source::Any,
+        key: key.into(),
+    };
+    let next = || {
+        let taken: Option<(String, Vec<u8>)> =
+            client.invoke_value(process, MESSAGE_TAKE, &take).unwrap();
+        let number = |body: Vec<u8>| u64::from_le_bytes(body.try_into().expect("a number"));
+        taken.map(|(source, body)| (source, number(body)))
+    };
+    std::iter::from_fn(next).collect()
+}
+
+/// A process that has another one count, puts it messages and reads its state by one-sided
+/// operations does not notice that it moves and is swapped out; nor are messages that the moved
+/// process itself puts lost or put twice.
+#[test]
+fn peers_carry_on_while_the_process_moves() {
+    for kind in ["shm", "tcp"] {
+        let two = Two::up(&[&format!("transports={kind}")]);
+        two.lab.one(&["process", "create", "a", "q"]);
+        let mut client = two.client(TransportKind::Shm);
+        let visit = client.function("q", "visit").unwrap();
+        let input = codec::encode("p").unwrap();
+        let visiting = client.submit(visit, &input, CallOptions::default());
+        let visiting = visiting.unwrap();
+        let over = AtomicBool::new(false);
+        let sent = std::thread::scope(|scope| {
+            let mut sender = two.client(TransportKind::Unix);
+            let over_ref = &over;
+            let sending = scope.spawn(move || {
+                let mut sent = 0_u64;
+                while !over_ref.load(Ordering::Relaxed) {
+                    let last: u64 = sender.invoke_value("p", "send", &("q", 10_u64)).unwrap();
+                    assert_eq!(last, sent + 10);
+                    sent = last;
+                }
+                sent
+            });
+            let end = End(&over);
+            let mut visits = 0;
+            let mut more_wait = |client: &mut Client| {
+                eventually("there are more visits", || {
+                    let now = client.invoke("q", STATE_GET, b"visits").ok()?;
+                    let now: u64 = codec::decode(&now).unwrap();
+                    (now > visits + 5).then(|| visits = now)
+                });
+            };
+            for step in 0..5 {
+                more_wait(&mut client);
+                match step {
+                    2 => drop(two.lab.one(&["swap", "a", "p"])),
+                    _ => drop(two.transfer()),
+                }
+            }
+            more_wait(&mut client);
+            let links: Vec<LinkInfo> = client.invoke_value("q", LINKS, &()).unwrap();
+            let mut links = links.iter().filter(|link| link.dialled);
+            assert!(links.any(|link| (&*link.process, &*link.transport) == ("p", kind)));
+            drop(end);
+            sending.join().expect("no error")
+        });
+        let options = CallOptions::default();
+        client.message_put("q", "enough", b"", options).unwrap();
+        let counts: Vec<u64> = codec::decode(&client.wait(visiting).unwrap()).unwrap();
+        let visits = counts.len() as u64;
+        assert_eq!(counts, (1..=visits).collect::<Vec<_>>(), "{kind}");
+        let from = |name: &str, last: u64| -> Vec<(String, u64)> {
+            (1..=last).map(|number| (name.into(), number)).collect()
+        };
+        let put = numbers_take(&mut client, "p", "visit");
+        assert_eq!(put, from("q", visits), "{kind}");
+        let put = numbers_take(&mut client, "q", "sent");
+        assert_eq!(put, from("p", sent), "{kind}");
+        println!("over {kind}: {visits} visits, {sent} messages");
+    }
 }
 
 #[test]
