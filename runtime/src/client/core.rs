@@ -141,7 +141,8 @@ pub struct CoreLimits {
     /// Names of functions of one process that a client uses in its life, without those that the
     /// process does not have; a call of one more gets `Exhausted`.
     pub functions_max: usize,
-    /// How long a process that cannot be reached is tried again.
+    /// How long a process that cannot be reached, or ends each channel without a word, is tried
+    /// again.
     pub reconnect_for: Duration,
 }
 
@@ -246,10 +247,13 @@ struct Peer<C> {
     /// answered, unless one of them gives a number back.
     starved: bool,
     order: PutOrder,
-    /// When to try again, after how long, and since when it fails.
+    /// When to try again, after how long, and since when it fails: without a word, or a channel
+    /// that lasts.
     retry: Option<Instant>,
     backoff: Duration,
     failing_since: Option<Instant>,
+    /// When the last channel was opened.
+    opened: Option<Instant>,
 }
 
 impl<C> Peer<C> {
@@ -437,6 +441,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             retry: None,
             backoff: RETRY_FIRST,
             failing_since: None,
+            opened: None,
         });
         self.by_name.insert(process.into(), target);
         Ok(target)
@@ -705,7 +710,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         peer.incarnation = incarnation;
         peer.numbers.clear();
         peer.pass_due = !peer.passed.is_empty();
-        peer.failing_since = None;
+        peer.opened = Some(link.now());
         peer.heard = false;
         self.unsent_send(link, target);
     }
@@ -774,8 +779,14 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         if peer.heard {
             return self.resolve(link, target);
         }
-        // Who ends each channel without a word, for whatever reason, is not asked for ever faster.
-        peer.pause(link.now());
+        // Who ends each channel without a word, for whatever reason, is not asked for ever, nor
+        // faster and faster. One that took so long about it was there.
+        let now = link.now();
+        let lasted = peer.opened.map(|at| now.saturating_duration_since(at));
+        if lasted.is_some_and(|lasted| lasted >= self.limits.reconnect_for) {
+            peer.failing_since = None;
+        }
+        self.retry_later(now, target, reason);
     }
 
     /// A channel was refused, for a reason that does not pass: what waits for it ends now.
@@ -783,9 +794,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let Some(target) = self.by_channel.remove(&channel) else {
             return;
         };
-        let peer = &mut self.peers[target.0 as usize];
-        peer.link = Bond::Idle;
-        peer.failing_since = None;
+        self.peers[target.0 as usize].link = Bond::Idle;
         self.unavailable(target, reason);
     }
 
@@ -951,6 +960,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                 }
             }
             Bond::Idle if peer.retry.is_none() => {
+                // Nothing has waited for it: what failed before says little.
+                peer.failing_since = None;
                 peer.unsent.push_back(id);
                 self.resolve(link, target);
             }
@@ -1089,7 +1100,6 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let peer = &mut self.peers[target.0 as usize];
         let since = *peer.failing_since.get_or_insert(now);
         if now.saturating_duration_since(since) >= self.limits.reconnect_for {
-            peer.failing_since = None;
             self.unavailable(target, reason);
             return;
         }
@@ -1103,6 +1113,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         if !peer.heard {
             peer.heard = true;
             peer.backoff = RETRY_FIRST;
+            peer.failing_since = None;
         }
     }
 
@@ -1111,6 +1122,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let peer = &mut self.peers[target.0 as usize];
         peer.retry = None;
         peer.backoff = RETRY_FIRST;
+        peer.failing_since = None;
         let process = peer.name.to_string();
         for id in std::mem::take(&mut peer.unsent) {
             let Some(call) = self.call(id) else { continue };

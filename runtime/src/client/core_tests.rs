@@ -189,6 +189,96 @@ fn a_process_that_says_nothing_is_tried_less_and_less_often() {
     assert_eq!(notes.asked.len(), asked + 1);
 }
 
+/// A process that opens each channel and ends it without a word, until nothing waits for it or it
+/// was tried so often.
+fn open_and_close(core: &mut ClientCore<u32>, notes: &mut Notes, target: Target, tries: usize) {
+    for _ in 0..tries {
+        let (channel, asked) = (notes.channels, notes.asked.len());
+        core.on_close(notes, channel, true, "no reason");
+        if let Some(due) = core.timer_next() {
+            notes.now = due;
+            core.tick(notes, due);
+        }
+        if notes.asked.len() == asked {
+            return;
+        }
+        core.on_resolved(notes, target, Ok(resolved()));
+        let channel = notes.channels;
+        core.on_open(notes, channel, Incarnation(3));
+    }
+}
+
+fn resolved() -> Resolved {
+    Resolved {
+        incarnation: Incarnation(3),
+        addresses: vec![Address::Mem("p".into())],
+    }
+}
+
+#[test]
+fn a_call_ends_if_its_process_opens_channels_and_says_nothing() {
+    let (mut core, mut notes, target, function) = opened();
+    let began = notes.now;
+    open_and_close(&mut core, &mut notes, target, 1000);
+    let outcome = core.completed().expect("it was tried for ever").outcome;
+    assert_eq!(outcome.err(), Some(InvokeError::OutcomeUnknown));
+    assert!(notes.now - began >= core.limits.reconnect_for);
+    // The next call is tried for as long again.
+    let began = notes.now;
+    let options = CallOptions::default();
+    core.invoke(&mut notes, target, function, Payload::default(), options, 0)
+        .unwrap();
+    core.on_resolved(&mut notes, target, Err("not now".into()));
+    core.completed().unwrap();
+    core.invoke(&mut notes, target, function, Payload::default(), options, 0)
+        .unwrap();
+    core.on_resolved(&mut notes, target, Ok(resolved()));
+    let channel = notes.channels;
+    core.on_open(&mut notes, channel, Incarnation(3));
+    open_and_close(&mut core, &mut notes, target, 1000);
+    core.completed().unwrap();
+    assert!(notes.now - began >= core.limits.reconnect_for);
+}
+
+/// Only what fails all the time fails: a word in between, or a channel that lasts, is none of it.
+#[test]
+fn a_process_that_is_heard_or_stays_is_not_given_up() {
+    let (mut core, mut notes, target, function) = opened();
+    let options = CallOptions::default();
+    for _ in 0..20 {
+        open_and_close(&mut core, &mut notes, target, 12);
+        let call = core.invoke(&mut notes, target, function, Payload::default(), options, 0);
+        let channel = notes.channels;
+        let sequence = core.calls[call.unwrap().index as usize].sequence;
+        core.on_reply(
+            &mut notes,
+            channel,
+            sequence,
+            Status::Ok,
+            Payload::default(),
+        );
+        core.completed().unwrap();
+    }
+    open_and_close(&mut core, &mut notes, target, 12);
+    for _ in 0..20 {
+        notes.now += core.limits.reconnect_for;
+        open_and_close(&mut core, &mut notes, target, 12);
+    }
+    assert!(core.completed().is_none(), "the first call waits");
+    // Nor does what failed long ago count, if nothing has waited for it since.
+    core.cancel(&mut notes, CallId::from_u64(1 << 32));
+    core.completed().unwrap();
+    let channel = notes.channels;
+    core.on_close(&mut notes, channel, true, "no reason");
+    notes.now += core.limits.reconnect_for;
+    core.invoke(&mut notes, target, function, Payload::default(), options, 0)
+        .unwrap();
+    core.on_resolved(&mut notes, target, Ok(resolved()));
+    let channel = notes.channels;
+    core.on_close(&mut notes, channel, false, "not reached");
+    assert!(core.completed().is_none(), "it is tried again");
+}
+
 /// The payload of a large message comes after its header, by another way.
 #[test]
 fn what_is_put_after_a_large_message_under_its_key_waits_for_it() {
