@@ -874,19 +874,23 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     pub fn on_send_refused<L: Link<Channel = C>>(
         &mut self,
         link: &mut L,
+        channel: C,
         context: u64,
         reason: u32,
     ) {
+        let Some(target) = self.target_of(channel) else {
+            return;
+        };
+        self.heard(target);
         let id = CallId::from_u64(context);
-        let mut peers = self.peers.iter_mut();
-        let freed = peers.position(|peer| peer.held_free(|order| order.refused(id)));
+        let freed = self.peers[target.0 as usize].held_free(|order| order.refused(id));
         if self.call(id).is_some() {
             let status = u16::try_from(reason).ok().and_then(Status::from_code);
             let status = status.unwrap_or(Status::TooLarge);
             self.answered(link, id.index, status, Payload::default());
         }
-        if let Some(at) = freed {
-            self.unsent_send(link, Target(at as u32));
+        if freed {
+            self.unsent_send(link, target);
         }
     }
 

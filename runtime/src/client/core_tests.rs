@@ -279,6 +279,30 @@ fn a_process_that_is_heard_or_stays_is_not_given_up() {
     assert!(core.completed().is_none(), "it is tried again");
 }
 
+/// A process that takes nothing large, or shows no object, has said so: it is come back to soon.
+#[test]
+fn a_process_that_refuses_is_heard() {
+    let (mut core, mut notes, target, function) = opened();
+    let options = CallOptions::default();
+    open_and_close(&mut core, &mut notes, target, 8);
+    core.cancel(&mut notes, CallId::from_u64(1 << 32));
+    let input = Payload::Buf(vec![0; 5000].into());
+    let call = core.invoke(&mut notes, target, function, input, options, 0);
+    let (call, channel) = (call.unwrap(), notes.channels);
+    let frozen = Status::Quiescing as u32;
+    core.on_send_refused(&mut notes, channel, call.to_u64(), frozen);
+    assert_eq!(notes.closed, [channel]);
+    assert_eq!(core.timer_next(), Some(notes.now + RETRY_FIRST));
+    core.cancel(&mut notes, call);
+    reopened(&mut core, &mut notes, target);
+    let read = core.read(&mut notes, target, "key", false, options, 0);
+    open_and_close(&mut core, &mut notes, target, 8);
+    let (read, channel) = (read.unwrap(), notes.channels);
+    core.read_refused(&mut notes, read, Status::Quiescing, Payload::default());
+    assert_eq!(notes.closed.last(), Some(&channel));
+    assert_eq!(core.timer_next(), Some(notes.now + RETRY_FIRST));
+}
+
 /// The payload of a large message comes after its header, by another way.
 #[test]
 fn what_is_put_after_a_large_message_under_its_key_waits_for_it() {

@@ -485,12 +485,19 @@ impl Peers {
     }
 
     /// A large message was refused by its receiver.
-    pub fn on_send_refused(&mut self, ops: &mut Ops, context: u64, reason: u32) {
+    pub fn on_send_refused(
+        &mut self,
+        ops: &mut Ops,
+        channel: ChannelId,
+        context: u64,
+        reason: u32,
+    ) {
         let mut link = PeersLink {
             ops,
             outside: &mut self.outside,
         };
-        self.core.on_send_refused(&mut link, context, reason);
+        self.core
+            .on_send_refused(&mut link, channel, context, reason);
     }
 
     /// The directory answered; what comes on another channel is ignored.

@@ -219,13 +219,13 @@ impl Handler for ClientHandler {
     fn on_sent(
         &mut self,
         ops: &mut Ops,
-        _: ChannelId,
+        channel: ChannelId,
         context: u64,
         _: praas_transport::Buf,
         outcome: Result<(), SendFailure>,
     ) -> Flow {
         if let Err(SendFailure::Refused(reason)) = outcome {
-            self.peers.on_send_refused(ops, context, reason);
+            self.peers.on_send_refused(ops, channel, context, reason);
         }
         Flow::Continue
     }

@@ -853,7 +853,7 @@ impl Handler for Serve {
         if let Err(SendFailure::Refused(reason)) = outcome
             && self.peers.owns(channel)
         {
-            self.peers.on_send_refused(ops, context, reason);
+            self.peers.on_send_refused(ops, channel, context, reason);
         }
         self.transfer_sent(ops, channel, context);
         Flow::Continue

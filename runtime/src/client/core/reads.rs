@@ -144,7 +144,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         status: Status,
         text: Payload,
     ) {
-        if self.call(id).is_some() {
+        if let Some(target) = self.call(id).map(|call| call.target) {
+            self.heard(target);
             self.answered(link, id.index, status, text);
         }
     }
