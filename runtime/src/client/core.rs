@@ -12,6 +12,7 @@
 //! the process is next; when a process died, whether the call ran is not known, and the caller
 //! hears so at once, unless the caller said that running it twice does no harm.
 
+mod given_up;
 mod names;
 mod numbers;
 mod reads;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use praas_transport::wire::Incarnation;
 use slab::Slab;
 
+use self::given_up::GivenUp;
 pub use self::names::FunctionId;
 use self::names::Names;
 use self::numbers::Numbers;
@@ -139,7 +141,7 @@ pub struct CoreLimits {
     /// Invocations of one process between the oldest without a result and the newest.
     pub inflight_max: usize,
     /// Names of functions of one process that a client uses in its life, without those that the
-    /// process does not have; a call of one more gets `Exhausted`.
+    /// process does not have, or was never told; a call of one more gets `Exhausted`.
     pub functions_max: usize,
     /// How long a process that cannot be reached, or ends each channel without a word, is tried
     /// again.
@@ -158,6 +160,8 @@ impl Default for CoreLimits {
 
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(500);
+/// How long other calls go past those that a channel has no number for.
+const STARVED_MAX: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 enum Doing {
@@ -243,12 +247,18 @@ struct Peer<C> {
     leaving: bool,
     /// It has said something over this channel.
     heard: bool,
-    /// The channel has no number for the first that is unsent: it is left once all others are
-    /// answered, unless one of them gives a number back.
+    /// The channel has no number for the first of `hungry`: it is left once nothing is under way
+    /// there, unless something gives a number back first.
     starved: bool,
+    /// Calls without a number, in order, which others go past.
+    hungry: VecDeque<CallId>,
+    /// They do not any more, so that the channel can be left: the hungry are the first unsent.
+    dry: bool,
+    /// What was sent on this channel, and may be answered to nobody.
+    given_up: GivenUp,
     order: PutOrder,
-    /// When to try again, after how long, and since when it fails: without a word, or a channel
-    /// that lasts.
+    /// When to try again (on an open channel: when it is to run dry), after how long, and since
+    /// when it fails: without a word, or a channel that lasts.
     retry: Option<Instant>,
     backoff: Duration,
     failing_since: Option<Instant>,
@@ -273,6 +283,23 @@ impl<C> Peer<C> {
             self.unsent.push_front(id);
         }
         any
+    }
+
+    /// The hungry are to be the first to go.
+    fn hungry_first(&mut self) {
+        for id in std::mem::take(&mut self.hungry).into_iter().rev() {
+            self.unsent.push_front(id);
+        }
+    }
+
+    /// Its channel is no more, and with it all that was so on this channel only. Puts that waited
+    /// come back in order.
+    fn channel_end(&mut self) -> VecDeque<CallId> {
+        self.link = Bond::Idle;
+        (self.leaving, self.starved, self.dry) = (false, false, false);
+        self.retry = None;
+        self.given_up.clear();
+        self.order.end()
     }
 
     /// It is tried again after a pause, longer each time.
@@ -437,6 +464,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             leaving: false,
             heard: false,
             starved: false,
+            hungry: VecDeque::new(),
+            dry: false,
+            given_up: GivenUp::default(),
             order: PutOrder::default(),
             retry: None,
             backoff: RETRY_FIRST,
@@ -665,6 +695,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             if self.peers[at].retry.is_some_and(|retry| retry <= now) {
                 self.peers[at].retry = None;
                 self.resolve(link, Target(at as u32));
+                self.run_dry(link, Target(at as u32));
             }
         }
     }
@@ -728,10 +759,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         };
         let peer = &mut self.peers[target.0 as usize];
         let was_open = matches!(peer.link, Bond::Open(_));
-        peer.link = Bond::Idle;
-        (peer.leaving, peer.starved) = (false, false);
-        // Those that wait are among the calls that were not sent.
-        let _ = peer.order.end();
+        // All that waits is among the calls that were not sent.
+        let _ = peer.channel_end();
+        peer.hungry.clear();
         if !was_open {
             self.retry_later(link.now(), target, reason);
             return;
@@ -813,8 +843,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         };
         self.heard(target);
         let Some(index) = self.peers[target.0 as usize].waiting(sequence) else {
-            // Its caller has given up on it.
-            return;
+            return self
+                .nobody_answered(link, target, status, |given_up| given_up.answered(sequence));
         };
         if status == Status::Quiescing {
             // It would have known had it run, there or where it was sent before.
@@ -888,6 +918,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
             let status = u16::try_from(reason).ok().and_then(Status::from_code);
             let status = status.unwrap_or(Status::TooLarge);
             self.answered(link, id.index, status, Payload::default());
+        } else {
+            let refused = Status::Quiescing;
+            self.nobody_answered(link, target, refused, |given_up| given_up.refused(id));
         }
         if freed {
             self.unsent_send(link, target);
@@ -973,7 +1006,8 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         }
     }
 
-    /// Sends a call on an open channel; `false` if there is no room.
+    /// Sends a call on an open channel, or sees to it that it is sent in its turn; `false` if there
+    /// is no room.
     #[inline]
     fn call_send<L: Link<Channel = C>>(&mut self, link: &mut L, channel: C, id: CallId) -> bool {
         let call = &mut self.calls[id.index as usize];
@@ -996,9 +1030,10 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                         Told::Number(number) => number,
                         Told::Busy => return false,
                         Told::Dead => return true,
+                        Told::None if peer.dry => return false,
                         Told::None => {
-                            peer.starved = true;
-                            return false;
+                            self.starve(link, id);
+                            return true;
                         }
                     },
                 };
@@ -1082,12 +1117,12 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
 
     fn unsent_send<L: Link<Channel = C>>(&mut self, link: &mut L, target: Target) {
         while let Bond::Open(channel) = self.peers[target.0 as usize].link
-            && let Some(id) = self.peers[target.0 as usize].unsent.front().copied()
+            && let Some(id) = self.peers[target.0 as usize].unsent.pop_front()
         {
             if self.call(id).is_some() && !self.call_send(link, channel, id) {
+                self.peers[target.0 as usize].unsent.push_front(id);
                 return self.leave_if_due(link, target);
             }
-            self.peers[target.0 as usize].unsent.pop_front();
         }
     }
 
@@ -1130,6 +1165,7 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         let process = peer.name.to_string();
         for id in std::mem::take(&mut peer.unsent) {
             let Some(call) = self.call(id) else { continue };
+            let function = call.doing.function();
             let error = match call.doubt {
                 Some(_) => InvokeError::OutcomeUnknown,
                 None => InvokeError::Unavailable {
@@ -1137,6 +1173,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                     reason: reason.to_string(),
                 },
             };
+            if let Some(function) = function {
+                self.peers[target.0 as usize].functions.untold(function);
+            }
             self.complete(id, Err(error));
         }
     }
@@ -1213,7 +1252,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     fn leave_if_due<L: Link<Channel = C>>(&mut self, link: &mut L, target: Target) {
         let peer = &self.peers[target.0 as usize];
         if peer.starved && self.fed(peer) {
-            self.peers[target.0 as usize].starved = false;
+            let peer = &mut self.peers[target.0 as usize];
+            (peer.starved, peer.dry, peer.retry) = (false, false, None);
+            peer.hungry_first();
             self.unsent_send(link, target);
         } else if peer.leaving || peer.starved {
             self.leave(link, target);
@@ -1223,8 +1264,55 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     /// Whether a call that a channel had no number for can go on, or has ended.
     #[cold]
     fn fed(&self, peer: &Peer<C>) -> bool {
-        let first = peer.unsent.front();
+        let first = match peer.dry {
+            true => peer.unsent.front(),
+            false => peer.hungry.front(),
+        };
         first.is_none_or(|id| self.call(*id).is_none()) || peer.numbers.vacant().is_some()
+    }
+
+    /// The channel has no number for a call.
+    #[cold]
+    fn starve<L: Link<Channel = C>>(&mut self, link: &mut L, id: CallId) {
+        let target = self.calls[id.index as usize].target;
+        let peer = &mut self.peers[target.0 as usize];
+        peer.hungry.push_back(id);
+        if !std::mem::replace(&mut peer.starved, true) {
+            peer.retry = Some(link.now() + STARVED_MAX);
+        }
+        self.leave_if_due(link, target);
+    }
+
+    /// Calls have gone past those without a number for long enough: the channel is to be left.
+    fn run_dry<L: Link<Channel = C>>(&mut self, link: &mut L, target: Target) {
+        let peer = &mut self.peers[target.0 as usize];
+        if peer.starved && !std::mem::replace(&mut peer.dry, true) {
+            peer.hungry_first();
+            self.leave_if_due(link, target);
+        }
+    }
+
+    /// An answer came that nobody waits for. What it says of the function's name holds all the
+    /// same.
+    #[cold]
+    fn nobody_answered<L: Link<Channel = C>>(
+        &mut self,
+        link: &mut L,
+        target: Target,
+        status: Status,
+        which: impl FnOnce(&mut GivenUp) -> Option<(FunctionId, Option<u32>)>,
+    ) {
+        let peer = &mut self.peers[target.0 as usize];
+        let Some((function, number)) = which(&mut peer.given_up) else {
+            return;
+        };
+        if status == Status::UnknownFunction && peer.functions.is(function) {
+            peer.functions.unknown(function.at);
+        }
+        if let Some(number) = number {
+            peer.numbers.let_go(number);
+            self.leave_if_due(link, target);
+        }
     }
 
     /// Leaves a process that is going away, once nothing of ours runs there any more.
@@ -1237,10 +1325,10 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
         if peer.under_way().any(|index| calls[index as usize].sent) {
             return;
         }
-        peer.link = Bond::Idle;
-        (peer.leaving, peer.starved) = (false, false);
+        let held = peer.channel_end();
         peer.pause(link.now());
-        let mut unsent: Vec<CallId> = peer.unsent.drain(..).chain(peer.order.end()).collect();
+        peer.hungry_first();
+        let mut unsent: Vec<CallId> = peer.unsent.drain(..).chain(held).collect();
         unsent.sort_unstable_by_key(|id| calls.get(id.index as usize).map(|call| call.sequence));
         peer.unsent = unsent.into();
         self.by_channel.remove(&channel);
@@ -1248,17 +1336,26 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
     }
 
     fn give_up<L: Link<Channel = C>>(&mut self, link: &mut L, id: CallId, error: InvokeError) {
-        let Some(call) = self.call(id) else { return };
-        let peer = &self.peers[call.target.0 as usize];
-        // A put is not stopped any more, and a read has no number of its own.
-        let invocation = matches!(call.doing, Doing::Invoke { .. } | Doing::OneWay { .. });
-        if let (true, true, Bond::Open(channel)) = (call.sent, invocation, peer.link) {
-            // If there is no room, the function runs on for nobody; its result is dropped.
-            let header = short_header(Kind::Cancel, 0, 0);
-            let payload = Payload::default();
-            let _ = link.send(channel, AM_INVOCATION, call.sequence, &header, &payload, 0);
-        }
+        let index = id.index as usize;
+        let Some(call) = self.calls.get(index).filter(|call| call.stamp == id.stamp) else {
+            return;
+        };
         let target = call.target;
+        let peer = &mut self.peers[target.0 as usize];
+        // A put is not stopped any more, and a read has no number of its own.
+        match (call.doing.function(), call.sent, peer.link) {
+            (Some(function), true, Bond::Open(channel)) => {
+                // If there is no room, the function runs on for nobody; its result is dropped.
+                let header = short_header(Kind::Cancel, 0, 0);
+                let payload = Payload::default();
+                let _ = link.send(channel, AM_INVOCATION, call.sequence, &header, &payload, 0);
+                let number = call.large.then(|| peer.numbers.number(function)).flatten();
+                let function = peer.functions.id(function);
+                peer.given_up.add(call.sequence, id, function, number);
+            }
+            (Some(function), ..) => peer.functions.untold(function),
+            (None, ..) => {}
+        }
         self.complete(id, Err(error));
         self.leave_if_due(link, target);
     }
@@ -1332,6 +1429,7 @@ fn function_tell<L: Link>(
     match link.send(channel, AM_INVOCATION, number.into(), &header, &name, 0) {
         Sent::Done | Sent::Pending => {
             peer.numbers.give(number, function);
+            peer.functions.told(function);
             Told::Number(number)
         }
         Sent::Busy => Told::Busy,

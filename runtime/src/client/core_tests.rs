@@ -550,22 +550,119 @@ fn a_channel_that_has_no_numbers_left_is_left() {
     assert_eq!(sent_since(&notes, before).unwrap().1, "one more");
 }
 
-#[test]
-fn what_waits_behind_a_call_without_a_number_goes_on_without_it() {
+/// A channel whose numbers are all kept for large requests that were given up, with their sequences.
+fn numbers_kept() -> (ClientCore<u32>, Notes, Target, Vec<u64>) {
     let (mut core, mut notes, target) = answered();
-    for name in 0..CHANNEL_FUNCTIONS_MAX {
+    let sequences = (0..CHANNEL_FUNCTIONS_MAX).map(|name| {
         let name = format!("f{name}");
-        let (call, _) = name_call(&mut core, &mut notes, target, &name, 5000);
+        let (call, sent) = name_call(&mut core, &mut notes, target, &name, 5000);
         core.cancel(&mut notes, call);
+        core.completed().unwrap();
+        sent.unwrap().0
+    });
+    let sequences = sequences.collect();
+    (core, notes, target, sequences)
+}
+
+#[test]
+fn others_go_past_a_call_without_a_number() {
+    let (mut core, mut notes, target, _) = numbers_kept();
+    let (_, under_way) = name_call(&mut core, &mut notes, target, "f0", 0);
+    let (tag, name) = under_way.unwrap();
+    assert_eq!(name, "f0");
+    for more in ["one more", "and another"] {
+        let (_, sent) = name_call(&mut core, &mut notes, target, more, 0);
+        assert_eq!(sent, None);
     }
-    let (_, sent) = name_call(&mut core, &mut notes, target, "f0", 0);
-    assert_eq!(sent.unwrap().1, "f0");
+    let called = name_called(&mut core, &mut notes, target, "f1", 0);
+    assert_eq!(called.as_deref(), Some("f1"));
+    let options = CallOptions::default();
     let before = notes.sent.len();
+    core.read(&mut notes, target, "key", true, options, 0)
+        .unwrap();
+    let read = core.read(&mut notes, target, "key", false, options, 0);
+    assert_eq!(notes.sent[before].0, AM_STATE);
+    core.read_refused(
+        &mut notes,
+        read.unwrap(),
+        Status::Forbidden,
+        Payload::default(),
+    );
+    // But not for ever, since nothing gives a number back.
+    let due = core.timer_next().unwrap();
+    notes.now = due;
+    core.tick(&mut notes, due);
+    let (_, sent) = name_call(&mut core, &mut notes, target, "f2", 0);
+    assert_eq!((sent, &notes.closed[..]), (None, &[][..]));
+    core.on_reply(&mut notes, 1, tag, Status::Ok, Payload::default());
+    assert_eq!(notes.closed, [], "the object is being read");
+    let reads = core.peers[0].reads.clone();
+    let stamp = core.calls[reads[0] as usize].stamp;
+    let read = CallId {
+        index: reads[0],
+        stamp,
+    };
+    core.cancel(&mut notes, read);
+    assert_eq!(notes.closed, [1]);
+    let before = notes.sent.len();
+    reopened(&mut core, &mut notes, target);
+    let names = requests_since(&notes, before);
+    assert_eq!(names, ["one more", "and another", "f2"]);
+}
+
+/// The names that requests since then stand for.
+fn requests_since(notes: &Notes, before: usize) -> Vec<String> {
+    let requests = notes.sent[before..].iter().filter_map(|(am, _, header)| {
+        let request = RequestHeader::decode(header).filter(|_| *am == AM_INVOCATION)?;
+        Some(notes.names[&u64::from(request.function)].clone())
+    });
+    requests.collect()
+}
+
+#[test]
+fn a_call_without_a_number_that_is_given_up_holds_up_nothing() {
+    let (mut core, mut notes, target, _) = numbers_kept();
+    name_call(&mut core, &mut notes, target, "f0", 0);
     let (call, _) = name_call(&mut core, &mut notes, target, "one more", 0);
-    let (_, sent) = name_call(&mut core, &mut notes, target, "f1", 0);
-    assert_eq!(sent, None);
+    let due = core.timer_next().unwrap();
+    notes.now = due;
+    core.tick(&mut notes, due);
+    let before = notes.sent.len();
+    name_call(&mut core, &mut notes, target, "f1", 0);
+    assert_eq!(requests_since(&notes, before), [""; 0]);
     core.cancel(&mut notes, call);
-    assert_eq!(sent_since(&notes, before).unwrap().1, "f1");
+    assert_eq!(requests_since(&notes, before), ["f1"]);
+    assert_eq!(notes.closed, []);
+}
+
+/// A number is needed until its process has looked at the request, not until its caller hears so.
+#[test]
+fn a_large_request_that_was_given_up_gives_its_number_back() {
+    let (mut core, mut notes, target, sequences) = numbers_kept();
+    name_call(&mut core, &mut notes, target, "f0", 0);
+    let before = notes.sent.len();
+    let [first, second, third] = ["one more", "another", "and another"].map(|name| {
+        let (call, sent) = name_call(&mut core, &mut notes, target, name, 5000);
+        assert_eq!(sent, None);
+        call
+    });
+    let cancelled = Status::Cancelled;
+    core.on_reply(&mut notes, 1, sequences[7], cancelled, Payload::default());
+    assert_eq!(requests_since(&notes, before), ["one more"]);
+    core.cancel(&mut notes, second);
+    let before = notes.sent.len();
+    core.on_reply(&mut notes, 1, sequences[8], cancelled, Payload::default());
+    assert_eq!(requests_since(&notes, before), ["and another"]);
+    assert!(core.completed().is_some() && core.completed().is_none());
+    assert!(core.pending(first) && core.pending(third));
+    assert_eq!(notes.closed, []);
+    // So does one that the process takes no part of.
+    core.cancel(&mut notes, third);
+    name_call(&mut core, &mut notes, target, "the last", 0);
+    let before = notes.sent.len();
+    let context = third.to_u64();
+    core.on_send_refused(&mut notes, 1, context, Status::TooLarge as u32);
+    assert_eq!(requests_since(&notes, before), ["the last"]);
     assert_eq!(notes.closed, []);
 }
 
@@ -622,4 +719,56 @@ fn names_that_nothing_has_make_room_for_others() {
     let last = call(&mut core, &mut notes, "y");
     unknown(&mut core, &mut notes, last);
     core.function(target, "w").unwrap();
+}
+
+#[test]
+fn a_name_that_nothing_has_makes_room_also_if_its_caller_gave_up() {
+    let (mut core, mut notes, target) = answered();
+    core.limits.functions_max = 2;
+    for name in 0..10 {
+        let name = format!("x{name}");
+        let (call, sent) = name_call(&mut core, &mut notes, target, &name, 0);
+        let tag = sent.unwrap().0;
+        core.cancel(&mut notes, call);
+        assert!(core.function(target, "y").is_err(), "it may be there");
+        let unknown = Status::UnknownFunction;
+        core.on_reply(&mut notes, 1, tag, unknown, Payload::default());
+    }
+    // An answer that comes twice, or late, says nothing of the name that has the place since.
+    let (call, sent) = name_call(&mut core, &mut notes, target, "x0", 0);
+    core.cancel(&mut notes, call);
+    let (other, again) = name_call(&mut core, &mut notes, target, "x0", 0);
+    core.cancel(&mut notes, other);
+    let answer = |core: &mut ClientCore<u32>, notes: &mut Notes, tag| {
+        core.on_reply(notes, 1, tag, Status::UnknownFunction, Payload::default());
+    };
+    let tag = sent.unwrap().0;
+    answer(&mut core, &mut notes, tag);
+    core.function(target, "y").unwrap();
+    answer(&mut core, &mut notes, tag);
+    answer(&mut core, &mut notes, again.unwrap().0);
+    assert!(core.function(target, "z").is_err());
+}
+
+#[test]
+fn a_name_that_no_process_was_told_makes_room() {
+    let (mut core, mut notes, target) = answered();
+    core.limits.functions_max = 2;
+    core.on_close(&mut notes, 1, true, "swapped out");
+    for name in 0..10 {
+        let name = format!("x{name}");
+        let (call, _) = name_call(&mut core, &mut notes, target, &name, 0);
+        match name.ends_with('5') {
+            true => core.cancel(&mut notes, call),
+            false => core.on_resolved(&mut notes, target, Err("none".into())),
+        }
+        core.completed().unwrap();
+        if name.ends_with('5') {
+            core.on_resolved(&mut notes, target, Err("none".into()));
+        }
+    }
+    // The process may have the other one.
+    core.function(target, "y").unwrap();
+    assert!(core.function(target, "z").is_err());
+    core.function(target, "f").unwrap();
 }

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Names are many at most, and whoever passes on what others ask for cannot choose them. So a name
-//! that the process has answered to have no function makes room for another one, once none is left
-//! and no call uses it. A place has a stamp for each of its names: what was looked up for one is
+//! that the process has answered to have no function, or that no process was ever told, makes room
+//! for another one, once none is left and no call uses it. A place has a stamp for each of its names: what was looked up for one is
 //! never taken for the next.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -27,6 +27,8 @@ struct Named {
     unknown: bool,
     /// Whether it is among those that may be forgotten.
     listed: bool,
+    /// Whether the process was ever told of it, and may have such a function.
+    told: bool,
 }
 
 /// All names.
@@ -49,7 +51,8 @@ impl Names {
         self.by_name.get(name).map(|at| self.id(*at))
     }
 
-    fn id(&self, at: u32) -> FunctionId {
+    /// What stands for the name that is at a place now.
+    pub fn id(&self, at: u32) -> FunctionId {
         let stamp = self.places[at as usize].stamp;
         FunctionId { at, stamp }
     }
@@ -62,6 +65,7 @@ impl Names {
             stamp: 0,
             unknown: false,
             listed: false,
+            told: false,
         });
         self.by_name.insert(name.into(), at);
         self.id(at)
@@ -78,7 +82,7 @@ impl Names {
             }
             named.listed = false;
             if named.unknown {
-                named.unknown = false;
+                (named.unknown, named.told) = (false, false);
                 named.stamp = named.stamp.wrapping_add(1);
                 self.by_name.remove(&named.name);
                 named.name = name.into();
@@ -103,6 +107,24 @@ impl Names {
     /// The name at a place that a call uses.
     pub fn name(&self, at: u32) -> &str {
         &self.places[at as usize].name
+    }
+
+    /// Whether a name is not forgotten.
+    pub fn is(&self, id: FunctionId) -> bool {
+        self.id(id.at) == id
+    }
+
+    /// The process is told of a name.
+    pub fn told(&mut self, at: u32) {
+        self.places[at as usize].told = true;
+    }
+
+    /// A call of it has ended before it was sent: unless the process was told of it for another
+    /// one, there is nothing to remember.
+    pub fn untold(&mut self, at: u32) {
+        if !self.places[at as usize].told {
+            self.unknown(at);
+        }
     }
 
     /// The process has no such function.

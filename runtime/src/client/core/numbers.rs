@@ -8,7 +8,7 @@
 //! What goes through a channel is heard in order, so a number may mean another name from one frame
 //! to the next. The exception is a large request: its function is looked up when its payload is
 //! there, which others may overtake. So the number of a name that one was sent under is kept until
-//! it is answered; if nobody waits for the answer, until the channel ends.
+//! it is answered, also if nobody waits for the answer.
 
 use crate::invocation::CHANNEL_FUNCTIONS_MAX;
 
@@ -88,7 +88,11 @@ impl Numbers {
 
     /// A large request to a function was answered on this channel.
     pub fn answered(&mut self, function: u32) {
-        let number = self.by_function[function as usize];
+        self.let_go(self.by_function[function as usize]);
+    }
+
+    /// A large request under a number, whose function may be forgotten, was answered.
+    pub fn let_go(&mut self, number: u32) {
         if let Some((_, kept)) = self.given.get_mut(number as usize) {
             *kept = kept.saturating_sub(1);
         }
