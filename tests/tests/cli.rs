@@ -331,6 +331,38 @@ fn down_keeps_what_there_is_and_leaves_nothing() {
 }
 
 #[test]
+fn who_lives_is_adopted_though_storage_says_nothing_of_the_dead() {
+    let lab = lab_up();
+    lab.one(&["process", "create", "a", "q"]);
+    let pid_of = |process: &str| {
+        let all = lab.json(&["ps"]);
+        let one = all.iter().find(|one| one["name"] == process);
+        pid(&one.unwrap_or_else(|| panic!("{all:?}"))["pid"])
+    };
+    let (living, dead) = (pid_of("p"), pid_of("q"));
+    assert_eq!(count(&lab, 5, &[]), 5);
+    kill(pid(&lab.one(&["up"])["agent"]["pid"]));
+    kill(dead);
+    // It is there, and never answers.
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = deaf.local_addr().expect("it is bound");
+    let storage = format!("agent.storage=redis://{address}/0");
+    assert_eq!(
+        lab.one(&["up", "--set", &storage])["agent"]["started"],
+        true
+    );
+    eventually("q is known to be dead", || {
+        let all = lab.json(&["ps"]);
+        let failed = |one: &Value| one["name"] == "q" && one["state"] != "ready";
+        all.iter().any(failed).then_some(())
+    });
+    assert_eq!(pid_of("p"), living);
+    assert_eq!(count(&lab, 1, &[]), 6);
+    drop(deaf);
+    lab.one(&["down", "--kill"]);
+}
+
+#[test]
 fn down_ends_hosts_whose_agent_and_control_plane_are_dead() {
     let lab = lab_up();
     let up = lab.one(&["up"]);

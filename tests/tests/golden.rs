@@ -751,7 +751,10 @@ fn golden_transfer() {
         ("entries", json!({"Entries": entries})),
         ("deleted", json!({"Deleted": ["k"]})),
         ("round", json!({"Round": {"round": 1}})),
-        ("end", json!({"End": {"vouched": [1, 2], "state_version": 9}})),
+        (
+            "end",
+            json!({"End": {"vouched": [1, 2], "state_version": 9}}),
+        ),
         ("failed", json!({"Failed": {"error": "no"}})),
     ] {
         golden.hold_value(file, &value::<FromSource>(json));

@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use praas_control::agent::StartCommand;
@@ -38,6 +38,10 @@ const VISITOR: u64 = 3;
 /// Who dials `agent.sock` says who it is within this.
 const VISIT: Duration = Duration::from_secs(10);
 const VISITORS_MAX: usize = 1024;
+
+/// How long a new agent waits to hear of the images of hosts that died before it: less than hosts
+/// that live wait for it.
+const DEAD_IMAGES_WAIT: Duration = Duration::from_secs(3);
 
 /// Bytes of a log's end that are looked at for the last line.
 const TAIL_BYTES: u64 = 4096;
@@ -263,7 +267,7 @@ impl Processes {
     /// Finds the hosts of an agent before this one; how many live.
     pub(super) fn adopt(&mut self, now: Instant, hosts: &mut Hosts) -> io::Result<usize> {
         let mut found = hosts_find(&self.run_dir)?;
-        let mut adopted = 0;
+        let (mut adopted, mut dead) = (0, Vec::new());
         for mut record in records_read(&self.run_dir)? {
             let key = record.key();
             let same = |host: &FoundHost| host.key == key && host.incarnation == record.incarnation;
@@ -279,10 +283,7 @@ impl Processes {
                     self.adopt_one(now, hosts, record, watched)?;
                     adopted += 1;
                 }
-                None => {
-                    let image = self.image_find(&record);
-                    hosts.adopt_dead(now, record, image);
-                }
+                None => dead.push(record),
             }
         }
         for host in found {
@@ -299,6 +300,10 @@ impl Processes {
                 }
                 None => {}
             }
+        }
+        let images = self.images_find(&dead);
+        for (record, image) in dead.into_iter().zip(images) {
+            hosts.adopt_dead(now, record, image);
         }
         Ok(adopted)
     }
@@ -329,13 +334,49 @@ impl Processes {
         Ok(())
     }
 
-    /// The image that a dead host wrote last, if it did.
-    fn image_find(&self, record: &HostRecord) -> Option<u64> {
+    /// The image that each of these dead hosts wrote last, if it did and that is known soon: the
+    /// living are not to wait for a storage that does not answer. Of a dead one whose image is not
+    /// known, its next start looks for it; only what the image does not know of counts as unknown
+    /// then, as after a crash.
+    fn images_find(&self, dead: &[HostRecord]) -> Vec<Option<u64>> {
+        if dead.is_empty() {
+            return Vec::new();
+        }
         let url = self.config.storage_url(&self.run_dir);
-        let storage = storage_open(&url).inspect_err(|error| {
-            tracing::warn!(%url, error = error_text(error), "cannot look for images");
-        });
-        image_find(&*storage.ok()?, &record.key(), record.incarnation)
+        let wanted: Vec<_> = dead
+            .iter()
+            .map(|record| (record.key(), record.incarnation))
+            .collect();
+        let (tell, told) = mpsc::channel();
+        let look = move || {
+            let storage = storage_open(&url).inspect_err(|error| {
+                tracing::warn!(%url, error = error_text(error), "cannot look for images");
+            });
+            for (key, incarnation) in wanted {
+                let Ok(storage) = &storage else { return };
+                // Nobody may be there any more to be told.
+                let _ = tell.send(image_find(&**storage, &key, incarnation));
+            }
+        };
+        let thread = std::thread::Builder::new().name("praas-adopt".into());
+        if let Err(error) = thread.spawn(look) {
+            tracing::warn!(%error, "no thread to look for images");
+        }
+        let until = Instant::now() + DEAD_IMAGES_WAIT;
+        let mut images: Vec<_> = std::iter::from_fn(|| {
+            let left = until.saturating_duration_since(Instant::now());
+            told.recv_timeout(left).ok()
+        })
+        .collect();
+        if images.len() < dead.len() {
+            let unknown = dead.len() - images.len();
+            tracing::warn!(
+                unknown,
+                "images of dead hosts are not known: storage says nothing"
+            );
+        }
+        images.resize(dead.len(), None);
+        images
     }
 
     fn insert(
