@@ -9,7 +9,8 @@
 //!
 //! Located has as much as its flags say. An object that fits comes along at once, and where it can
 //! be read next time; one that is asked for in whole, since it changes faster than it can be
-//! read, follows by itself in Bytes, which is in order with it.
+//! read or since one-sided operations are messages, too, is not shown, and follows by itself in
+//! Bytes, which is in order with it, unless it is short.
 
 use praas_transport::RemoteKey;
 
@@ -24,6 +25,10 @@ pub const LOCATE_HEADER_BYTES: usize = 8;
 
 /// Objects up to this many bytes come with the answer that says where they are.
 pub const LOCATED_INLINE_MAX_BYTES: usize = 1024;
+
+/// Objects up to this many bytes come with the answer if their bytes are wanted with it; above it
+/// they follow without another copy.
+pub const LOCATED_WANTED_MAX_BYTES: usize = 16 << 10;
 
 /// Bytes of a place.
 pub const PLACE_BYTES: usize = 40;

@@ -158,7 +158,8 @@ fn objects_of_any_size_are_read_and_nobody_is_asked_twice() {
     over_all(|name, listen| {
         let pair = pair(listen, clients_too);
         let mut client = Client::new(pair.clients.clone()).unwrap();
-        for size in [0_u64, 8, 1024, 1025, 50_000, 3_000_000, 20_000_000] {
+        let sizes = [0_u64, 8, 1024, 1025, 20_000, 50_000, 3_000_000, 20_000_000];
+        for (size, sizes) in sizes.into_iter().zip(1..) {
             let key = format!("of {size}");
             let version: u64 = client
                 .invoke_value("p", "fill", &(&key, size, size as u8 | 1))
@@ -173,9 +174,14 @@ fn objects_of_any_size_are_read_and_nobody_is_asked_twice() {
             let look: Option<(u64, u64, u8)> = client.invoke_value("q", "look", &key).unwrap();
             let first = if size == 0 { 0 } else { size as u8 | 1 };
             assert_eq!(look, Some((version, size, first)), "{name}");
-            assert_eq!(pair.owner.state_shown().located, located + 2, "{name}");
+            // Where one-sided operations are messages, too, a read is a single question.
+            let (asked, shown) = match listen {
+                Listen::Unix(..) | Listen::Tcp(..) => (located + 11, 0),
+                _ => (located + 2, sizes),
+            };
+            assert_eq!(pair.owner.state_shown().located, asked, "{name}");
+            assert_eq!(pair.owner.state_shown().objects, shown, "{name}");
         }
-        assert_eq!(pair.owner.state_shown().objects, 7);
         pair.reader.stop();
         pair.owner.stop();
     });

@@ -83,6 +83,11 @@ pub trait Link {
     /// Closes a channel.
     fn close(&mut self, channel: Self::Channel);
 
+    /// Whether one-sided operations are messages on a channel, so that nothing is spared by them.
+    fn one_sided_is_asked(&self, _channel: Self::Channel) -> bool {
+        false
+    }
+
     /// The time.
     fn now(&self) -> Instant;
 }

@@ -14,7 +14,7 @@ use praas_transport::{
     RefuseReason, SendError, address_choose,
 };
 
-use self::reads::Reads;
+use self::reads::{Reads, one_sided_is_asked};
 use super::core::{
     CallId, CallOptions, ClientCore, Completed, CoreLimits, FunctionId, Link, Refusal, Sent, Target,
 };
@@ -75,6 +75,10 @@ struct PeersLink<'a> {
 
 impl Link for PeersLink<'_> {
     type Channel = ChannelId;
+
+    fn one_sided_is_asked(&self, channel: ChannelId) -> bool {
+        one_sided_is_asked(self.ops, channel)
+    }
 
     fn connect(&mut self, to: &Resolved) -> Result<ChannelId, String> {
         let dial = Dial {

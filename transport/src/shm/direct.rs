@@ -12,18 +12,24 @@
 //! of one application: an initiator that does not check can write where the owner let its
 //! application write, and nowhere else.
 //!
+//! Buffers that are in no file cannot be mapped. Of those the owner tells the address, and the kernel
+//! reads them (`attach.rs`), with the same looks at the open word before and after.
+//!
 //! What is short is done at once. What is long goes by pieces, in turns with frames, lest it delay
 //! them.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::mm::ProtFlags;
 
+use super::attach::Attach;
+use super::life::LifeWatch;
 use super::maps::{Maps, PeerMap};
 use super::socket::{RegionTold, Socket, SocketMessage};
 use crate::backend::WireFault;
+use crate::buf::mapping::Mapping;
 use crate::buf::{Buf, BufMut};
 use crate::one_sided::{
     Completed, Memory, OneSidedError, OneSidedOp, PutBytes, RegionTable, RemoteKey, RemoteSlice,
@@ -39,15 +45,50 @@ const KNOWN_MAX: usize = 64;
 /// Regions that may be asked for at a time, and keys that are remembered as refused.
 const ASKED_MAX: usize = 64;
 
-/// A region of the peer's that is mapped.
+/// A region of the peer's that is mapped, or private.
 struct Known {
     told: RegionTold,
-    map: Arc<PeerMap>,
+    memory: Reached,
+}
+
+/// How a region's memory is reached.
+enum Reached {
+    Mapped(Arc<PeerMap>),
+    /// By the kernel, at this address of the peer's.
+    Private(u64),
+}
+
+/// The kernel's way into the peer's memory, and whether the peer lives.
+pub(super) struct Near<'a> {
+    pub(super) attach: &'a mut Attach,
+    pub(super) life: &'a LifeWatch,
 }
 
 impl Known {
     fn at(&self, offset: u64) -> usize {
         (self.told.offset + offset) as usize
+    }
+
+    /// Copies out; whether all bytes came. The range was checked.
+    fn read(&self, offset: u64, into: &mut [u8], near: &mut Near<'_>) -> bool {
+        match &self.memory {
+            Reached::Mapped(map) => {
+                map.mapping.read(self.at(offset), into);
+                true
+            }
+            Reached::Private(address) => {
+                let from = address.wrapping_add(offset);
+                near.attach.read(from, into, near.life)
+            }
+        }
+    }
+
+    /// The mapping, of memory that may be written, which is never private.
+    fn mapping(&self) -> Option<&Mapping> {
+        match &self.memory {
+            Reached::Mapped(map) => Some(&map.mapping),
+            Reached::Private(_) => None,
+        }
     }
 }
 
@@ -70,6 +111,31 @@ impl Long {
     /// Whether its bytes are there, and only telling the peer is left.
     fn waits_for_room(&self) -> bool {
         self.done == self.len
+    }
+
+    /// It is over; what was got counts if the region was open until then.
+    fn complete(self, open: bool) -> Completed {
+        let (outcome, returned) = match self.bytes {
+            LongBytes::Put { buf, .. } => (
+                Ok(0),
+                Returned {
+                    data: None,
+                    buf: Some(buf),
+                },
+            ),
+            LongBytes::Get { into } => {
+                let returned = Returned {
+                    data: Some(into),
+                    buf: None,
+                };
+                (if open { Ok(0) } else { Err(OneSidedError::Key) }, returned)
+            }
+        };
+        Completed {
+            id: self.id,
+            outcome,
+            returned,
+        }
     }
 }
 
@@ -166,6 +232,7 @@ impl Regions {
         &mut self,
         id: u64,
         op: OneSidedOp<'a>,
+        mut near: Near<'_>,
         socket: &mut Socket,
     ) -> Result<Direct<'a>, WireFault> {
         let (verb, at) = (op.verb(), op.at());
@@ -186,27 +253,25 @@ impl Regions {
         }
         if at.len as usize > AT_ONCE_BYTES {
             let known = Arc::clone(known);
-            return Ok(self.long(id, known, at, op));
+            return self.long(id, known, op, near, socket);
         }
-        let from = known.at(at.offset);
-        let mapping = &known.map.mapping;
         let (value, returned) = match op {
-            OneSidedOp::Put { bytes, .. } => {
-                mapping.write(from, bytes.bytes());
-                let buf = match bytes {
-                    PutBytes::Held(buf) => Some(buf),
-                    PutBytes::Copied(_) => None,
-                };
-                (0, Returned { data: None, buf })
-            }
-            OneSidedOp::Get { mut into, .. } => {
-                mapping.read(from, &mut into);
+            OneSidedOp::Get {
+                key,
+                offset,
+                mut into,
+            } => {
+                if !known.read(at.offset, &mut into, &mut near) {
+                    let op = OneSidedOp::Get { key, offset, into };
+                    return self.unread(op, near, socket);
+                }
                 let data = Some(into);
                 (0, Returned { data, buf: None })
             }
-            OneSidedOp::Atomic { atomic, .. } => {
-                (word_change(mapping, from, atomic), Returned::default())
-            }
+            op => match known.mapping() {
+                Some(mapping) => change(mapping, known.at(at.offset), op),
+                None => return Ok(Direct::Unknown(op)),
+            },
         };
         // Memory that was closed meanwhile may have been used for something else.
         let good = verb != Verb::Get
@@ -218,92 +283,121 @@ impl Regions {
         Ok(Direct::Done(outcome, returned))
     }
 
+    /// The kernel does not read the region in front: it is asked for by frames from here on.
+    #[cold]
+    fn unread<'a>(
+        &mut self,
+        op: OneSidedOp<'a>,
+        near: Near<'_>,
+        socket: &mut Socket,
+    ) -> Result<Direct<'a>, WireFault> {
+        if near.life.dead() {
+            return Err(WireFault::Dead);
+        }
+        if !near.attach.is_open() {
+            socket.send(SocketMessage::AttachRefused, None)?;
+        }
+        self.known.pop_front();
+        self.refuse(op.at().key.0);
+        Ok(Direct::Unknown(op))
+    }
+
     fn long<'a>(
         &mut self,
         id: u64,
         known: Arc<Known>,
-        at: RemoteSlice,
         op: OneSidedOp<'a>,
-    ) -> Direct<'a> {
+        mut near: Near<'_>,
+        socket: &mut Socket,
+    ) -> Result<Direct<'a>, WireFault> {
+        let (at, mut done) = (op.at(), 0);
         let bytes = match op {
             OneSidedOp::Put {
                 bytes: PutBytes::Held(buf),
                 immediate,
                 ..
-            } => LongBytes::Put { buf, immediate },
-            OneSidedOp::Get { into, .. } => LongBytes::Get { into },
+            } if known.mapping().is_some() => LongBytes::Put { buf, immediate },
+            OneSidedOp::Get {
+                key,
+                offset,
+                mut into,
+            } => {
+                // What the first piece shows of memory that the kernel reads holds for the others.
+                if known.mapping().is_none() {
+                    done = AT_ONCE_BYTES;
+                    if !known.read(at.offset, &mut into[..done], &mut near) {
+                        let op = OneSidedOp::Get { key, offset, into };
+                        return self.unread(op, near, socket);
+                    }
+                }
+                LongBytes::Get { into }
+            }
             // Borrowed bytes are short, and so are words.
-            op => return Direct::Unknown(op),
+            op => return Ok(Direct::Unknown(op)),
         };
         self.longs.push_back(Long {
             id,
             known,
             offset: at.offset,
             len: at.len as usize,
-            done: 0,
+            done,
             bytes,
         });
-        Direct::Long
+        Ok(Direct::Long)
     }
 
-    /// Goes on with long operations: bytes moved. `tell` sends an immediate value, or cannot yet.
+    /// Goes on with long operations: bytes moved, and the immediate value and the bytes of a put that
+    /// the peer is to be told of, which is [`Regions::told`] then.
     pub(super) fn poll(
         &mut self,
         budget: usize,
-        mut tell: impl FnMut(u64, u64) -> Result<bool, WireFault>,
-    ) -> Result<usize, WireFault> {
-        let Some(mut long) = self.longs.pop_front() else {
-            return Ok(0);
+        mut near: Near<'_>,
+    ) -> Result<(usize, Option<(u64, u64)>), WireFault> {
+        let Some(long) = self.longs.front_mut() else {
+            return Ok((0, None));
         };
         let count = (long.len - long.done).min(budget);
-        let from = long.known.at(long.offset) + long.done;
+        let (known, offset) = (&long.known, long.offset + long.done as u64);
         let range = long.done..long.done + count;
-        let mapping = &long.known.map.mapping;
-        match &mut long.bytes {
-            LongBytes::Put { buf, .. } => mapping.write(from, &buf[range]),
-            LongBytes::Get { into } => mapping.read(from, &mut into[range]),
+        let came = match (&mut long.bytes, known.mapping()) {
+            (LongBytes::Get { into }, _) => known.read(offset, &mut into[range], &mut near),
+            (LongBytes::Put { buf, .. }, Some(mapping)) => {
+                mapping.write(known.at(offset), &buf[range]);
+                true
+            }
+            (LongBytes::Put { .. }, None) => false,
+        };
+        let open = open_word(self.words.as_deref(), &known.told)
+            .is_some_and(|word| open_was(word, known.told.open));
+        if !came && near.life.dead() {
+            return Err(WireFault::Dead);
+        }
+        if !came && open {
+            return Err(UNREAD.into());
         }
         long.done += count;
-        if long.done < long.len {
-            self.longs.push_back(long);
-            return Ok(count);
+        if long.done < long.len && came {
+            self.longs.rotate_left(1);
+            return Ok((count, None));
         }
         if let LongBytes::Put {
             immediate: Some(immediate),
             ..
         } = long.bytes
         {
-            let told = tell(immediate, long.len as u64);
-            if !matches!(told, Ok(true)) {
-                self.longs.push_back(long);
-                return told.map(|_| count);
-            }
+            let len = long.len as u64;
+            self.longs.rotate_left(1);
+            return Ok((count, Some((immediate, len))));
         }
-        let (outcome, returned) = match long.bytes {
-            LongBytes::Put { buf, .. } => (
-                Ok(0),
-                Returned {
-                    data: None,
-                    buf: Some(buf),
-                },
-            ),
-            LongBytes::Get { into } => {
-                let told = &long.known.told;
-                let word = open_word(self.words.as_deref(), told);
-                let good = word.is_some_and(|word| open_was(word, told.open));
-                let returned = Returned {
-                    data: Some(into),
-                    buf: None,
-                };
-                (if good { Ok(0) } else { Err(OneSidedError::Key) }, returned)
-            }
-        };
-        self.completed.push_back(Completed {
-            id: long.id,
-            outcome,
-            returned,
-        });
-        Ok(count)
+        let long = self.longs.pop_front();
+        self.completed.extend(long.map(|long| long.complete(open)));
+        Ok((count, None))
+    }
+
+    /// The peer was told of the put that [`Regions::poll`] has just named.
+    pub(super) fn told(&mut self) {
+        let long = self.longs.pop_back();
+        self.completed.extend(long.map(|long| long.complete(true)));
     }
 
     pub(super) fn completed(&mut self) -> Option<Completed> {
@@ -374,8 +468,7 @@ impl Regions {
         let aligned = !told.access.atomic || told.offset.is_multiple_of(8);
         match map {
             Ok(map) if inside(&map) && self.words.is_some() && !writes && aligned => {
-                self.known.truncate(KNOWN_MAX - 1);
-                self.known.push_front(Arc::new(Known { told, map }));
+                self.know(told, Reached::Mapped(map));
             }
             Ok(_) => self.refuse(told.key),
             Err(error) => {
@@ -384,6 +477,31 @@ impl Regions {
             }
         }
         Ok(())
+    }
+
+    /// A region that was asked for is in the owner's private memory. `reads`: whether the kernel
+    /// reads that for us, as far as is known.
+    ///
+    /// # Errors
+    /// It was not asked for.
+    pub(super) fn region_private(
+        &mut self,
+        told: RegionTold,
+        address: u64,
+        reads: bool,
+    ) -> Result<(), WireError> {
+        self.answered(told.key)?;
+        self.void_forget();
+        match reads && self.words.is_some() {
+            true => self.know(told, Reached::Private(address)),
+            false => self.refuse(told.key),
+        }
+        Ok(())
+    }
+
+    fn know(&mut self, told: RegionTold, memory: Reached) {
+        self.known.truncate(KNOWN_MAX - 1);
+        self.known.push_front(Arc::new(Known { told, memory }));
     }
 
     /// The owner says that a region cannot be mapped.
@@ -411,6 +529,32 @@ impl Regions {
 const UNASKED: WireError = WireError::Malformed {
     what: "a region that nobody asked for",
 };
+
+const UNREAD: WireError = WireError::Malformed {
+    what: "a region that is told of is not where it is said to be",
+};
+
+/// A short operation that changes what is mapped: the value of an atomic, and what goes back.
+fn change(mapping: &Mapping, from: usize, op: OneSidedOp<'_>) -> (u64, Returned) {
+    match op {
+        OneSidedOp::Put { bytes, .. } => {
+            mapping.write(from, bytes.bytes());
+            let buf = match bytes {
+                PutBytes::Held(buf) => Some(buf),
+                PutBytes::Copied(_) => None,
+            };
+            (0, Returned { data: None, buf })
+        }
+        OneSidedOp::Atomic { atomic, .. } => {
+            (word_change(mapping, from, atomic), Returned::default())
+        }
+        OneSidedOp::Get { mut into, .. } => {
+            mapping.read(from, &mut into);
+            let data = Some(into);
+            (0, Returned { data, buf: None })
+        }
+    }
+}
 
 /// The word that says whether a region is open.
 #[inline]
@@ -461,25 +605,44 @@ impl Owner {
         let region = self.regions.find(RemoteKey(key));
         let told = region.as_ref().and_then(|region| {
             let (slot, open) = region.open?;
-            let (file, bytes, offset) = match &region.memory {
-                Memory::Shared { mapping, .. } => (0, mapping.len, 0),
-                Memory::Frozen(buf) => {
-                    let (file, offset) = buf.file().filter(|(file, _)| file.pool == pool)?;
-                    (file.number, file.len(), offset)
-                }
-            };
-            Some(RegionTold {
+            let whole = RegionTold {
                 key,
                 len: region.len as u64,
                 slot,
                 open,
                 access: region.access,
-                file,
-                bytes: bytes as u64,
-                offset,
+                file: 0,
+                bytes: region.len as u64,
+                offset: 0,
+            };
+            Some(match &region.memory {
+                Memory::Shared { mapping, fd } => {
+                    let bytes = mapping.len as u64;
+                    (
+                        SocketMessage::Region(RegionTold { bytes, ..whole }),
+                        Some(fd.as_fd()),
+                    )
+                }
+                Memory::Frozen(buf) => match buf.file().filter(|(file, _)| file.pool == pool) {
+                    Some((file, offset)) => {
+                        exposed.give(file);
+                        let told = RegionTold {
+                            file: file.number,
+                            bytes: file.len() as u64,
+                            offset,
+                            ..whole
+                        };
+                        (SocketMessage::Region(told), Some(file.fd()))
+                    }
+                    None => {
+                        let address = exposed.private(buf)?;
+                        let told = whole;
+                        (SocketMessage::RegionPrivate { told, address }, None)
+                    }
+                },
             })
         });
-        let (Some(region), Some(told), Some(words)) = (&region, told, self.regions.words()) else {
+        let (Some((message, fd)), Some(words)) = (told, self.regions.words()) else {
             return socket.send(SocketMessage::RegionRefused { key }, None);
         };
         if !self.words_told {
@@ -487,16 +650,6 @@ impl Owner {
             let (fd, bytes) = words.told();
             socket.send(SocketMessage::Voids { bytes }, Some(fd))?;
         }
-        let message = SocketMessage::Region(told);
-        match &region.memory {
-            Memory::Shared { fd, .. } => socket.send(message, Some(std::os::fd::AsFd::as_fd(fd))),
-            Memory::Frozen(buf) => match buf.file() {
-                Some((file, _)) => {
-                    exposed.give(file);
-                    socket.send(message, Some(file.fd()))
-                }
-                None => socket.send(SocketMessage::RegionRefused { key }, None),
-            },
-        }
+        socket.send(message, fd)
     }
 }

@@ -104,6 +104,13 @@ fn golden_messages_on_the_socket() {
         bytes: 0x7777,
         offset: 0x66,
     };
+    let private = RegionTold {
+        access: Access::READ,
+        file: 0,
+        bytes: 0x2222,
+        offset: 0,
+        ..told
+    };
     let (file, key, bytes) = (0x0102_0304, 0x0506_0708, 0x2000);
     for (name, message, fields) in [
         ("ring", SocketMessage::Ring, ""),
@@ -127,6 +134,14 @@ fn golden_messages_on_the_socket() {
             "region",
             SocketMessage::Region(told),
             ", u64 key, len, access and slot, open, file, bytes, offset",
+        ),
+        (
+            "region-private",
+            SocketMessage::RegionPrivate {
+                told: private,
+                address: 0x8888,
+            },
+            ", u64 key, len, access and slot, open, address",
         ),
         (
             "region-refused",

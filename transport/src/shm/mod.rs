@@ -48,7 +48,7 @@ pub use self::attach::peer_ids;
 pub(crate) use self::attach::peer_process;
 use self::attach::{Attach, attach_check};
 use self::bulk::{BulkReader, BulkWriter, SegmentBulk};
-use self::direct::{Direct, Owner, Regions};
+use self::direct::{Direct, Near, Owner, Regions};
 pub use self::fuzz::fuzz_shm;
 use self::life::{LifeWatch, death_fence, gone_seen, gone_tell};
 pub(crate) use self::maps::MapBudget;
@@ -393,6 +393,10 @@ impl ShmWire {
                 sharing.regions.words(fd, bytes, maps)?;
             }
             (SocketMessage::Region(told), Some(fd)) => sharing.regions.region(told, fd, maps)?,
+            (SocketMessage::RegionPrivate { told, address }, _) => {
+                let reads = sharing.pulls.attach.is_open();
+                sharing.regions.region_private(told, address, reads)?;
+            }
             (SocketMessage::RegionRefused { key }, _) => sharing.regions.refused(key)?,
             // The process has as many descriptors as it may: it goes on without.
             (SocketMessage::File { file, .. }, None) => sharing.pulls.file_gone(file),
@@ -422,10 +426,18 @@ impl ShmWire {
 
     #[inline(never)]
     fn regions_work(&mut self, budget: usize) -> Result<usize, WireFault> {
-        let mut regions = std::mem::take(&mut self.sharing.regions);
-        let moved = regions.poll(budget, |value, len| self.immediate_send(value, len));
-        self.sharing.regions = regions;
-        moved
+        let Sharing { regions, pulls, .. } = &mut *self.sharing;
+        let near = Near {
+            attach: &mut pulls.attach,
+            life: &self.life,
+        };
+        let (moved, tell) = regions.poll(budget, near)?;
+        if let Some((value, len)) = tell
+            && self.immediate_send(value, len)?
+        {
+            self.sharing.regions.told();
+        }
+        Ok(moved)
     }
 
     #[inline]
@@ -716,7 +728,12 @@ impl Wire for ShmWire {
         if immediate.is_some() && !self.tx.room_for(0)? {
             return Ok(Taken::Busy(op));
         }
-        match self.sharing.regions.run(id, op, &mut self.socket)? {
+        let Sharing { regions, pulls, .. } = &mut *self.sharing;
+        let near = Near {
+            attach: &mut pulls.attach,
+            life: &self.life,
+        };
+        match regions.run(id, op, near, &mut self.socket)? {
             Direct::Unknown(op) => {
                 self.busy = true;
                 Ok(Taken::Unsupported(op))

@@ -110,11 +110,14 @@ impl Exposed {
             let file = file.number;
             return Some(Place::File { file, offset }.encode());
         }
-        if !self.attach || buf.len() < self.attach_min_bytes {
-            return None;
-        }
-        let address = buf.as_ptr().expose_provenance() as u64;
+        let address = self.private(buf)?;
         Some(Place::Private { address }.encode())
+    }
+
+    /// Where the peer may read private memory by the kernel, if it can and that is worth it.
+    pub(super) fn private(&self, buf: &Buf) -> Option<u64> {
+        let worth = self.attach && buf.len() >= self.attach_min_bytes;
+        worth.then(|| buf.as_ptr().expose_provenance() as u64)
     }
 
     pub(super) fn withdraw(&mut self, source: &PullSource) {
@@ -207,7 +210,7 @@ pub(super) struct Pulls {
     /// Files that were asked for.
     wanted: Vec<u64>,
     pub(super) maps: Maps,
-    attach: Attach,
+    pub(super) attach: Attach,
 }
 
 impl Pulls {

@@ -46,6 +46,7 @@ const REGION: u8 = 6;
 const REGION_REFUSED: u8 = 7;
 const VOIDS: u8 = 8;
 const ATTACH_REFUSED: u8 = 9;
+const REGION_PRIVATE: u8 = 10;
 
 /// A message on the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub(super) enum SocketMessage {
     RegionWanted { key: u64 },
     /// The region, with the descriptor of its memory.
     Region(RegionTold),
+    /// The region, which the kernel can read at this address of the process.
+    RegionPrivate { told: RegionTold, address: u64 },
     /// There is no such region, or it cannot be mapped: ask for operations by frames.
     RegionRefused { key: u64 },
     /// The words that say which regions are open, whose descriptor comes with it.
@@ -87,6 +90,17 @@ pub(super) struct RegionTold {
     pub(super) offset: u64,
 }
 
+impl RegionTold {
+    /// The words that every telling begins with.
+    fn head(&self) -> [u64; 4] {
+        let access = u64::from(self.access.read)
+            | u64::from(self.access.write) << 1
+            | u64::from(self.access.atomic) << 2;
+        let slot = u64::from(self.slot) << 32 | access;
+        [self.key, self.len, slot, self.open]
+    }
+}
+
 impl SocketMessage {
     pub(super) fn encode(&self) -> SmallVec<[u8; MESSAGE_BYTES_MAX]> {
         let words = |kind, words: &[u64]| {
@@ -102,13 +116,13 @@ impl SocketMessage {
             Self::File { file, bytes } => words(FILE, &[file, bytes]),
             Self::FileGone { file } => words(FILE_GONE, &[file]),
             Self::RegionWanted { key } => words(REGION_WANTED, &[key]),
+            Self::RegionPrivate { told, address } => {
+                let mut out: SmallVec<_> = words(REGION_PRIVATE, &told.head());
+                out.extend_from_slice(&address.to_le_bytes());
+                out
+            }
             Self::Region(told) => {
-                let access = u64::from(told.access.read)
-                    | u64::from(told.access.write) << 1
-                    | u64::from(told.access.atomic) << 2;
-                let slot = u64::from(told.slot) << 32 | access;
-                let fields = [told.key, told.len, slot, told.open];
-                let mut out: SmallVec<[u8; MESSAGE_BYTES_MAX]> = words(REGION, &fields);
+                let mut out: SmallVec<[u8; MESSAGE_BYTES_MAX]> = words(REGION, &told.head());
                 for word in [told.file, told.bytes, told.offset] {
                     out.extend_from_slice(&word.to_le_bytes());
                 }
@@ -132,6 +146,7 @@ impl SocketMessage {
             RING | ATTACH_REFUSED => 0,
             FILE_WANTED | FILE_GONE | REGION_WANTED | REGION_REFUSED | VOIDS => 1,
             FILE => 2,
+            REGION_PRIVATE => 5,
             REGION => 7,
             _ => {
                 return Err(WireError::Malformed {
@@ -155,6 +170,7 @@ impl SocketMessage {
             FILE_GONE => Self::FileGone { file: first },
             REGION_WANTED => Self::RegionWanted { key: first },
             REGION => Self::Region(region_decode(word)?),
+            REGION_PRIVATE => region_private_decode(word)?,
             REGION_REFUSED => Self::RegionRefused { key: first },
             VOIDS => Self::Voids { bytes: first },
             _ => Self::AttachRefused,
@@ -193,6 +209,26 @@ fn region_decode(word: impl Fn(usize) -> u64) -> Result<RegionTold, WireError> {
         bytes: word(5),
         offset: word(6),
     })
+}
+
+fn region_private_decode(word: impl Fn(usize) -> u64) -> Result<SocketMessage, WireError> {
+    let (len, access, address) = (word(1), word(2) as u32, word(4));
+    if access != 1 || address.checked_add(len).is_none() {
+        return Err(WireError::Malformed {
+            what: "private memory that is told of can be written, or has no end",
+        });
+    }
+    let told = RegionTold {
+        key: word(0),
+        len,
+        slot: (word(2) >> 32) as u32,
+        open: word(3),
+        access: Access::READ,
+        file: 0,
+        bytes: len,
+        offset: 0,
+    };
+    Ok(SocketMessage::RegionPrivate { told, address })
 }
 
 /// What a look at the socket found.

@@ -550,6 +550,83 @@ fn closed_regions_are_void_at_once() {
     assert_eq!(outcome(get(&mut pair, again.key(), 0, 8)), Ok(0));
 }
 
+/// Memory that cannot be mapped, as of the largest objects: the kernel reads it, and nobody runs.
+#[test]
+fn private_regions_are_read_by_the_kernel() {
+    let mut pair = pair(true);
+    let bytes = pattern(2 << 20);
+    let key = pair.a.regions.share(Buf::from_vec(bytes.clone())).unwrap();
+    resolve(&mut pair, key);
+    let short = get(&mut pair, key, 5, 1000);
+    if let Some(why) = super::attach::attach_refused() {
+        println!("SKIP: {why}");
+        return;
+    }
+    let Taken::Done(Ok(0), returned) = short else {
+        panic!("not done directly");
+    };
+    assert!(*returned.data.unwrap() == bytes[5..1005]);
+    assert_eq!(
+        outcome(put(&mut pair, key, 0, b"x")),
+        Err(OneSidedError::Forbidden)
+    );
+    let outside = outcome(get(&mut pair, key, 2 << 20, 1));
+    assert!(matches!(outside, Err(OneSidedError::Range { .. })));
+    let long = |pair: &mut Pair, close: bool| {
+        assert!(matches!(get(pair, key, 1, (2 << 20) - 1), Taken::Pending));
+        let _ = pair.b.wire.pull_poll(100_000).unwrap();
+        assert!(!close || pair.a.regions.close(key));
+        loop {
+            assert!(pair.b.wire.works());
+            if let Some(done) = pair.b.wire.one_sided_poll().unwrap() {
+                break done;
+            }
+            assert!(pair.b.wire.pull_poll(100_000).unwrap().0 <= 100_000);
+        }
+    };
+    let done = long(&mut pair, false);
+    assert_eq!(done.outcome, Ok(0));
+    assert!(*done.returned.data.unwrap() == bytes[1..]);
+    assert!(!pair.a.wire.rx.ring.ready(), "frames were sent");
+    // Closed in the middle: what came may be anything, and the buffer comes back.
+    let done = long(&mut pair, true);
+    assert_eq!(done.outcome, Err(OneSidedError::Key));
+    assert!(done.returned.data.is_some());
+    assert_eq!(outcome(get(&mut pair, key, 0, 8)), Err(OneSidedError::Key));
+}
+
+/// The owner tells of memory that is not there: nothing is taken for the region's bytes.
+#[test]
+fn private_regions_that_cannot_be_read_are_asked_for_by_frames() {
+    for len in [1000, 2 << 20] {
+        let mut pair = pair(true);
+        let key = pair.a.regions.create(8, Access::READ).unwrap().key();
+        resolve(&mut pair, key);
+        let other = RemoteKey(key.0 ^ 1);
+        assert!(matches!(get(&mut pair, other, 0, 0), Taken::Unsupported(_)));
+        let open = pair.a.regions.find(key).unwrap().open.unwrap();
+        let told = RegionTold {
+            key: other.0,
+            len: 2 << 20,
+            slot: open.0,
+            open: open.1,
+            access: Access::READ,
+            file: 0,
+            bytes: 2 << 20,
+            offset: 0,
+        };
+        let message = SocketMessage::RegionPrivate { told, address: 64 };
+        pair.b.wire.heard(message, None).unwrap();
+        for _ in 0..2 {
+            match get(&mut pair, other, 0, len) {
+                Taken::Unsupported(OneSidedOp::Get { into, .. }) => assert_eq!(into.len(), len),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(!pair.b.wire.sharing.regions.asks());
+    }
+}
+
 #[test]
 fn buffers_of_long_operations_come_back_when_the_channel_ends() {
     const LEN: usize = 1 << 20;

@@ -264,8 +264,9 @@ impl<C: Copy + Eq + Hash + Debug> ClientCore<C> {
                 )
             }
             Doing::Read { key, misses, .. } => {
-                // An object that changes faster than it can be read comes with the answer.
-                let whole = *misses > 1;
+                // An object that changes faster than it can be read comes with the answer, and so
+                // does every one where each look at it would be a question, too.
+                let whole = *misses > 1 || link.one_sided_is_asked(channel);
                 let header = LocateHeader {
                     kind: LocateKind::Locate,
                     flags: if whole { LOCATE_BYTES } else { 0 },

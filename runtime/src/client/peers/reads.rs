@@ -6,6 +6,8 @@
 //!                               --> place: get the bytes --> done, since located within the read
 //! ```
 //!
+//! Where one-sided operations are messages anyway, a read is a single one: Locate, with the bytes.
+//!
 //! `state/shown.rs` says why what a read gives was the object at a moment within the read.
 
 use std::collections::{HashMap, VecDeque};
@@ -13,6 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use praas_transport::clock;
 use praas_transport::{
     Buf, BufMut, ChannelId, OneSidedDone, OneSidedError, Ops, PostedGet, RemoteKey, SendError,
+    TransportKind,
 };
 use slab::Slab;
 
@@ -206,6 +209,7 @@ impl Peers {
         owner: u64,
     ) -> Result<CallId, Refusal> {
         let channel = self.core.channel(target).map(|(channel, _)| channel);
+        let channel = channel.filter(|channel| !one_sided_is_asked(ops, *channel));
         let known = channel.and_then(|channel| self.reads.place(target, key, channel));
         let mut link = PeersLink {
             ops,
@@ -395,6 +399,12 @@ impl Peers {
             unposted.retain(|index| under_way.contains(*index));
         }
     }
+}
+
+/// Whether one-sided operations are messages on a channel.
+pub(super) fn one_sided_is_asked(ops: &Ops, channel: ChannelId) -> bool {
+    let kind = ops.info(channel).map(|info| info.kind);
+    matches!(kind, Some(TransportKind::Unix | TransportKind::Tcp))
 }
 
 /// What of a payload comes from `begin` on.

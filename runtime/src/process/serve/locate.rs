@@ -6,8 +6,8 @@ use praas_transport::{ChannelId, Ops, Role};
 use super::{Serve, served_mut};
 use crate::invocation::{Payload, Status};
 use crate::locate::{
-    AM_STATE, LOCATE_BYTES, LOCATED_FOLLOWS, LOCATED_INLINE_MAX_BYTES, LOCATED_LATER, LocateHeader,
-    LocateKind, LocatedBody, locate_key,
+    AM_STATE, LOCATE_BYTES, LOCATED_FOLLOWS, LOCATED_INLINE_MAX_BYTES, LOCATED_LATER,
+    LOCATED_WANTED_MAX_BYTES, LocateHeader, LocateKind, LocatedBody, locate_key,
 };
 use crate::process::settings::StateRead;
 use crate::state::Located;
@@ -55,7 +55,12 @@ impl Serve {
                 return self.locate_refuse(ops, channel, tag, status, &text);
             }
         }
-        let objects_max = self.shared.settings.state_shown_max;
+        let wanted = header.flags & LOCATE_BYTES != 0;
+        // Who has the bytes asks again for the next ones.
+        let objects_max = match wanted {
+            true => 0,
+            false => self.shared.settings.state_shown_max,
+        };
         let located = self.shared.state.locate(ops, key, objects_max);
         let Some(Located { buf, meta, place }) = located else {
             let absent = LocatedBody {
@@ -65,11 +70,15 @@ impl Serve {
             };
             return self.locate_answer(ops, channel, tag, &absent, 0);
         };
-        let inline = buf.len() <= LOCATED_INLINE_MAX_BYTES;
-        let follows = !inline && (header.flags & LOCATE_BYTES != 0 || place.is_none());
+        let inline_max = match wanted {
+            true => LOCATED_WANTED_MAX_BYTES,
+            false => LOCATED_INLINE_MAX_BYTES,
+        };
+        let inline = buf.len() <= inline_max;
+        let follows = !inline && (wanted || place.is_none());
         let body = LocatedBody {
             version: meta.version,
-            place: place.filter(|_| !follows),
+            place: place.filter(|_| !wanted),
             bytes: inline.then_some(&*buf),
         };
         let flags = if follows { LOCATED_FOLLOWS } else { 0 };
