@@ -239,6 +239,35 @@ mod tests {
         assert!(buf.file().is_none());
     }
 
+    /// What a transfer has brought and given back is private: messages are not made of it.
+    #[test]
+    fn private_blocks_that_are_free_are_left_alone() {
+        const BLOCK: usize = 2 << 20;
+        let pool = pool(usize::MAX);
+        let private: Vec<_> = (0..64)
+            .map(|_| pool.alloc_private(BLOCK).unwrap())
+            .collect();
+        drop(private);
+        for _ in 0..3 {
+            let buf = pool.alloc(BLOCK).unwrap().freeze();
+            let file = buf.file().map(|(file, _)| file.number);
+            assert!(file.is_some());
+            drop(buf);
+            // It is kept, though private ones had all the room.
+            let again = pool.alloc(BLOCK).unwrap().freeze();
+            assert_eq!(again.file().map(|(file, _)| file.number), file);
+        }
+        assert!(pool.alloc_private(BLOCK).unwrap().freeze().file().is_none());
+    }
+
+    /// There are as many files as may be: private memory is used again.
+    #[test]
+    fn without_a_file_free_private_blocks_serve() {
+        let pool = pool(0);
+        let at = pool.alloc(2 << 20).unwrap().as_ptr();
+        assert_eq!(pool.alloc(2 << 20).unwrap().as_ptr(), at);
+    }
+
     #[test]
     fn slabs_go_as_a_whole() {
         const BLOCK: usize = 512 << 10;
@@ -250,7 +279,7 @@ mod tests {
             .collect();
         assert_eq!(files.len(), (200 * BLOCK).div_ceil(SLAB_BYTES));
         let class = (BLOCK.trailing_zeros() - super::super::CLASS_MIN_SHIFT) as usize;
-        let kept = pool.shared.class(class).len();
+        let kept = pool.shared.class(class).filed.len();
         assert!(kept <= (super::super::KEPT_PER_CLASS_BYTES / BLOCK) + SLAB_BYTES / BLOCK);
     }
 }

@@ -71,7 +71,20 @@ struct PoolShared {
     files: Option<FileRules>,
     limit: usize,
     used: AtomicUsize,
-    free: [Mutex<Vec<Kept>>; CLASSES],
+    free: [Mutex<Free>; CLASSES],
+}
+
+/// The free blocks of a size class.
+#[derive(Default)]
+struct Free {
+    filed: Vec<Kept>,
+    private: Vec<Kept>,
+}
+
+impl Free {
+    fn len(&self) -> usize {
+        self.filed.len() + self.private.len()
+    }
 }
 
 impl fmt::Debug for BufPool {
@@ -91,7 +104,7 @@ impl BufPool {
 
     /// As [`BufPool::new`], with blocks in files that peers may map, if there are rules for them.
     pub(crate) fn with_files(limit_bytes: usize, files: Option<FileRules>) -> Self {
-        let free = std::array::from_fn(|_| Mutex::new(Vec::new()));
+        let free = std::array::from_fn(|_| Mutex::default());
         let shared = PoolShared {
             number: number_next(),
             files,
@@ -107,6 +120,11 @@ impl BufPool {
     /// What the files of this pool have for [`BlockFile::pool`].
     pub(crate) fn number(&self) -> u64 {
         self.shared.number
+    }
+
+    /// Bytes that it hands out at a time, at most.
+    pub fn limit_bytes(&self) -> usize {
+        self.shared.limit
     }
 
     /// Bytes handed out and not yet given back, rounded up to size classes.
@@ -162,9 +180,10 @@ impl BufPool {
             self.shared.used.fetch_sub(size, Ordering::Relaxed);
             return Err(exhausted);
         }
-        let reused = self.shared.reuse(class, size, in_file);
-        let new = || self.shared.block_new(class, size, in_file);
-        let Some(mut counted) = reused.or_else(new) else {
+        let filed = || in_file.then(|| self.shared.filed(class, size)).flatten();
+        let private = || self.shared.private(class, size);
+        // Without a file, private memory serves as well: peers get copies of it.
+        let Some(mut counted) = filed().or_else(private) else {
             self.shared.used.fetch_sub(size, Ordering::Relaxed);
             return Err(exhausted);
         };
@@ -204,34 +223,37 @@ impl BufPool {
 }
 
 impl PoolShared {
-    fn class(&self, class: usize) -> MutexGuard<'_, Vec<Kept>> {
+    fn class(&self, class: usize) -> MutexGuard<'_, Free> {
         self.free[class]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A block that was given back.
-    fn reuse(&self, class: usize, size: usize, in_file: bool) -> Option<Box<Counted>> {
-        let mut free = self.class(class);
-        let fits = |block: &Block| block.size == size && (in_file || block.file.is_none());
-        let at = free.iter().rposition(|kept| fits(&kept.0.block))?;
-        let counted = free.swap_remove(at).0;
-        if let Some((file, _)) = &counted.block.file {
-            file.lend();
+    /// A block in a file, if blocks of this size may be in one: one that was given back, or a new
+    /// one. Private ones that are free are left to those who want private memory.
+    fn filed(&self, class: usize, size: usize) -> Option<Box<Counted>> {
+        let rules = self.files?;
+        if !(FILE_FROM_BYTES..=rules.block_max_bytes).contains(&size) {
+            return None;
         }
-        Some(counted)
+        let reused = block_take(&mut self.class(class).filed, size);
+        if let Some(counted) = reused {
+            if let Some((file, _)) = &counted.block.file {
+                file.lend();
+            }
+            return Some(counted);
+        }
+        let block = self.block_file(class, size, rules)?;
+        Some(Box::new(Counted::new(block)))
     }
 
-    fn block_new(&self, class: usize, size: usize, in_file: bool) -> Option<Box<Counted>> {
-        let block = match self.files.filter(|_| in_file) {
-            Some(rules) if (FILE_FROM_BYTES..=rules.block_max_bytes).contains(&size) => {
-                self.block_file(class, size, rules)
-            }
-            _ => None,
-        };
-        // Without a file, private memory serves as well: peers get copies of it.
-        let block = block.or_else(|| self.block_private(class, size))?;
-        Some(Box::new(Counted::new(block)))
+    /// A block of private memory: one that was given back, or a new one.
+    fn private(&self, class: usize, size: usize) -> Option<Box<Counted>> {
+        let reused = block_take(&mut self.class(class).private, size);
+        reused.or_else(|| {
+            let block = self.block_private(class, size)?;
+            Some(Box::new(Counted::new(block)))
+        })
     }
 
     /// A block of private memory; the others of a new span are free then, and take no memory until
@@ -247,7 +269,7 @@ impl PoolShared {
         let block = |number: usize| unsafe { Block::mapped(at.add(number * size), size) };
         let others = (1..count).rev().map(block);
         let others = others.map(|block| Kept(Box::new(Counted::new(block))));
-        self.class(class).extend(others);
+        self.class(class).private.extend(others);
         Some(block(0))
     }
 
@@ -266,7 +288,7 @@ impl PoolShared {
         let others = (1..SLAB_BYTES / size).rev();
         let others = others.map(|at| Block::within(&file, at * size, size));
         let others = others.map(|block| Kept(Box::new(Counted::new(block))));
-        self.class(class).extend(others);
+        self.class(class).filed.extend(others);
         Some(Block::within(&file, 0, size))
     }
 
@@ -279,8 +301,16 @@ impl PoolShared {
         let slab = file.filter(|(file, _)| file.unlend() && file.len() > size);
         let slab = slab.map(|(file, _)| Arc::clone(file));
         let in_slab = file.is_some_and(|(file, _)| file.len() > size);
+        let has_file = file.is_some();
+        if has_file && free.len() >= kept_max {
+            // Who wants private memory is rare, and costs nobody a second copy.
+            free.private.pop();
+        }
         if free.len() < kept_max || in_slab {
-            free.push(Kept(counted));
+            match has_file {
+                true => free.filed.push(Kept(counted)),
+                false => free.private.push(Kept(counted)),
+            }
         }
         if let Some(slab) = slab
             && free.len() > kept_max
@@ -290,9 +320,15 @@ impl PoolShared {
                 file.as_ref()
                     .is_some_and(|(file, _)| Arc::ptr_eq(file, &slab))
             };
-            free.retain(|kept| !of_slab(&kept.0.block.file));
+            free.filed.retain(|kept| !of_slab(&kept.0.block.file));
         }
     }
+}
+
+/// Takes the block of this size that was given back last.
+fn block_take(free: &mut Vec<Kept>, size: usize) -> Option<Box<Counted>> {
+    let at = free.iter().rposition(|kept| kept.0.block.size == size)?;
+    Some(free.swap_remove(at).0)
 }
 
 /// A block and how many refer to it.
@@ -702,7 +738,7 @@ mod tests {
         pool.shared
             .free
             .iter()
-            .for_each(|free| free.lock().unwrap().clear());
+            .for_each(|free| *free.lock().unwrap() = Free::default());
         let mut number = 0;
         blocks.retain(|_| {
             number += 1;
@@ -711,7 +747,7 @@ mod tests {
         pool.shared
             .free
             .iter()
-            .for_each(|free| free.lock().unwrap().clear());
+            .for_each(|free| *free.lock().unwrap() = Free::default());
         for (number, block) in (0_u8..).step_by(2).zip(&blocks) {
             assert_eq!((block[7], block[BLOCK - 8]), (number, number));
         }
