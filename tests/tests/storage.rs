@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
 
 use praas_cluster::storage::storage_open;
 use praas_runtime::swap::{Storage, StorageError, StorageUrl};
@@ -134,6 +135,56 @@ fn lost_answers_are_looked_after(lab: &Lab) {
     cut.swallow_after(0);
     let taken = storage.put_new("5/0", &[b"other"]).unwrap_err();
     assert!(matches!(taken, StorageError::Exists { .. }), "{taken:?}");
+}
+
+/// A deletion is tried again, since its answer is lost, after another has created the object anew.
+fn what_a_successor_has_created_stays(lab: &Lab) {
+    let cut = Cut::start(lab.server.as_ref().unwrap().address());
+    let storage = behind(&cut, lab);
+    let direct = lab.storage();
+    let mut created_anew = 0;
+    for bytes in [1, 20 << 20] {
+        let old = vec![1; bytes];
+        for answers in 0.. {
+            let name = format!("{bytes}/{answers}");
+            storage.put_new(&name, &[&old]).unwrap();
+            let anew = Arc::new(AtomicBool::new(false));
+            let (other, theirs, done) = (lab.storage(), name.clone(), Arc::clone(&anew));
+            cut.swallow_then(answers, move || {
+                if other.size(&theirs).is_err() {
+                    other.put_new(&theirs, &[b"new"]).unwrap();
+                    done.store(true, Ordering::Relaxed);
+                }
+            });
+            storage.delete(&name).unwrap();
+            let swallowed = cut.swallowed();
+            let mut back = [0; 3];
+            let read = direct.read(&name, 0, &mut back);
+            match anew.load(Ordering::Relaxed) {
+                true => {
+                    read.unwrap();
+                    assert_eq!(&back, b"new");
+                    created_anew += 1;
+                }
+                false => assert!(matches!(read, Err(StorageError::NotFound { .. }))),
+            }
+            // The connections are as good as before.
+            storage.put_new(&format!("{name}/after"), &[b"x"]).unwrap();
+            if !swallowed {
+                break;
+            }
+        }
+    }
+    assert!(created_anew >= 2);
+}
+
+#[test]
+fn what_a_successor_has_created_stays_on_redis() {
+    storages::hold(
+        Kind::Redis,
+        "successors",
+        what_a_successor_has_created_stays,
+    );
 }
 
 #[test]

@@ -21,7 +21,7 @@ use praas_runtime::swap::{
 use redis::io::tcp::TcpSettings;
 use redis::{
     Client, Connection, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo,
-    RedisError, RedisResult,
+    RedisError, RedisResult, Value,
 };
 
 use super::{Pieces, nonce, number};
@@ -299,6 +299,40 @@ impl RedisStorage {
         }
     }
 
+    /// Removes what a creation has made: its parts, and the hash if it has this creation's mark. One
+    /// that asks again, since it has heard no answer, does not remove what another has created
+    /// under the name meanwhile.
+    fn remove(&self, operation: &'static str, name: &str, head: &Head) -> Result<(), StorageError> {
+        let key = self.key(name);
+        let mut look = redis::pipe();
+        look.cmd("WATCH").arg(&key).ignore();
+        look.cmd("HGET").arg(&key).arg("mark");
+        let mut parts = redis::pipe();
+        self.parts_remove(&mut parts, name, head);
+        let mut whole = redis::pipe();
+        whole.atomic().cmd("UNLINK").arg(&key).ignore();
+        self.parts_remove(&mut whole, name, head);
+        lock(&self.heads).remove(name);
+        self.ask(operation, name, |connection| {
+            let looked = look.query::<(Option<String>,)>(connection);
+            if matches!(&looked, Ok((Some(mark),)) if *mark == head.mark) {
+                // Nothing happens, and nothing is the answer, if the hash was changed since.
+                match whole.query::<Value>(connection)? {
+                    Value::Nil => {}
+                    _ => return Ok(()),
+                }
+            } else {
+                // A connection that looks after a key would refuse the next one's transaction.
+                redis::cmd("UNWATCH").exec(connection)?;
+                looked?;
+            }
+            match head.parts() {
+                0 => Ok(()),
+                _ => parts.exec(connection),
+            }
+        })
+    }
+
     /// Reads a range that lies within the object.
     fn read_range(
         &self,
@@ -378,13 +412,11 @@ impl Storage for RedisStorage {
         }
         let put = self.parts_put(name, &head, &mut pieces);
         let lasting = put.is_ok();
-        let mut remove = redis::pipe();
         let error = match put {
             // Who knows whether what fails here was done: its parts must stay.
             Ok(last) => match self.commit(name, &head, last.as_deref())? {
                 (mark, true) if mark == head.mark => return Ok(()),
                 (mark, false) if mark == head.mark => {
-                    remove.cmd("UNLINK").arg(self.key(name)).ignore();
                     let text = "the server has lost parts that it had taken";
                     StorageError::Io {
                         operation: "create",
@@ -396,15 +428,15 @@ impl Storage for RedisStorage {
             },
             Err(error) => error,
         };
-        self.parts_remove(&mut remove, name, &head);
         if !lasting {
             // What is left goes away by itself.
+            let mut remove = redis::pipe();
+            self.parts_remove(&mut remove, name, &head);
             let _ = self.ask_once(|connection| remove.exec(connection));
             return Err(error);
         }
         // What was made to last does not, though it is no object without its place or its parts.
-        let removed = self.ask("clean up", name, |connection| remove.exec(connection));
-        if let Err(error) = removed {
+        if let Err(error) = self.remove("clean up", name, &head) {
             let mark = &head.mark;
             tracing::warn!(%error, name, mark, "parts of a creation in vain may stay on the server");
         }
@@ -465,11 +497,7 @@ impl Storage for RedisStorage {
     fn delete(&self, name: &str) -> Result<(), StorageError> {
         name_check(name)?;
         let head = self.head_or_missing("delete", name)?;
-        let mut delete = redis::pipe();
-        delete.atomic().cmd("DEL").arg(self.key(name)).ignore();
-        self.parts_remove(&mut delete, name, &head);
-        lock(&self.heads).remove(name);
-        self.ask("delete", name, |connection| delete.exec(connection))
+        self.remove("delete", name, &head)
     }
 
     fn check(&self) -> Result<(), StorageError> {

@@ -8,7 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Cut {
     address: SocketAddr,
     /// Answers that still pass; `None`: all do.
-    left: Arc<Mutex<Option<u64>>>,
+    left: Arc<Mutex<Option<Left>>>,
+}
+
+struct Left {
+    answers: u64,
+    /// What happens before whoever waits for the answer learns that it does not come.
+    then: Box<dyn FnOnce() + Send>,
 }
 
 impl Cut {
@@ -40,7 +46,13 @@ impl Cut {
 
     /// From now on this many answers pass; the next is swallowed, and all pass after that.
     pub fn swallow_after(&self, answers: u64) {
-        *lock(&self.left) = Some(answers);
+        self.swallow_then(answers, || {});
+    }
+
+    /// The same, and something happens before the connection is cut.
+    pub fn swallow_then(&self, answers: u64, then: impl FnOnce() + Send + 'static) {
+        let then = Box::new(then);
+        *lock(&self.left) = Some(Left { answers, then });
     }
 
     /// Whether the answer was swallowed; if not, none will be.
@@ -49,7 +61,7 @@ impl Cut {
     }
 }
 
-fn forward(client: &TcpStream, server: &TcpStream, left: &Mutex<Option<u64>>) {
+fn forward(client: &TcpStream, server: &TcpStream, left: &Mutex<Option<Left>>) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             copy(client, server, |_| true);
@@ -57,14 +69,15 @@ fn forward(client: &TcpStream, server: &TcpStream, left: &Mutex<Option<u64>>) {
         });
         copy(server, client, |_| {
             let mut left = lock(left);
-            match *left {
-                Some(0) => {
-                    *left = None;
+            let last = left.take_if(|left| left.answers == 0);
+            if let Some(more) = &mut *left {
+                more.answers -= 1;
+            }
+            drop(left);
+            match last {
+                Some(last) => {
+                    (last.then)();
                     false
-                }
-                Some(more) => {
-                    *left = Some(more - 1);
-                    true
                 }
                 None => true,
             }
