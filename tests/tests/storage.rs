@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use praas_cluster::storage::storage_open;
 use praas_runtime::swap::{Storage, StorageError, StorageUrl};
@@ -310,5 +310,96 @@ fn a_server_without_exclusive_creation_is_refused() {
         let error = text(&error);
         assert!(error.contains("cannot create exclusively"), "{error}");
         assert!(error.contains("If-None-Match"), "{error}");
+    }
+}
+
+/// A server on which every object is there already, and which looks at no checksum: what it was
+/// asked, by method and target.
+fn careless_server(exclusive_parts: bool) -> (std::net::SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let all = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let Some((request, headers)) = request_read(&mut client) else {
+                continue;
+            };
+            let fails = "412 Precondition Failed";
+            let (status, body) = if request.starts_with("POST") && request.contains("uploads") {
+                ("200 OK", "<R><UploadId>u</UploadId></R>")
+            } else if request.starts_with("POST") {
+                let taken = "<R><ETag>e</ETag></R>";
+                (if exclusive_parts { fails } else { "200 OK" }, taken)
+            } else if request.starts_with("PUT") && headers.contains("if-none-match") {
+                (fails, "")
+            } else {
+                ("200 OK", "")
+            };
+            all.lock().unwrap().push(request);
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nETag: \"e\"\r\nLast-Modified: Thu, 26 Nov 2026 12:00:00 GMT\r\n\
+                 Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = client.write_all(answer.as_bytes());
+        }
+    });
+    (address, asked)
+}
+
+/// The first line of a request, and its headers in lower case; its body is read, too.
+fn request_read(client: &mut std::net::TcpStream) -> Option<(String, String)> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).ok()?;
+    let (request, headers) = head.split_once("\r\n")?;
+    let headers = headers.to_ascii_lowercase();
+    let length = headers.split("content-length: ").nth(1);
+    let length = length.and_then(|rest| rest.lines().next()?.parse().ok());
+    let mut body = vec![0; length.unwrap_or(0)];
+    client.read_exact(&mut body).ok()?;
+    let request = request.trim_end_matches(" HTTP/1.1");
+    Some((request.into(), headers))
+}
+
+#[test]
+fn a_server_without_exclusive_uploads_in_parts_is_refused_at_the_start() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        file.path(),
+        "aws_access_key_id=i\naws_secret_access_key=s\n",
+    )
+    .unwrap();
+    let opened = |exclusive_parts, options: &str| {
+        let (address, asked) = careless_server(exclusive_parts);
+        let url = format!(
+            "s3://b?endpoint=http://{address}&credentials={}{options}",
+            file.path().display()
+        );
+        (storage_open(&url.parse().unwrap()).unwrap(), asked)
+    };
+    let (storage, _) = opened(false, "");
+    let error = text(&storage.check().unwrap_err());
+    assert!(error.contains("completion of an upload"), "{error}");
+    // Who uploads nothing in parts does not mind.
+    let (storage, asked) = opened(false, "&whole_max_bytes=5368709120");
+    storage.check().unwrap();
+    let asked = asked.lock().unwrap();
+    assert!(
+        !asked.iter().any(|asked| asked.contains("uploads")),
+        "{asked:?}"
+    );
+    // It has taken bytes that are not those of their checksum, which are taken away again.
+    for hash in ["crc64nvme", "sha256"] {
+        let (storage, asked) = opened(true, &format!("&payload_hash={hash}"));
+        storage.check().unwrap();
+        let asked = asked.lock().unwrap();
+        let put = asked.iter().position(|asked| asked == "PUT /b/~damaged");
+        let deleted = asked.iter().position(|asked| asked == "POST /b?delete");
+        assert!(put.is_some() && put < deleted, "{asked:?}");
     }
 }

@@ -30,7 +30,8 @@ use praas_runtime::swap::{Storage, StorageError, StorageUrl, name_check, prefix_
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use super::s3_client::{Options, client};
+use super::s3_client::{Options, WHOLE_LARGEST_BYTES, client};
+use super::s3_http::PROBE_DAMAGED;
 use super::{Pieces, nonce, prefix};
 
 /// Threads that sign, send and receive; whoever calls is another.
@@ -39,6 +40,8 @@ const THREADS: usize = 2;
 const PARTS_MAX: u64 = 10_000;
 /// The object on which exclusive creation is tried: no encoding of a name is this one.
 const PROBE: &str = "~exclusive";
+/// Objects that are no one's.
+const PROBES: [&str; 2] = [PROBE, PROBE_DAMAGED];
 /// What says which creation an object comes from.
 const MARK: &str = "praas-creation";
 /// How long a signed URL holds.
@@ -353,6 +356,26 @@ impl S3Storage {
         let _ = self.exclusive_parts.set(());
         Ok(())
     }
+
+    /// Warns of a server that takes bytes which have changed on the way.
+    fn damage_check(&self) -> Result<(), StorageError> {
+        let path = self.path(PROBE_DAMAGED)?;
+        let taken = self.runtime.block_on(async {
+            let put = self.creating.put(&path, PROBE_DAMAGED.into()).await;
+            let taken = put.is_ok();
+            if taken {
+                let _ = self.store.delete(&path).await;
+            }
+            taken
+        });
+        if taken {
+            tracing::warn!(
+                "the S3 server looks at no checksum of what it takes (payload_hash): bytes that \
+                 change on the way to it are found out only when a process is swapped in"
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Storage for S3Storage {
@@ -439,7 +462,7 @@ impl Storage for S3Storage {
             let found = page.result.objects.into_iter();
             let found = found.filter_map(|object| {
                 let name = object.location.as_ref().strip_prefix(&self.prefix)?;
-                (name != PROBE && name_check(name).is_ok()).then(|| name.into())
+                (!PROBES.contains(&name) && name_check(name).is_ok()).then(|| name.into())
             });
             names.extend(found);
             page_token = page.page_token;
@@ -458,7 +481,12 @@ impl Storage for S3Storage {
     }
 
     fn check(&self) -> Result<(), StorageError> {
-        self.exclusive_check()
+        self.exclusive_check()?;
+        // Who uploads nothing in parts need not find a server that knows them.
+        if self.options.whole_max_bytes < WHOLE_LARGEST_BYTES {
+            self.exclusive_parts_check()?;
+        }
+        self.damage_check()
     }
 }
 

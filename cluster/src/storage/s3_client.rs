@@ -17,6 +17,8 @@ use sha2::{Digest, Sha256};
 use super::number;
 use super::s3_http::Connector;
 
+/// The largest object that one PUT may have.
+pub(super) const WHOLE_LARGEST_BYTES: u64 = 5 << 30;
 /// The options of a URL of kind `s3`.
 const OPTIONS: &[&str] = &[
     "endpoint",
@@ -94,7 +96,7 @@ impl Options {
             endpoint,
             credentials: url.option("credentials").map(String::from),
             payload_hash,
-            whole_max_bytes: number(url, "whole_max_bytes", 32 << 20, 0..=5 << 30)?,
+            whole_max_bytes: number(url, "whole_max_bytes", 32 << 20, 0..=WHOLE_LARGEST_BYTES)?,
             part_bytes: number(url, "part_bytes", 8 << 20, 5 << 20..=1 << 30)? as usize,
             parts_parallel_max: number(url, "parts_parallel_max", 4, 1..=64)? as usize,
             attempts_max: number(url, "attempts_max", 4, 1..=100)? as usize,

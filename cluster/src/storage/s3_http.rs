@@ -24,6 +24,9 @@ type Connect = hyper_rustls::HttpsConnector<TcpConnector>;
 #[cfg(not(feature = "tls"))]
 type Connect = TcpConnector;
 
+/// The object that is damaged on its way to the server, to see whether that takes it.
+pub(super) const PROBE_DAMAGED: &str = "~damaged";
+
 /// Makes HTTP clients.
 #[derive(Debug)]
 pub(super) struct Connector {
@@ -80,6 +83,9 @@ impl HttpService for Service {
             request
                 .headers_mut()
                 .insert(hyper::header::IF_NONE_MATCH, any);
+        }
+        if request.method() == hyper::Method::PUT && request.uri().path().ends_with(PROBE_DAMAGED) {
+            *request.body_mut() = PROBE_DAMAGED.to_uppercase().into();
         }
         let deadline = Instant::now() + self.timeout;
         let answer = tokio::time::timeout_at(deadline, self.client.request(request)).await;
