@@ -406,6 +406,9 @@ impl<'a> Context<'a> {
     /// anything, for the next one. If another function was faster, `write` is called again; if it
     /// returns an error, the object stays as it is. The new version.
     ///
+    /// Where `state_max_bytes` has no room for both values at a time, `write` gets memory of the
+    /// function's own, which does not count for the limit and is copied.
+    ///
     /// # Errors
     /// Those of `write`; the process's memory limit; a bad key; cancelled while others were faster.
     pub fn state_update(

@@ -138,6 +138,20 @@ fn sums(context: &Context, term: u64) -> Result<(), FunctionError> {
     Ok(())
 }
 
+/// Writes `large` anew: so many bytes, each by one more than the first one before.
+#[praas_runtime::function]
+fn renews(context: &Context, bytes: u64) -> Result<Option<String>, FunctionError> {
+    let renewed = context.state_update("large", bytes as usize, |old, new| {
+        new.fill(old.first().map_or(1, |byte| byte + 1));
+        Ok(())
+    });
+    match renewed {
+        Ok(_) => Ok(None),
+        Err(CallError::LimitReached(text)) => Ok(Some(text)),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Tells this process and one that is not there; what became of it.
 #[praas_runtime::function]
 fn broadcasts(context: &Context) -> Result<Vec<String>, FunctionError> {
@@ -164,7 +178,7 @@ fn broadcasts(context: &Context) -> Result<Vec<String>, FunctionError> {
 praas_runtime::module!(
     static "tests",
     [
-        noop, echo, add, panics, waits, spins, waits_then_spins, nests, objects, shares, files, sums,
+        noop, echo, add, panics, waits, spins, waits_then_spins, nests, objects, shares, files, sums, renews,
         broadcasts
     ]
 );
@@ -348,6 +362,31 @@ fn additions_in_place_are_never_lost() {
         let sum = client.invoke("p", "praas.state.get", b"sum").unwrap();
         assert_eq!(sum, 500_u64.to_le_bytes(), "{name}");
     });
+}
+
+/// The limit has room for the old value or the new one, not for both.
+#[test]
+fn an_object_above_half_of_the_limit_is_written_anew() {
+    let settings = ProcessSettings {
+        wait: WaitMode::Warm,
+        state_max_bytes: 150_000,
+        ..Default::default()
+    };
+    let (process, mut client) = start(Listen::Shm { name: None }, settings);
+    let mut renew =
+        |bytes: u64| -> Option<String> { client.invoke_value("p", "renews", &bytes).unwrap() };
+    for bytes in [100_000, 100_000, 149_000, 80_000] {
+        assert_eq!(renew(bytes), None, "{bytes}");
+    }
+    // What cannot be is refused, and nothing is kept of the attempt.
+    for bytes in [150_000, u64::MAX >> 2] {
+        let refused = renew(bytes).unwrap();
+        assert!(refused.contains("state_max_bytes"), "{refused}");
+    }
+    assert_eq!(renew(149_000), None);
+    let large = client.invoke("p", "praas.state.get", b"large").unwrap();
+    assert!(large == vec![5; 149_000]);
+    process.stop();
 }
 
 #[test]

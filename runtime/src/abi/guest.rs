@@ -259,14 +259,14 @@ impl Guest<'_> {
         write: &mut Writer<'_>,
     ) -> Result<u64, CallError> {
         // SAFETY: the loop ends with the first commit that is done, and allocates once.
-        let draft = unsafe { self.state_alloc(len) }?;
+        let draft = match unsafe { self.state_alloc(len) } {
+            // The limit has no room for both values, but it may have for one.
+            Err(CallError::LimitReached(_)) => return self.state_update_copied(key, len, write),
+            draft => draft?,
+        };
         let bytes = Bytes::new(key.as_bytes());
         loop {
-            let old = match self.state_view(key) {
-                Ok(view) => Some(view),
-                Err(CallError::NotFound(_)) => None,
-                Err(error) => return Err(error),
-            };
+            let old = self.state_view_any(key)?;
             write(old.as_deref().unwrap_or(&[]), draft)?;
             let (expected, mut version) = (old.map_or(0, |view| view.version()), 0);
             // SAFETY: as above.
@@ -277,6 +277,46 @@ impl Guest<'_> {
                 code::CONFLICT => {}
                 code => return self.check(code).map(|()| version),
             }
+        }
+    }
+
+    /// As [`Self::state_update`], in memory of the function's own, of which the object is a copy.
+    fn state_update_copied(
+        &self,
+        key: &str,
+        len: usize,
+        write: &mut Writer<'_>,
+    ) -> Result<u64, CallError> {
+        // No more is asked of the system than could be an object in the place of the old one.
+        let bytes = self.state_view_any(key)?.map_or(0, |old| old.len());
+        // SAFETY: what is had is not used; the second call gives it back.
+        unsafe {
+            self.state_alloc(len.saturating_sub(bytes))?;
+            self.state_alloc(0)?;
+        }
+        let mut memory = Vec::new();
+        memory
+            .try_reserve_exact(len)
+            .map_err(|error| CallError::Exhausted(error.to_string()))?;
+        memory.resize(len, 0);
+        loop {
+            let old = self.state_view_any(key)?;
+            write(old.as_deref().unwrap_or(&[]), &mut memory)?;
+            let expected = old.map_or(0, |view| view.version());
+            match self.state_compare_swap(key, expected, &memory)? {
+                Ok(version) => return Ok(version),
+                Err(_) if self.cancelled() => return Err(CallError::Cancelled),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// An object, if there is one.
+    fn state_view_any(&self, key: &str) -> Result<Option<View>, CallError> {
+        match self.state_view(key) {
+            Ok(view) => Ok(Some(view)),
+            Err(CallError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
