@@ -31,7 +31,9 @@ pub enum PullError {
     #[error("the source makes no sense: {0}")]
     Malformed(&'static str),
     /// It is more than this process may have.
-    #[error("state above {limit} bytes (state_max_bytes)")]
+    #[error(
+        "state above {limit} bytes (twice state_max_bytes, or buffers_max_bytes if that is more)"
+    )]
     TooLarge {
         /// The limit.
         limit: u64,
@@ -60,9 +62,9 @@ pub enum PullError {
 /// What a target takes, as the settings of the process have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetLimits {
-    /// Bytes of state. Twice as many are taken: what comes in rounds is of different moments, and of
-    /// what is announced some may be gone already; and a state that was restored may be above its
-    /// limit.
+    /// Bytes of state. Twice as many are taken at least: what comes in rounds is of different
+    /// moments, and of what is announced some may be gone already. And as many as the pool has: a
+    /// state that was restored may be above its limit, by how much ever, and is not lost for it.
     pub state_max_bytes: u64,
     /// Messages of the mailbox. Twice as many are taken, and twice the bytes: those that were
     /// given back by who had waited for them come on top.
@@ -255,8 +257,9 @@ impl Target {
                 let before = self.objects.insert(key.clone(), object);
                 self.state_bytes -= before.map_or(0, |before| before.cost);
                 self.state_bytes = self.state_bytes.saturating_add(cost);
-                let limit = self.limits.state_max_bytes;
-                if self.state_bytes > limit.saturating_mul(2) {
+                let limit = self.limits.state_max_bytes.saturating_mul(2);
+                let limit = limit.max(self.pool.limit_bytes() as u64);
+                if self.state_bytes > limit {
                     return Err(PullError::TooLarge { limit });
                 }
             }

@@ -195,8 +195,8 @@ fn the_source_gives_up_until_the_end_is_out() {
 
 #[test]
 fn what_is_too_large_or_twice_is_refused() {
-    let limit = EACH + 100;
-    let mut target = Target::new(BufPool::new(1 << 20), takes(limit));
+    let limit = 2 * (EACH + 100);
+    let mut target = Target::new(BufPool::new(limit as usize), takes(limit / 2));
     let object = |bytes| Entry {
         what: What::Object {
             key: "k".into(),
@@ -227,7 +227,9 @@ fn what_is_too_large_or_twice_is_refused() {
 fn a_state_above_its_limit_moves_as_it_is() {
     let mut pair = Pair::new();
     pair.target = Target::new(BufPool::new(1 << 20), takes(EACH));
-    pair.store.put("a", &[7; 400]).unwrap();
+    for key in ["a", "b", "c", "d"] {
+        pair.store.put(key, &[7; 400]).unwrap();
+    }
     while pair.step() {}
     pair.freeze();
     while pair.step() {}
