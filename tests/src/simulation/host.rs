@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use praas_control::agent::{StartCommand, StartFrom};
 use praas_runtime::client::Directory;
@@ -20,13 +21,13 @@ use praas_runtime::process::{
 };
 use praas_runtime::swap::{Heir, ImageKind, Storage, swap_in_lazily};
 use praas_runtime::world::World as View;
-use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode};
+use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode, clock};
 
-use super::APPLICATION;
 use super::functions::{LARGE_BYTES, module};
 use super::node::Node;
 use super::upsets::Moment;
 use super::world::{World, meanwhile};
+use super::{APPLICATION, GRACE};
 use crate::checker::{End, Event, Image};
 
 type Failure = Box<dyn std::error::Error>;
@@ -56,6 +57,8 @@ pub(super) struct Host {
     busy: RefCell<bool>,
     /// It has no agent.
     adrift: Cell<bool>,
+    /// How long it looks for one.
+    adrift_until: Cell<Option<Instant>>,
     /// It writes something through, on the stack.
     persisting: Cell<bool>,
 }
@@ -97,6 +100,7 @@ impl Host {
             busy: RefCell::new(false),
             persisting: Cell::new(false),
             adrift: Cell::new(false),
+            adrift_until: Cell::new(None),
         }
     }
 
@@ -115,16 +119,31 @@ impl Host {
         self.exited.borrow_mut().take()
     }
 
-    /// The agent is gone; whether this host is not.
-    pub fn agent_lost(&self) -> bool {
+    /// The agent is gone.
+    pub fn agent_lost(&self) {
         self.from_host.borrow_mut().clear();
         self.adrift.set(true);
-        !self.gone.get()
+        self.adrift_until.set(Some(clock::now() + GRACE));
+    }
+
+    /// Whether it is over.
+    pub fn is_gone(&self) -> bool {
+        self.gone.get()
+    }
+
+    /// No agent has come: swaps out, and ends either way.
+    fn agent_missed(&self, world: &World, serving: Option<&Process>) {
+        world.trace(|| format!("{} {} misses its agent", self.process, self.incarnation));
+        if let Some(process) = serving {
+            self.swap_out(world, process);
+        }
+        // It is killed, as far as anybody can tell, if it could not.
+        self.kill(world);
     }
 
     /// Looks for an agent, if there is none; whether there was anything to do.
     fn redial(&self, world: &World, node: &Node) -> bool {
-        if !self.adrift.get() || !world.chance(300) {
+        if !self.adrift.get() || node.is_away() || !world.chance(300) {
             return false;
         }
         let serving = self.serving.borrow();
@@ -222,6 +241,12 @@ impl Host {
             let stats = process.stats();
             stats.running + stats.blocked > 0 || process.is_committing()
         });
+        let missed =
+            self.adrift.get() && self.adrift_until.get().is_some_and(|at| at <= clock::now());
+        if missed && !stacked {
+            self.busily(|| self.agent_missed(world, serving.as_deref()));
+            return true;
+        }
         let message = {
             let mut queue = self.to_host.borrow_mut();
             let at_once = matches!(

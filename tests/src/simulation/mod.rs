@@ -36,6 +36,8 @@ use self::world::World;
 use crate::checker::{History, Promise, Violation, check};
 
 const APPLICATION: &str = "sim";
+/// How long hosts look for another agent before they swap out and end.
+const GRACE: Duration = Duration::from_secs(10);
 /// How long agents wait for what their hosts are to do.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -80,11 +82,22 @@ pub struct Plan {
     pub tight: u64,
     /// How often, in a thousand things that go wrong, an agent is killed.
     pub agents: u64,
+    /// Milliseconds at most until there is another one.
+    pub away_ms: u64,
 }
 
 impl Plan {
     /// The plan of a seed, which also decides how much of everything there is.
     pub fn of(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6177_6179);
+        Self {
+            away_ms: [0, 25_000][random.usize(..2)],
+            ..Self::keeping(seed)
+        }
+    }
+
+    /// The plan of a seed, of all but nodes that are without an agent for a while.
+    pub fn keeping(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x7468_726f_7567);
         Self {
             through: [0, 150, 500][random.usize(..3)],
@@ -145,6 +158,7 @@ impl Plan {
             files: 0,
             tight: 0,
             agents: 0,
+            away_ms: 0,
         }
     }
 }

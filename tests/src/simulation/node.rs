@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use praas_cluster::agent::{SimulatedAgent, Wanted, images_delete};
 use praas_control::agent::{FromAgent, ToAgent};
@@ -37,6 +37,8 @@ pub(super) struct Node {
     deleting: Cell<bool>,
     /// How many agents there were before this one.
     lives: Cell<u64>,
+    /// When there is an agent again; nothing if there is one.
+    returns: Cell<Option<Instant>>,
     directory: RefCell<Endpoint>,
     questions: RefCell<Questions>,
     pub address: Address,
@@ -59,7 +61,7 @@ fn directory_make(world: &World) -> Endpoint {
 struct Questions {
     last: u64,
     /// By number: the process, who asks, since when.
-    open: BTreeMap<u64, (String, ChannelId, u64, std::time::Instant)>,
+    open: BTreeMap<u64, (String, ChannelId, u64, Instant)>,
     /// What came in since the last look.
     asked: Vec<(String, ChannelId, u64)>,
     /// Answers that wait for room.
@@ -80,6 +82,7 @@ impl Node {
             deletions: RefCell::new(VecDeque::new()),
             deleting: Cell::new(false),
             lives: Cell::new(0),
+            returns: Cell::new(None),
             directory: RefCell::new(endpoint),
             questions: RefCell::new(Questions::default()),
             address,
@@ -88,7 +91,7 @@ impl Node {
 
     /// Connects to the control plane, if it is not.
     pub fn connect(&self, world: &World) -> bool {
-        if self.link.borrow().is_some() {
+        if self.link.borrow().is_some() || self.is_away() {
             return false;
         }
         let mut control = world.control.borrow_mut();
@@ -108,27 +111,46 @@ impl Node {
         true
     }
 
-    /// The agent is killed, and there is another one at once: hosts that live are to find it.
+    /// Whether there is no agent.
+    pub fn is_away(&self) -> bool {
+        self.returns.get().is_some()
+    }
+
+    /// The agent is killed, and there is another one, at once or later: hosts that live then are to
+    /// find it.
     pub fn agent_restart(&self, world: &World) {
+        if self.is_away() {
+            return;
+        }
         world.trace(|| format!("the agent of {} is killed", self.name));
         let killed = self.lives.get();
         self.lives.set(killed + 1);
         world.dead(&self.name, killed);
         self.deletions.borrow_mut().clear();
         *self.questions.borrow_mut() = Questions::default();
+        self.directory.borrow_mut().die();
+        let hosts: Vec<Rc<Host>> = self.hosts.borrow().values().cloned().collect();
+        for host in hosts {
+            host.agent_lost();
+        }
+        if world.plan.away_ms > 0 && world.chance(700) {
+            let ms = world.random(world.plan.away_ms);
+            let returns = clock::now() + Duration::from_millis(ms);
+            return self.returns.set(Some(returns));
+        }
+        self.agent_begin(world);
+    }
+
+    /// There is an agent after one that was killed.
+    fn agent_begin(&self, world: &World) {
+        self.returns.set(None);
         {
             let mut directory = self.directory.borrow_mut();
-            directory.die();
             let place = Listen::Mem(world.address(&self.name));
             *directory = directory_make(world);
             directory.listen(&place).expect("a name of its own");
         }
-        let hosts: Vec<Rc<Host>> = self.hosts.borrow().values().cloned().collect();
-        for host in hosts {
-            if !host.agent_lost() {
-                self.hosts.borrow_mut().remove(&host.process);
-            }
-        }
+        self.hosts.borrow_mut().retain(|_, host| !host.is_gone());
         let storage = world.storage();
         let before = self
             .agent
@@ -143,6 +165,16 @@ impl Node {
         let agent = before.restarted(clock::now(), PATIENCE, lives, image);
         *self.agent.borrow_mut() = agent;
         self.act(world);
+    }
+
+    /// Begins the agent that is to come, if it is time; whether it did.
+    fn agent_return(&self, world: &World) -> bool {
+        let due = self.returns.get().is_some_and(|at| at <= clock::now());
+        if due {
+            world.trace(|| format!("{} has an agent again", self.name));
+            self.agent_begin(world);
+        }
+        due
     }
 
     /// A host of the agent before this one has found it; whether it is taken.
@@ -270,7 +302,7 @@ impl Node {
     /// Deletes images, as the agent's thread for it does; whether there were any to be deleted.
     pub fn images_step(&self, world: &World) -> bool {
         // It may take a while until its turn comes, and others may be told to do it meanwhile.
-        if self.deleting.get() || !world.chance(30) {
+        if self.deleting.get() || self.is_away() || !world.chance(30) {
             return false;
         }
         let Some((request, process, below)) = self.deletions.borrow_mut().pop_front() else {
@@ -296,6 +328,9 @@ impl Node {
 
     /// Goes on with the directory; whether anything happened.
     pub fn directory_step(&self, world: &World) -> bool {
+        if self.is_away() {
+            return false;
+        }
         let happened = {
             let mut questions = self.questions.borrow_mut();
             let mut endpoint = self.directory.borrow_mut();
@@ -395,6 +430,9 @@ impl Node {
 
     /// A host's words, its end, and what is overdue.
     pub fn hosts_hear(&self, world: &World) -> bool {
+        if self.is_away() {
+            return self.agent_return(world);
+        }
         self.agent.borrow_mut().tick(clock::now());
         let hosts: Vec<Rc<Host>> = self.hosts.borrow().values().cloned().collect();
         let mut happened = false;

@@ -597,10 +597,9 @@ impl World {
         self.control.borrow_mut().doom = None;
         let begun = Simulation::passed();
         let busy = || {
-            self.callers
-                .borrow()
-                .iter()
-                .any(|c| c.borrow().under_way() > 0)
+            let callers = self.callers.borrow();
+            let nodes = self.nodes.borrow();
+            callers.iter().any(|c| c.borrow().under_way() > 0) || nodes.iter().any(|n| n.is_away())
         };
         let mut turns = 0_u32;
         while busy() {
