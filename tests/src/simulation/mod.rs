@@ -76,6 +76,8 @@ pub struct Plan {
     pub deletes: u64,
     /// Whether some objects are large, and come back later than their process.
     pub lazy: bool,
+    /// How often, in a thousand of its turns, who fetches those does something.
+    pub fetches: u64,
     /// How often, in a thousand things that a function does, it is about a file.
     pub files: u64,
     /// How often, in a thousand times, a host that is to have a process has too little room, perhaps.
@@ -92,11 +94,13 @@ impl Plan {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x6177_6179);
         Self {
             away_ms: [0, 25_000][random.usize(..2)],
+            fetches: [1000, 10][random.usize(..2)],
             ..Self::keeping(seed)
         }
     }
 
-    /// The plan of a seed, of all but nodes that are without an agent for a while.
+    /// The plan of a seed, of all but nodes that are without an agent for a while, and objects that
+    /// come back late.
     pub fn keeping(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.rotate_left(32) ^ 0x7468_726f_7567);
         Self {
@@ -155,6 +159,7 @@ impl Plan {
             through: 0,
             deletes: 0,
             lazy: false,
+            fetches: 1000,
             files: 0,
             tight: 0,
             agents: 0,

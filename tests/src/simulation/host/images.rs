@@ -47,6 +47,9 @@ impl Host {
 
     /// What a thread does that fetches the state of a process; whether it did something.
     pub fn fetch_step(&self, world: &World) -> bool {
+        if world.plan.fetches < 1000 && !world.chance(world.plan.fetches) {
+            return false;
+        }
         let process = self.serving.borrow().clone();
         world.writing(&self.process, self.incarnation);
         let happened = process.is_some_and(|process| process.fetch_step());
