@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The kernel lets go of the lock when its holder dies, however it dies, so the file needs no
-//! clearing up. A pid alone may meanwhile be somebody else's; the start time tells, and after that
+//! clearing up; but for a moment what the holder was just starting may have it still. A pid alone may meanwhile be somebody else's; the start time tells, and after that
 //! the pidfd is that process and no other.
 
 use std::fs::{File, OpenOptions};
@@ -91,6 +91,15 @@ impl ProcessId {
         };
         let same = Self::of(self.pid).is_ok_and(|now| now == self);
         Ok((same && check()).then_some(ProcessHandle(watched)))
+    }
+
+    /// Whether it is still there, and has not ended. It may be, if the system does not say.
+    fn lives(self) -> bool {
+        match self.open(|| true) {
+            Ok(Some(handle)) => !handle.wait(Instant::now()).unwrap_or(false),
+            Ok(None) => false,
+            Err(_) => true,
+        }
     }
 }
 
@@ -182,16 +191,24 @@ impl DaemonLock {
             source,
         };
         let mut file = lock_open(&path).map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+        let until = Instant::now() + LOCK_WRITE;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(failed(error.into())),
+            }
+            let holder = lock_read(&path);
+            if Instant::now() >= until || holder.is_some_and(ProcessId::lives) {
                 return Err(LockError::Taken {
                     what: kind.title(),
                     dir: run_dir.root().into(),
-                    pid: lock_read(&path).map_or(0, |id| id.pid),
+                    pid: holder.map_or(0, |id| id.pid),
                 });
             }
-            Err(error) => return Err(failed(error.into())),
+            // What a daemon was starting as it was killed has its lock until it is that; or another
+            // daemon has just taken it, and is about to say so.
+            std::thread::park_timeout(LOCK_TRY);
         }
         let id = ProcessId::of(std::process::id()).map_err(failed)?;
         let text = serde_json::to_string(&id).map_err(|error| failed(error.into()))?;
@@ -367,6 +384,29 @@ mod tests {
         assert!(daemon_find(&dir, DaemonKind::Control).unwrap().is_none());
         drop(lock);
         assert!(daemon_find(&dir, DaemonKind::Agent).unwrap().is_none());
+    }
+
+    /// The child that a daemon was about to make a host of has the daemon's files for a moment.
+    #[test]
+    fn a_lock_that_outlives_its_daemon_is_waited_for() {
+        let (_parent, dir) = dir();
+        let mut child = sleeper(&[]);
+        let id = ProcessId::of(child.id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let path = lock_path(&dir, DaemonKind::Agent);
+        let mut file = lock_open(&path).unwrap();
+        let text = serde_json::to_string(&id).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        let (begun, begins) = std::sync::mpsc::channel();
+        let waiter = std::thread::spawn(move || {
+            begun.send(()).unwrap();
+            DaemonLock::take(&dir, DaemonKind::Agent)
+        });
+        begins.recv().unwrap();
+        drop(file);
+        waiter.join().unwrap().unwrap();
     }
 
     #[test]
