@@ -61,6 +61,12 @@ fn fills(context: &Context, bytes: u64) -> Result<(), FunctionError> {
     Ok(())
 }
 
+/// Adds to the state object `count`, whatever others do; the sum.
+#[praas_runtime::function]
+fn count(context: &Context, step: u64) -> Result<u64, FunctionError> {
+    Ok(context.state_update_value("count", |count: Option<u64>| count.unwrap_or(0) + step)?)
+}
+
 /// Counts its calls in the state object `count`, whatever others do.
 #[praas_runtime::function]
 fn counts(context: &Context) -> Result<u64, FunctionError> {
@@ -353,6 +359,7 @@ praas_runtime::module!(
         waits,
         sleeps,
         fills,
+        count,
         counts,
         counts_through,
         there,

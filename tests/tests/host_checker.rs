@@ -6,7 +6,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use praas_runtime::client::{Client, Directory};
-use praas_tests::checker::{Action, End, Event, Image, Outcome, Recorder, Reply, call, check};
+use praas_runtime::host::{FromHost, ToHost};
+use praas_tests::checker::{
+    Action, COUNT, End, Event, Image, Outcome, Recorder, Reply, call, check,
+};
 use praas_tests::lab::{Lab, LabHost};
 use praas_transport::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use praas_transport::{Credential, TransportKind};
@@ -14,11 +17,13 @@ use praas_transport::{Credential, TransportKind};
 const PROCESS: &str = "p";
 const CLIENTS: u64 = 3;
 /// How long one history gets before it is checked.
-const ROUND: Duration = Duration::from_secs(3);
+const ROUND: Duration = Duration::from_secs(1);
+/// Transports that clients use, in one history after the other.
+const KINDS: [TransportKind; 2] = [TransportKind::Shm, TransportKind::Tcp];
 
 fn seconds() -> u64 {
     let asked = std::env::var("PRAAS_CHECKER_SECONDS");
-    asked.map_or(3, |text| {
+    asked.map_or(2, |text| {
         text.parse().expect("PRAAS_CHECKER_SECONDS is a number")
     })
 }
@@ -46,11 +51,16 @@ fn calls(shared: &Shared, client: &mut Client, source: &str, random: &mut fastra
 
 fn action(shared: &Shared, source: &str, random: &mut fastrand::Rng) -> Action {
     let key = format!("k{}", random.u8(..2));
-    match random.u8(..8) {
+    match random.u8(..11) {
         0 | 1 => Action::Read { key },
         2 | 3 => Action::Write {
             key,
             value: shared.number(),
+        },
+        8 => Action::Erase { key },
+        9 | 10 => Action::Add {
+            key: COUNT.into(),
+            amount: 1,
         },
         4 | 5 => Action::Put {
             source: source.into(),
@@ -128,13 +138,35 @@ impl Lives<'_> {
         });
     }
 
+    /// Has it take a checkpoint while it serves.
+    fn checkpoint(&mut self, host: &mut LabHost) {
+        self.shared.recorder.note(Event::Imaging {
+            process: PROCESS.into(),
+            incarnation: self.incarnation,
+        });
+        host.say(&ToHost::Checkpoint);
+        let (generation, bytes) = match host.hear() {
+            Some(FromHost::Checkpointed {
+                generation, bytes, ..
+            }) => (generation, bytes),
+            other => panic!("the host says {other:?}, not Checkpointed"),
+        };
+        self.generation = generation;
+        if bytes > 0 {
+            self.durable(Image {
+                incarnation: self.incarnation,
+                generation,
+            });
+        }
+    }
+
     /// Tells it to swap out, and kills it meanwhile if `kill` says so after that long.
     fn swap(&mut self, host: &mut LabHost, kill: Option<Duration>) {
         self.shared.recorder.note(Event::Imaging {
             process: PROCESS.into(),
             incarnation: self.incarnation,
         });
-        host.say(&praas_runtime::host::ToHost::SwapOut);
+        host.say(&ToHost::SwapOut);
         if let Some(after) = kill {
             std::thread::park_timeout(after);
             if host.is_running() {
@@ -144,7 +176,7 @@ impl Lives<'_> {
         let swapped = match kill {
             None => Some(host.swapped().expect("storage is there")),
             Some(_) => match host.hear() {
-                Some(praas_runtime::host::FromHost::Swapped { generation, .. }) => Some(generation),
+                Some(FromHost::Swapped { generation, .. }) => Some(generation),
                 _ => None,
             },
         };
@@ -189,7 +221,10 @@ fn round(kind: TransportKind, seed: u64) {
         .collect();
     let until = Instant::now() + ROUND;
     while Instant::now() < until {
-        std::thread::park_timeout(Duration::from_millis(random.u64(20..400)));
+        std::thread::park_timeout(Duration::from_millis(random.u64(20..250)));
+        if random.u8(..3) == 0 {
+            lives.checkpoint(&mut host);
+        }
         match random.u8(..10) {
             0..=3 => lives.swap(&mut host, None),
             4..=6 => {
@@ -244,6 +279,11 @@ fn client_start(
 
 /// Reads all objects and takes all messages.
 fn look(shared: &Shared, client: &mut Client) {
+    let action = Action::Add {
+        key: COUNT.into(),
+        amount: 1,
+    };
+    one(shared, client, action);
     for key in ["k0", "k1"] {
         one(shared, client, Action::Read { key: key.into() });
         loop {
@@ -272,9 +312,14 @@ fn histories_of_real_processes_are_as_promised() {
         |_| fastrand::u64(..),
         |seed| seed.parse().expect("PRAAS_SEED is a number"),
     );
-    let mut kinds = [TransportKind::Shm, TransportKind::Tcp].into_iter().cycle();
-    while Instant::now() < until {
-        round(kinds.next().expect("it begins anew"), seed);
-        seed = seed.wrapping_add(1);
+    // All of them, however long it takes.
+    loop {
+        for kind in KINDS {
+            round(kind, seed);
+            seed = seed.wrapping_add(1);
+        }
+        if Instant::now() >= until {
+            return;
+        }
     }
 }

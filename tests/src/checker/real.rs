@@ -6,7 +6,9 @@ use praas_runtime::client::{CallOptions, Client};
 use praas_runtime::codec;
 use praas_runtime::invocation::InvokeError;
 use praas_runtime::mailbox::Source;
-use praas_runtime::process::{MESSAGE_TAKE, MessageTakeInput, STATE_GET, STATE_PUT, StatePutInput};
+use praas_runtime::process::{
+    MESSAGE_TAKE, MessageTakeInput, STATE_DELETE, STATE_GET, STATE_PUT, StatePutInput,
+};
 
 use super::history::{Action, Call, Event, Outcome, Recorder, Reply};
 
@@ -71,6 +73,7 @@ fn make(client: &mut Client, process: &str, action: &Action) -> Result<Reply, In
             let input = codec::encode(&input).map_err(malformed)?;
             invoke(STATE_PUT, &input).map(|_| Reply::Done)
         }
+        Action::Erase { key } => invoke(STATE_DELETE, key.as_bytes()).map(|_| Reply::Done),
         Action::Add { key, amount } if key == COUNT => {
             let input = codec::encode(amount).map_err(malformed)?;
             let sum = invoke("count", &input)?;
