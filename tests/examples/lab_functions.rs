@@ -61,6 +61,38 @@ fn fills(context: &Context, bytes: u64) -> Result<(), FunctionError> {
     Ok(())
 }
 
+/// Puts that many messages with numbers to its own process, under `k`.
+#[praas_runtime::function]
+fn puts_own(context: &Context, messages: u64) -> Result<(), FunctionError> {
+    for number in 0..messages {
+        context.message_put(context.process(), "k", &number.to_le_bytes())?;
+    }
+    Ok(())
+}
+
+/// Gets messages under `k`, never waiting longer than 50 microseconds, until there is none and one
+/// is there under `enough`: from whom, and their numbers.
+#[praas_runtime::function]
+fn gets_soon(context: &Context) -> Result<Vec<(String, u64)>, FunctionError> {
+    let soon = Some(std::time::Duration::from_micros(50));
+    let mut got = Vec::new();
+    loop {
+        match context.message_get(None, "k", soon) {
+            Ok(message) => {
+                let number = (&*message.payload).try_into();
+                let number = number.map_err(|_| FunctionError::new("no number"))?;
+                got.push((message.source.to_string(), u64::from_le_bytes(number)));
+            }
+            Err(CallError::DeadlineExceeded) => {
+                if context.message_try(None, "enough")?.is_some() {
+                    return Ok(got);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Adds to the state object `count`, whatever others do; the sum.
 #[praas_runtime::function]
 fn count(context: &Context, step: u64) -> Result<u64, FunctionError> {
@@ -359,6 +391,8 @@ praas_runtime::module!(
         waits,
         sleeps,
         fills,
+        puts_own,
+        gets_soon,
         count,
         counts,
         counts_through,

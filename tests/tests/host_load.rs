@@ -4,10 +4,11 @@
 //! `PRAAS_STORM_INVOCATIONS` says how many the storm makes over each transport; a seed that fails
 //! is printed, and `PRAAS_SEED` repeats it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use praas_runtime::client::{CallId, CallOptions, Client, FunctionRef};
+use praas_runtime::codec;
 use praas_runtime::invocation::InvokeError;
 use praas_tests::lab::{Lab, PATIENCE, object_wait};
 use praas_transport::TransportKind;
@@ -274,4 +275,63 @@ fn a_gibibyte_in_flight_does_not_delay_small_invocations() {
         assert!(at(99) < total / 10, "{kind}: {:?} of {total:?}", at(99));
     }
     drop(host);
+}
+
+/// A message that comes in the moment in which a get gives up is handed to it, or to the next one:
+/// never to both, to nobody, or behind one that came later.
+#[test]
+fn messages_beside_deadlines_come_once_and_in_order() {
+    const GETTERS: usize = 4;
+    const MESSAGES: u64 = 3000;
+    let lab = lab();
+    let started = lab.start_with("p", |start| start.settings.workers = GETTERS + 2);
+    let _host = started.expect("p");
+    let mut getters: Vec<_> = (0..GETTERS)
+        .map(|_| {
+            let mut client = lab.client(TransportKind::Shm);
+            let gets = client.function("p", "gets_soon").unwrap();
+            let call = client.submit(gets, b"", CallOptions::default()).unwrap();
+            (client, call)
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for kind in [TransportKind::Shm, TransportKind::Tcp] {
+            let mut client = lab.client(kind);
+            scope.spawn(move || {
+                for number in 0..MESSAGES {
+                    let body = number.to_le_bytes();
+                    let put = client.message_put("p", "k", &body, CallOptions::default());
+                    put.unwrap();
+                }
+            });
+        }
+        let mut client = lab.client(TransportKind::Unix);
+        scope.spawn(move || client.invoke_value::<_, ()>("p", "puts_own", &MESSAGES));
+    });
+    let mut client = lab.client(TransportKind::Shm);
+    for _ in 0..GETTERS {
+        let put = client.message_put("p", "enough", b"", CallOptions::default());
+        put.unwrap();
+    }
+    let mut all: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for (client, call) in &mut getters {
+        let got = client.wait(*call).unwrap();
+        let got: Vec<(String, u64)> = codec::decode(&got).unwrap();
+        let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+        for (source, number) in &got {
+            let before = last.insert(source, *number);
+            assert!(
+                before < Some(*number),
+                "{source}: {number} after {before:?}"
+            );
+        }
+        for (source, number) in got {
+            all.entry(source).or_default().push(number);
+        }
+    }
+    assert_eq!(all.len(), 3);
+    for (source, mut numbers) in all {
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..MESSAGES), "{source}");
+    }
 }
