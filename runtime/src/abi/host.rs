@@ -7,13 +7,9 @@ use std::time::{Duration, Instant};
 use praas_transport::clock;
 use praas_transport::{Buf, BufMut};
 
-use super::table::{
-    BatchOutcome, Bytes, CallHandle, EntryFn, HostTable, InvocationId, MESSAGE_PEEK, MessageView,
-    RawView, code,
-};
+use super::table::{Bytes, CallHandle, EntryFn, HostTable, InvocationId, RawView, code};
 use crate::invocation::{InlineBytes, InvokeError, PAYLOAD_INLINE_BYTES, Payload, Status};
-use crate::mailbox::{MailMessage, Source};
-use crate::services::{BATCH_MAX, Charge, Held, Job, Services};
+use crate::services::{Charge, Held, Job, Services};
 use crate::state::{Draft, StateError};
 use crate::world::{MemberState, World};
 
@@ -114,26 +110,26 @@ pub(crate) fn host_table() -> &'static HostTable {
         cancelled,
         deadline_left_us,
         view_release,
-        state_put,
-        state_view,
-        state_delete,
-        state_list,
-        state_compare_swap,
-        state_append,
-        message_put,
-        message_get,
-        invoke,
+        state_put: super::state::state_put,
+        state_view: super::state::state_view,
+        state_delete: super::state::state_delete,
+        state_list: super::state::state_list,
+        state_compare_swap: super::state::state_compare_swap,
+        state_append: super::state::state_append,
+        message_put: super::messages::message_put,
+        message_get: super::messages::message_get,
+        invoke: super::calls::invoke,
         world,
         log,
-        invoke_one_way,
-        invoke_batch,
-        peer_state,
+        invoke_one_way: super::calls::invoke_one_way,
+        invoke_batch: super::calls::invoke_batch,
+        peer_state: super::state::peer_state,
         state_alloc: super::draft::state_alloc,
         state_commit: super::draft::state_commit,
         message_broadcast: super::broadcast::message_broadcast,
         invocation_id,
-        state_put_view,
-        state_dir,
+        state_put_view: super::state::state_put_view,
+        state_dir: super::state::state_dir,
         state_persist: super::persist::state_persist,
     };
     &TABLE
@@ -160,8 +156,8 @@ pub(super) unsafe fn write<T>(to: *mut T, value: T) {
 }
 
 /// What is behind the handle of a view.
-struct Lent {
-    buf: Buf,
+pub(super) struct Lent {
+    pub(super) buf: Buf,
     /// Counted as held by the run, if its function has a limit.
     _charge: Option<Charge>,
 }
@@ -259,7 +255,7 @@ impl Call<'_> {
     ///
     /// # Safety
     /// As for [`Bytes::as_slice`] and [`write`].
-    unsafe fn put(&mut self, key: Bytes, buf: Buf, version: *mut u64) -> i32 {
+    pub(super) unsafe fn put(&mut self, key: Bytes, buf: Buf, version: *mut u64) -> i32 {
         // SAFETY: the caller says so.
         let key = match unsafe { self.text(key) } {
             Ok(key) => key,
@@ -295,7 +291,7 @@ impl Call<'_> {
 }
 
 /// The code of a failed invocation, and its text.
-fn invoke_told(error: InvokeError) -> (i32, String) {
+pub(super) fn invoke_told(error: InvokeError) -> (i32, String) {
     let code = invoke_code(&error);
     match error {
         InvokeError::Function(text) | InvokeError::Panicked(text) => (code, text),
@@ -437,356 +433,6 @@ unsafe extern "C" fn view_release(view: RawView) {
     }
 }
 
-unsafe extern "C" fn state_put(
-    handle: *mut CallHandle,
-    key: Bytes,
-    value: Bytes,
-    version: *mut u64,
-) -> i32 {
-    // SAFETY: see above.
-    let (call, value) = unsafe { (call(handle), value.as_slice()) };
-    match call.services.pool().copy_from(value) {
-        // SAFETY: see above.
-        Ok(buf) => unsafe { call.put(key, buf, version) },
-        Err(error) => call.state_fail(&error.into()),
-    }
-}
-
-unsafe extern "C" fn state_put_view(
-    handle: *mut CallHandle,
-    key: Bytes,
-    view: RawView,
-    version: *mut u64,
-) -> i32 {
-    // SAFETY: see above.
-    let call = unsafe { call(handle) };
-    if view.handle.is_null() {
-        return call.fail(code::BAD_ARGUMENT, "no view");
-    }
-    // SAFETY: the handle is a box that `view` made, and is not given back during this call.
-    let buf = unsafe { &*view.handle.cast::<Lent>() }.buf.clone();
-    // SAFETY: see above.
-    unsafe { call.put(key, buf, version) }
-}
-
-unsafe extern "C" fn state_view(handle: *mut CallHandle, key: Bytes, out: *mut RawView) -> i32 {
-    // SAFETY: see above.
-    let call = unsafe { call(handle) };
-    // SAFETY: see above.
-    let key = match unsafe { call.text(key) } {
-        Ok(key) => key,
-        Err(code) => return code,
-    };
-    match call.services.state_object(key) {
-        // SAFETY: see above.
-        Ok(Some((buf, meta))) => unsafe { call.lend_to(out, buf, meta.version) },
-        Ok(None) => call.fail(code::NOT_FOUND, format!("no state object '{key}'")),
-        Err(error) => call.state_fail(&error),
-    }
-}
-
-unsafe extern "C" fn state_delete(handle: *mut CallHandle, key: Bytes) -> i32 {
-    // SAFETY: see above.
-    let call = unsafe { call(handle) };
-    // SAFETY: see above.
-    let key = match unsafe { call.text(key) } {
-        Ok(key) => key,
-        Err(code) => return code,
-    };
-    // What shrinks is never refused.
-    let _ = call.grow(key, |_| 0);
-    match call.services.state().delete(key) {
-        true => code::OK,
-        false => call.fail(code::NOT_FOUND, format!("no state object '{key}'")),
-    }
-}
-
-unsafe extern "C" fn state_list(
-    handle: *mut CallHandle,
-    prefix: Bytes,
-    after: Bytes,
-    limit: usize,
-    out: *mut RawView,
-) -> i32 {
-    // SAFETY: see above.
-    let call = unsafe { call(handle) };
-    // SAFETY: see above.
-    let (prefix, from) = match unsafe { (call.text(prefix), call.text(after)) } {
-        (Ok(prefix), Ok(after)) => (prefix, after),
-        (Err(code), _) | (_, Err(code)) => return code,
-    };
-    let from = Some(from).filter(|_| !after.ptr.is_null());
-    let mut bytes = Vec::new();
-    for (key, meta) in call.services.state().list(prefix, from, limit) {
-        bytes.extend_from_slice(&(key.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(key.as_bytes());
-        for word in [meta.bytes, meta.version, meta.written_unix_ms] {
-            bytes.extend_from_slice(&word.to_le_bytes());
-        }
-    }
-    // SAFETY: see above.
-    unsafe { call.lend_to(out, Buf::from_vec(bytes), 0) }
-}
-
-unsafe extern "C" fn state_compare_swap(
-    handle: *mut CallHandle,
-    key: Bytes,
-    expected: u64,
-    value: Bytes,
-    version: *mut u64,
-) -> i32 {
-    // SAFETY: see above.
-    let (call, value) = unsafe { (call(handle), value.as_slice()) };
-    // SAFETY: see above.
-    let key = match unsafe { call.text(key) } {
-        Ok(key) => key,
-        Err(code) => return code,
-    };
-    let grown = match call.grow(key, |_| value.len() as u64) {
-        Ok(grown) => grown,
-        Err(code) => return code,
-    };
-    let (now, code) = match call.services.state().compare_swap(key, expected, value) {
-        Ok(new) => (new, code::OK),
-        Err(error) => {
-            grown.undo();
-            let actual = match error {
-                StateError::Conflict { actual, .. } => actual,
-                _ => 0,
-            };
-            (actual, call.state_fail(&error))
-        }
-    };
-    // SAFETY: see above.
-    unsafe { write(version, now) };
-    code
-}
-
-unsafe extern "C" fn state_append(
-    handle: *mut CallHandle,
-    key: Bytes,
-    value: Bytes,
-    len: *mut u64,
-) -> i32 {
-    // SAFETY: see above.
-    let (call, value) = unsafe { (call(handle), value.as_slice()) };
-    // SAFETY: see above.
-    let key = match unsafe { call.text(key) } {
-        Ok(key) => key,
-        Err(code) => return code,
-    };
-    let grown = match call.grow(key, |before| before + value.len() as u64) {
-        Ok(grown) => grown,
-        Err(code) => return code,
-    };
-    match call.services.state_append(key, value) {
-        Ok(new) => {
-            // SAFETY: see above.
-            unsafe { write(len, new) };
-            code::OK
-        }
-        Err(error) => {
-            grown.undo();
-            call.state_fail(&error)
-        }
-    }
-}
-
-unsafe extern "C" fn message_put(
-    handle: *mut CallHandle,
-    to: Bytes,
-    key: Bytes,
-    payload: Bytes,
-    timeout_us: i64,
-) -> i32 {
-    // SAFETY: see above.
-    let (call, payload) = unsafe { (call(handle), payload.as_slice()) };
-    // SAFETY: see above.
-    let (to, key) = match unsafe { (call.text(to), call.text(key)) } {
-        (Ok(to), Ok(key)) => (to, key),
-        (Err(code), _) | (_, Err(code)) => return code,
-    };
-    match call
-        .services
-        .message_put(call.job, to, key, payload, deadline(timeout_us))
-    {
-        Ok(()) => code::OK,
-        Err(error) => call.invoke_fail(error),
-    }
-}
-
-unsafe extern "C" fn message_get(
-    handle: *mut CallHandle,
-    source: Bytes,
-    key: Bytes,
-    flags: u32,
-    timeout_us: i64,
-    out: *mut MessageView,
-) -> i32 {
-    // SAFETY: see above.
-    let call = unsafe { call(handle) };
-    // SAFETY: see above.
-    let (from, key) = match unsafe { (call.text(source), call.text(key)) } {
-        (Ok(from), Ok(key)) => (from, key),
-        (Err(code), _) | (_, Err(code)) => return code,
-    };
-    let from = match source.ptr.is_null() {
-        true => Source::Any,
-        false => Source::From(from.into()),
-    };
-    let message = match (flags & MESSAGE_PEEK != 0, timeout_us) {
-        (true, _) => Ok(call.services.message_peek(&from, key)),
-        (false, 0) => Ok(call.services.message_try(&from, key)),
-        (false, _) => call
-            .services
-            .message_get(call.job, &from, key, deadline(timeout_us))
-            .map(Some),
-    };
-    match message {
-        Ok(Some(message)) => {
-            let charge = match call.charge(message.payload.len()) {
-                Ok(charge) => charge,
-                Err(code) => {
-                    if flags & MESSAGE_PEEK == 0 {
-                        call.services.message_give_back(message);
-                    }
-                    return code;
-                }
-            };
-            let MailMessage {
-                source, payload, ..
-            } = message;
-            let message = MessageView {
-                source: view(Buf::from_vec(source.into_bytes()), 0, None),
-                payload: view(payload, 0, charge),
-            };
-            // SAFETY: see above.
-            unsafe { write(out, message) };
-            code::OK
-        }
-        Ok(None) => call.fail(code::NOT_FOUND, "no such message"),
-        Err(error) => call.invoke_fail(error),
-    }
-}
-
-unsafe extern "C" fn invoke(
-    handle: *mut CallHandle,
-    process: Bytes,
-    function: Bytes,
-    input: Bytes,
-    timeout_us: i64,
-    out: *mut RawView,
-) -> i32 {
-    // SAFETY: see above.
-    let (call, input) = unsafe { (call(handle), input.as_slice()) };
-    // SAFETY: see above.
-    let (process, function) = match unsafe { (call.text(process), call.text(function)) } {
-        (Ok(process), Ok(function)) => (process, function),
-        (Err(code), _) | (_, Err(code)) => return code,
-    };
-    // It is held twice while the call lasts.
-    let _input = match call.charge(input.len()) {
-        Ok(charge) => charge,
-        Err(code) => return code,
-    };
-    match call
-        .services
-        .invoke(call.job, process, function, input, deadline(timeout_us))
-    {
-        // SAFETY: see above.
-        Ok(payload) => unsafe { call.lend_to(out, payload.into_buf(), 0) },
-        Err(error) => call.invoke_fail(error),
-    }
-}
-
-unsafe extern "C" fn invoke_one_way(
-    handle: *mut CallHandle,
-    process: Bytes,
-    function: Bytes,
-    input: Bytes,
-    timeout_us: i64,
-) -> i32 {
-    // SAFETY: see above.
-    let (call, input) = unsafe { (call(handle), input.as_slice()) };
-    // SAFETY: see above.
-    let (process, function) = match unsafe { (call.text(process), call.text(function)) } {
-        (Ok(process), Ok(function)) => (process, function),
-        (Err(code), _) | (_, Err(code)) => return code,
-    };
-    let deadline = deadline(timeout_us);
-    match call
-        .services
-        .invoke_one_way(call.job, process, function, input, deadline)
-    {
-        Ok(()) => code::OK,
-        Err(error) => call.invoke_fail(error),
-    }
-}
-
-unsafe extern "C" fn invoke_batch(
-    handle: *mut CallHandle,
-    process: Bytes,
-    function: Bytes,
-    inputs: *const Bytes,
-    count: usize,
-    timeout_us: i64,
-    outcomes: *mut BatchOutcome,
-) -> i32 {
-    // SAFETY: see above.
-    let call = unsafe { call(handle) };
-    // SAFETY: see above.
-    let (process, function) = match unsafe { (call.text(process), call.text(function)) } {
-        (Ok(process), Ok(function)) => (process, function),
-        (Err(code), _) | (_, Err(code)) => return code,
-    };
-    if count == 0 {
-        return code::OK;
-    }
-    if inputs.is_null() || outcomes.is_null() {
-        return call.fail(code::BAD_ARGUMENT, "a batch without inputs or outcomes");
-    }
-    if count > BATCH_MAX {
-        let text = format!("a batch has at most {BATCH_MAX} inputs, not {count}");
-        return call.fail(code::BAD_ARGUMENT, text);
-    }
-    // SAFETY: see above: so many inputs, each readable during the call.
-    let inputs = unsafe { std::slice::from_raw_parts(inputs, count) };
-    // SAFETY: as above.
-    let inputs: Vec<&[u8]> = unsafe { inputs.iter().map(|input| input.as_slice()).collect() };
-    let _inputs = match call.charge(inputs.iter().map(|input| input.len()).sum()) {
-        Ok(charge) => charge,
-        Err(code) => return code,
-    };
-    let deadline = deadline(timeout_us);
-    let ended = call
-        .services
-        .invoke_batch(call.job, process, function, &inputs, deadline);
-    let ended = match ended {
-        Ok(ended) => ended,
-        Err(error) => return call.invoke_fail(error),
-    };
-    for (at, outcome) in ended.into_iter().take(count).enumerate() {
-        let lent = match outcome {
-            Ok(output) => call
-                .lend(output.into_buf(), 0)
-                .map_err(|code| (code, call.last.clone())),
-            Err(error) => Err(invoke_told(error)),
-        };
-        let (view, code) = match lent {
-            Ok(view) => (view, code::OK),
-            Err((code, text)) => (view(Buf::from_vec(text.into_bytes()), 0, None), code),
-        };
-        let outcome = BatchOutcome {
-            view,
-            code,
-            reserved: 0,
-        };
-        // SAFETY: see above: there is room for so many outcomes.
-        unsafe { outcomes.add(at).write(outcome) };
-    }
-    code::OK
-}
-
 unsafe extern "C" fn world(
     handle: *mut CallHandle,
     after: u64,
@@ -835,44 +481,5 @@ unsafe extern "C" fn log(handle: *mut CallHandle, level: u32, text: Bytes) {
         1 => tracing::warn!(function, "{text}"),
         2 => tracing::info!(function, "{text}"),
         _ => tracing::debug!(function, "{text}"),
-    }
-}
-
-unsafe extern "C" fn peer_state(
-    handle: *mut CallHandle,
-    process: Bytes,
-    key: Bytes,
-    timeout_us: i64,
-    out: *mut RawView,
-) -> i32 {
-    // SAFETY: see above.
-    let call = unsafe { call(handle) };
-    // SAFETY: see above.
-    let (process, key) = match unsafe { (call.text(process), call.text(key)) } {
-        (Ok(process), Ok(key)) => (process, key),
-        (Err(code), _) | (_, Err(code)) => return code,
-    };
-    let deadline = deadline(timeout_us);
-    match call.services.peer_state(call.job, process, key, deadline) {
-        // SAFETY: see above.
-        Ok(Some((buf, version))) => unsafe { call.lend_to(out, buf, version) },
-        Ok(None) => call.fail(
-            code::NOT_FOUND,
-            format!("process '{process}' has no state object '{key}'"),
-        ),
-        Err(error) => call.invoke_fail(error),
-    }
-}
-
-unsafe extern "C" fn state_dir(handle: *mut CallHandle, path: *mut Bytes) -> i32 {
-    // SAFETY: see above.
-    let call = unsafe { call(handle) };
-    match call.services.state_dir() {
-        Ok(dir) => {
-            // SAFETY: see above.
-            unsafe { write(path, Bytes::new(dir.as_os_str().as_encoded_bytes())) };
-            code::OK
-        }
-        Err(error) => call.fail(code::UNAVAILABLE, error),
     }
 }

@@ -14,11 +14,14 @@
 #![allow(unsafe_code)]
 
 mod broadcast;
+mod calls;
 mod draft;
 mod guest;
 mod host;
+mod messages;
 mod module;
 mod persist;
+mod state;
 mod table;
 
 pub(crate) use self::guest::Guest;
