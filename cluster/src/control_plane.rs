@@ -28,8 +28,16 @@ pub enum ControlRunError {
 ///
 /// # Errors
 /// One runs in this directory already; it cannot be started.
-pub fn control_run(run_dir: &RunDir, config: ControlConfig) -> Result<(), ControlRunError> {
+pub fn control_run(run_dir: &RunDir, mut config: ControlConfig) -> Result<(), ControlRunError> {
     let _lock = DaemonLock::take(run_dir, DaemonKind::Control)?;
+    let most = connections_possible(files_max_raise());
+    if config.connections_max > most {
+        tracing::warn!(
+            connections_max = most,
+            "RLIMIT_NOFILE has no room for more connections"
+        );
+        config.connections_max = most;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
@@ -52,4 +60,39 @@ pub fn control_run(run_dir: &RunDir, config: ControlConfig) -> Result<(), Contro
     tracing::info!(signal = name, "the control plane ends");
     handle.shutdown();
     Ok(())
+}
+
+/// Raises the number of files that this process may have open as far as it may; the number.
+fn files_max_raise() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    };
+    limit.unwrap_or(u64::MAX)
+}
+
+/// The HTTP connections that leave room for those of agents, for channels to hosts and for files:
+/// nobody who only connects is to keep those out.
+fn connections_possible(files_max: u64) -> usize {
+    let reserve = (files_max / 4).max(256);
+    usize::try_from(files_max.saturating_sub(reserve).max(16)).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_room_for_what_matters_more() {
+        assert_eq!(connections_possible(1024), 768);
+        assert_eq!(connections_possible(20_000), 15_000);
+        assert_eq!(connections_possible(100), 16);
+        assert!(files_max_raise() >= 256);
+    }
 }

@@ -108,6 +108,7 @@ impl Control {
         paths: &RunPaths,
     ) -> Result<ControlHandle, ControlError> {
         config.check()?;
+        store_not_emptied(paths)?;
         let store = Store::open(&paths.store)?;
         let mut snapshot = store.load()?;
         // Storage may know incarnations that this database does not: of one before it, or of itself
@@ -166,6 +167,19 @@ fn file_error(path: &Path, source: io::Error) -> ControlError {
 }
 
 /// Sees that the token's file holds one that is good. The token is stored before it is shown.
+/// A cluster's secret is made after its database was opened for the first time: with one, an empty
+/// database is no new cluster, but one that has lost all it knew.
+fn store_not_emptied(paths: &RunPaths) -> Result<(), StoreError> {
+    let emptied = std::fs::metadata(&paths.store).is_ok_and(|store| store.len() == 0);
+    match emptied && paths.cluster_secret.exists() {
+        false => Ok(()),
+        true => Err(StoreError::Corrupt {
+            path: paths.store.clone(),
+            detail: "it is empty".into(),
+        }),
+    }
+}
+
 fn admin_token_ensure(
     store: &Store,
     snapshot: &mut Snapshot,

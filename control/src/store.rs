@@ -234,6 +234,23 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
     }
 }
 
+/// What reads the database at `path`; that it panics is that the database is damaged.
+fn unpanicked<T>(
+    path: &Path,
+    read: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    // Nothing of it is used any more after a panic.
+    let read = std::panic::AssertUnwindSafe(read);
+    std::panic::catch_unwind(read).unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(StoreError::Corrupt {
+            path: path.into(),
+            detail: format!("reading it failed: {}", words.unwrap_or("no more is known")),
+        })
+    })
+}
+
 /// The database.
 #[derive(Debug)]
 pub struct Store {
@@ -261,17 +278,25 @@ impl Store {
             .map_err(file_error)?;
         file.set_permissions(PermissionsExt::from_mode(0o600))
             .map_err(file_error)?;
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder
-            .create(path)
-            .map_err(|error| open_error(path, error))?;
-        let store = Self {
-            database,
-            path: path.into(),
-        };
-        store.schema_check()?;
-        Ok(store)
+        // It is read as far as need be, which may be into a page that is damaged: and who reads such
+        // a one panics. So each is looked at before anything is believed.
+        unpanicked(path, || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(CACHE_BYTES);
+            let mut database = builder
+                .create(path)
+                .map_err(|error| open_error(path, error))?;
+            let whole = database.check_integrity();
+            if !whole.map_err(|error| open_error(path, error))? {
+                tracing::warn!(path = %path.display(), "the database was repaired");
+            }
+            let store = Self {
+                database,
+                path: path.into(),
+            };
+            store.schema_check()?;
+            Ok(store)
+        })
     }
 
     /// All that is stored.
@@ -279,6 +304,10 @@ impl Store {
     /// # Errors
     /// The database cannot be read, or holds a record that is none.
     pub fn load(&self) -> Result<Snapshot, StoreError> {
+        unpanicked(&self.path, || self.read())
+    }
+
+    fn read(&self) -> Result<Snapshot, StoreError> {
         let read = self.database.begin_read()?;
         let mut snapshot = Snapshot::default();
         for row in read.open_table(APPLICATIONS)?.iter()? {
@@ -500,6 +529,35 @@ mod tests {
             to_incarnation: 4,
             committed: false,
         }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_damage_or_does_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.redb");
+        let store = Store::open(&path).unwrap();
+        let changes: Vec<_> = (0..50)
+            .map(|number| Change::Process(process(&format!("p{number}"))))
+            .chain([Change::Application(application())])
+            .collect();
+        store.commit(&changes).unwrap();
+        let before = store.load().unwrap();
+        drop(store);
+        let whole = std::fs::read(&path).unwrap();
+        let mut damaged = 0;
+        for round in 0..60 {
+            let mut bytes = whole.clone();
+            // Spread over the part that is in use.
+            let at = round * 709 % bytes.len().min(40_000);
+            bytes[at] ^= 1 << (round % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            match Store::open(&path).and_then(|store| store.load()) {
+                Ok(snapshot) => assert_eq!(snapshot, before, "byte {at}"),
+                Err(StoreError::Corrupt { .. }) => damaged += 1,
+                Err(error) => panic!("byte {at}: {error:?}"),
+            }
+        }
+        assert!(damaged > 0, "nothing was hit");
     }
 
     #[test]

@@ -49,6 +49,7 @@ use praas_transport::{
 
 pub use self::config::{AgentConfig, ConfigError, Fence};
 use self::driver::{Driver, NodeInfo};
+pub(crate) use self::settings::application_settings_check;
 #[doc(hidden)]
 pub use self::simulated::{SimulatedAgent, Wanted, images_delete};
 use crate::daemon::{DaemonKind, DaemonLock, LockError};

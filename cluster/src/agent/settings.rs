@@ -25,6 +25,14 @@ pub(super) struct HostSettings {
     pub(super) env: BTreeMap<String, String>,
 }
 
+/// Looks at an application's settings as the agents will that start its hosts.
+///
+/// # Errors
+/// What is wrong, by name.
+pub(crate) fn application_settings_check(text: &str) -> Result<(), String> {
+    HostSettings::parse(text).map(drop)
+}
+
 impl HostSettings {
     /// Reads a JSON object; nothing at all is an empty one.
     pub(super) fn parse(text: &str) -> Result<Self, String> {

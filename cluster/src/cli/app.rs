@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::error::CliError;
 use super::output::time_shown;
+use crate::agent::application_settings_check;
 
 #[derive(Debug, Subcommand)]
 pub enum AppCommand {
@@ -134,6 +135,9 @@ fn spec_of(args: &CreateArgs) -> Result<ApplicationSpec, CliError> {
         })?;
         setting_insert(&mut settings, key.trim(), value_of(value))?;
     }
+    // The control plane knows nothing of hosts' settings: it would be heard of at each start.
+    let text = serde_json::to_string(&settings).map_err(CliError::bad)?;
+    application_settings_check(&text).map_err(CliError::usage)?;
     Ok(ApplicationSpec {
         name: args.application.clone(),
         modules,

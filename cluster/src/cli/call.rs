@@ -16,7 +16,7 @@ use praas_runtime::process::{
     MessageTakeInput, StateCompareSwapInput, StateListInput, StatePutInput,
 };
 use praas_runtime::state::{ObjectMeta, StateError};
-use praas_transport::Kinds;
+use praas_transport::{Kinds, TransportConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -30,8 +30,8 @@ const LIST_PAGE: u32 = 1000;
 /// How often a mailbox is looked at for a message that is waited for, at first and at most.
 const LOOK_FIRST: Duration = Duration::from_millis(1);
 const LOOK_MAX: Duration = Duration::from_millis(50);
-/// Bytes that input may have: more has no place in one call.
-const INPUT_MAX_BYTES: u64 = 1 << 40;
+/// Bytes that all lines of a batch may have.
+const BATCH_MAX_BYTES: u64 = 1 << 40;
 /// How long connections may take to close.
 const CLOSE: Duration = Duration::from_millis(100);
 
@@ -333,7 +333,7 @@ const BATCH_LINES: usize = 4096;
 
 /// Invokes a function with each line of the input.
 fn invoke_batch(context: &Context, args: &InvokeArgs) -> Result<(), CliError> {
-    let text = String::from_utf8(input_read(&args.input)?)
+    let text = String::from_utf8(input_read(&args.input, BATCH_MAX_BYTES)?)
         .map_err(|error| CliError::bad(error).about("the input is not text".into()))?;
     let mut inputs = Vec::new();
     for (at, line) in text.lines().enumerate() {
@@ -428,10 +428,10 @@ pub fn invoke(context: &Context, args: &InvokeArgs) -> Result<(), CliError> {
         return invoke_batch(context, args);
     }
     if args.one_way {
-        let input = value_encode(args.input_type, input_read(&args.input)?)?;
+        let input = value_encode(args.input_type, input_read(&args.input, input_max())?)?;
         return invoke_one_way(context, args, &input);
     }
-    let input = value_encode(args.input_type, input_read(&args.input)?)?;
+    let input = value_encode(args.input_type, input_read(&args.input, input_max())?)?;
     let process = &args.of.process;
     let working = context
         .output
@@ -465,7 +465,7 @@ pub fn invoke(context: &Context, args: &InvokeArgs) -> Result<(), CliError> {
 }
 
 pub fn put(context: &Context, args: &PutArgs) -> Result<(), CliError> {
-    let body = input_read(&args.input)?;
+    let body = input_read(&args.input, input_max())?;
     let working = context.output.working("putting the message");
     let mut line = Line::open(context, &args.of, &args.way)?;
     let options = CallOptions {
@@ -605,7 +605,7 @@ fn state_put(
     how: PutHow,
     way: &WayArgs,
 ) -> Result<(), CliError> {
-    let (value, key_owned) = (input_read(input)?, key.to_owned());
+    let (value, key_owned) = (input_read(input, input_max())?, key.to_owned());
     let bytes = value.len() as u64;
     let working = context.output.working("putting the object");
     let mut line = Line::open(context, of, way)?;
@@ -652,7 +652,7 @@ fn state_append(
     input: &InputArgs,
     way: &WayArgs,
 ) -> Result<(), CliError> {
-    let value = input_read(input)?;
+    let value = input_read(input, input_max())?;
     let working = context.output.working("adding to the object");
     let input = encoded(&StatePutInput {
         key: key.into(),
@@ -732,10 +732,21 @@ fn bytes_describe(object: &mut serde_json::Value, bytes: &[u8]) {
     }
 }
 
-fn input_read(args: &InputArgs) -> Result<Vec<u8>, CliError> {
+/// Bytes that the input of one call may have: those of a message.
+fn input_max() -> u64 {
+    TransportConfig::default().message_max_bytes
+}
+
+fn input_read(args: &InputArgs, max: u64) -> Result<Vec<u8>, CliError> {
+    let long = |name: &str| {
+        CliError::usage(format!(
+            "{name} has more than {max} bytes, the most that one call takes"
+        ))
+    };
     let read = |name: &str, from: &mut dyn Read| {
         let mut bytes = Vec::new();
-        match from.take(INPUT_MAX_BYTES).read_to_end(&mut bytes) {
+        match from.take(max.saturating_add(1)).read_to_end(&mut bytes) {
+            Ok(read) if read as u64 > max => Err(long(name)),
             Ok(_) => Ok(bytes),
             Err(error) => Err(CliError::bad(error).about(format!("cannot read {name}"))),
         }
@@ -750,7 +761,11 @@ fn input_read(args: &InputArgs) -> Result<Vec<u8>, CliError> {
             let file = File::open(path);
             let mut file =
                 file.map_err(|error| CliError::bad(error).about(format!("cannot read {name}")))?;
-            read(&name, &mut file)
+            // What is too long is not read first.
+            match file.metadata() {
+                Ok(known) if known.len() > max => Err(long(&name)),
+                _ => read(&name, &mut file),
+            }
         }
         (None, None) if io::stdin().is_terminal() => Ok(Vec::new()),
         (None, None) => read("standard input", &mut io::stdin().lock()),

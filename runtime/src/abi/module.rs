@@ -75,7 +75,7 @@ pub(crate) fn module_load(path: &Path) -> Result<&'static ModuleTable, ModuleErr
         Err(error) => {
             return Err(ModuleError::Load {
                 path,
-                error: error.to_string(),
+                error: loader_text(&error),
             });
         }
     };
@@ -88,6 +88,14 @@ pub(crate) fn module_load(path: &Path) -> Result<&'static ModuleTable, ModuleErr
     let table = unsafe { symbol().as_ref() };
     std::mem::forget(library);
     table.ok_or_else(|| malformed(&path.display().to_string(), "its table is a null pointer"))
+}
+
+/// An error of the loader with its cause, which has the loader's words.
+fn loader_text(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
 }
 
 fn malformed(module: &str, what: &str) -> ModuleError {
