@@ -16,8 +16,9 @@ use crossbeam_channel::Receiver;
 use praas_transport::{BufPool, Endpoint, clock};
 
 use super::engine::{Core, Engine};
+use super::pull::{Bound, Prepared, PullFrom, Puller};
 use super::quiesce::QuiesceError;
-use super::transfer::{Bound, News, Prepared, PullFrom, Puller, TransferError, TransferOffer};
+use super::transfer::{News, TransferError, TransferOffer};
 use super::{Process, ProcessConfig, Restore, StartError, endpoint_make};
 use crate::swap::ProcessImage;
 use crate::transfer::{Notice, PullError, SourceCounts};

@@ -459,7 +459,7 @@ proptest! {
     #[test]
     fn any_life_comes_back_as_it_was(
         steps in proptest::collection::vec(any_step(), 1..60),
-        config in super::any_config(),
+        config in super::properties::any_config(),
     ) {
         let mut model = Model {
             storage: MemStorage::default(),
