@@ -268,6 +268,37 @@ mod tests {
         assert_eq!(pool.alloc(2 << 20).unwrap().as_ptr(), at);
     }
 
+    /// What a few survivors hold: one small block all of its slab, whose other blocks are used
+    /// again before there is another one.
+    #[test]
+    fn a_block_holds_its_slab_and_no_more() {
+        const EACH: usize = SLAB_BYTES / FILE_FROM_BYTES;
+        const SLABS: usize = 12;
+        let pool = pool(usize::MAX);
+        let file = |buf: &crate::buf::Buf| buf.file().unwrap().0.number;
+        let make = |count: usize| -> Vec<_> {
+            let bufs = (0..count).map(|_| pool.alloc(FILE_FROM_BYTES).unwrap().freeze());
+            bufs.collect()
+        };
+        let all = make(SLABS * EACH);
+        let slabs: std::collections::HashSet<u64> = all.iter().map(file).collect();
+        assert_eq!(slabs.len(), SLABS);
+        let mut seen = std::collections::HashSet::new();
+        let survivors: Vec<_> = all
+            .into_iter()
+            .filter(|buf| seen.insert(file(buf)))
+            .collect();
+        assert_eq!(survivors.len(), SLABS);
+        let class = (FILE_FROM_BYTES.trailing_zeros() - super::super::CLASS_MIN_SHIFT) as usize;
+        let free = || pool.shared.class(class).filed.len();
+        assert_eq!(free(), SLABS * (EACH - 1));
+        let again = make(SLABS * (EACH - 1));
+        assert!(again.iter().all(|buf| slabs.contains(&file(buf))));
+        // Without survivors no more stays than is kept of a class, and what slabs round it up to.
+        drop((again, survivors));
+        assert!(free() * FILE_FROM_BYTES <= super::super::KEPT_PER_CLASS_BYTES);
+    }
+
     #[test]
     fn slabs_go_as_a_whole() {
         const BLOCK: usize = 512 << 10;
