@@ -1,20 +1,33 @@
-//! A server's connection with a fault: one answer that never comes back.
+//! A server's connection with a fault: one answer that never comes back, or a server that is lost.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Forwards connections to a server, and cuts one when an answer is on its way.
+/// Forwards connections to a server, and cuts one when an answer is on its way, or all of them.
 pub struct Cut {
     address: SocketAddr,
-    /// Answers that still pass; `None`: all do.
-    left: Arc<Mutex<Option<Left>>>,
+    left: Arc<Mutex<Left>>,
 }
 
+/// What still passes; `None`: everything.
+#[derive(Default)]
 struct Left {
-    answers: u64,
-    /// What happens before whoever waits for the answer learns that it does not come.
+    answers: Option<Answers>,
+    /// Bytes to the server; with none left it is out of reach.
+    bytes: Option<u64>,
+}
+
+struct Answers {
+    left: u64,
+    /// What happens before whoever waits for the next one learns that it does not come.
     then: Box<dyn FnOnce() + Send>,
+}
+
+impl Left {
+    fn is_lost(&self) -> bool {
+        self.bytes == Some(0)
+    }
 }
 
 impl Cut {
@@ -52,26 +65,58 @@ impl Cut {
     /// The same, and something happens before the connection is cut.
     pub fn swallow_then(&self, answers: u64, then: impl FnOnce() + Send + 'static) {
         let then = Box::new(then);
-        *lock(&self.left) = Some(Left { answers, then });
+        lock(&self.left).answers = Some(Answers {
+            left: answers,
+            then,
+        });
+    }
+
+    /// From now on this many bytes reach the server; then it is lost, until it is mended.
+    pub fn lost_after(&self, bytes: u64) {
+        lock(&self.left).bytes = Some(bytes);
+    }
+
+    /// The server is back; whether it was lost.
+    pub fn mend(&self) -> bool {
+        let mut left = lock(&self.left);
+        let was = left.is_lost();
+        left.bytes = None;
+        was
     }
 
     /// Whether the answer was swallowed; if not, none will be.
     pub fn swallowed(&self) -> bool {
-        lock(&self.left).take().is_none()
+        lock(&self.left).answers.take().is_none()
     }
 }
 
-fn forward(client: &TcpStream, server: &TcpStream, left: &Mutex<Option<Left>>) {
+fn forward(client: &TcpStream, server: &TcpStream, left: &Mutex<Left>) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            copy(client, server, |_| true);
-            let _ = server.shutdown(Shutdown::Write);
+            copy(client, server, |bytes| {
+                let mut left = lock(left);
+                left.bytes = left
+                    .bytes
+                    .map(|left| left.saturating_sub(bytes.len() as u64));
+                !left.is_lost()
+            });
+            let lost = lock(left).is_lost();
+            // A server that is lost is lost for those who wait for an answer, too.
+            let how = if lost {
+                Shutdown::Both
+            } else {
+                Shutdown::Write
+            };
+            let _ = server.shutdown(how);
         });
         copy(server, client, |_| {
             let mut left = lock(left);
-            let last = left.take_if(|left| left.answers == 0);
-            if let Some(more) = &mut *left {
-                more.answers -= 1;
+            if left.is_lost() {
+                return false;
+            }
+            let last = left.answers.take_if(|answers| answers.left == 0);
+            if let Some(more) = &mut left.answers {
+                more.left -= 1;
             }
             drop(left);
             match last {

@@ -14,6 +14,8 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "only for tests";
 const BUCKET: &str = "praas";
+const S3_ID: &str = "testing";
+const S3_SECRET: &str = "0123456789abcdef";
 
 /// A server that runs.
 pub enum Server {
@@ -46,6 +48,28 @@ impl Server {
             ),
         };
         url.parse().expect("a URL")
+    }
+
+    /// The URL as if the server were elsewhere, without credentials, and these as variables of the
+    /// environment.
+    ///
+    /// # Panics
+    /// That is no address.
+    pub fn url_bare(&self, address: &str) -> (StorageUrl, Vec<(&'static str, &'static str)>) {
+        let (url, environment) = match self {
+            Self::Redis(_) => (
+                format!("redis://{address}/1?prefix=a*b/"),
+                vec![("PRAAS_REDIS_PASSWORD", PASSWORD)],
+            ),
+            Self::S3(_) => (
+                format!("s3://{BUCKET}/some/prefix?endpoint=http://{address}"),
+                vec![
+                    ("AWS_ACCESS_KEY_ID", S3_ID),
+                    ("AWS_SECRET_ACCESS_KEY", S3_SECRET),
+                ],
+            ),
+        };
+        (url.parse().expect("a URL"), environment)
     }
 
     /// Where it listens.
@@ -142,7 +166,7 @@ impl S3Server {
         let program = program_find("s3s-fs", &[&target().join("storage-tools/bin")])
             .ok_or("there is no s3s-fs: `.ci/run storage` installs it into target/")?;
         let dir = tempfile::tempdir().expect("a directory");
-        let (id, secret) = ("testing", "0123456789abcdef");
+        let (id, secret) = (S3_ID, S3_SECRET);
         fs::create_dir_all(dir.path().join("data").join(BUCKET)).expect("a bucket");
         let credentials =
             format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
