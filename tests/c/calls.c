@@ -182,7 +182,8 @@ PRAAS_FUNCTION(mail, 0)
 }
 
 /* Waits for a message under the key that the input is: who sent it, and its body. */
-PRAAS_FUNCTION(take, 0)
+static int32_t message_take(praas_call_handle *call, const praas_host_table *host,
+                            praas_bytes input)
 {
     praas_message_view message = praas_message_none();
     uint8_t *out = NULL;
@@ -198,6 +199,58 @@ PRAAS_FUNCTION(take, 0)
     }
     praas_message_end(host, &message);
     return PRAAS_OK;
+}
+
+PRAAS_FUNCTION(take, 0)
+{
+    return message_take(call, host, input);
+}
+
+/* The same, and running it twice does no harm. */
+PRAAS_FUNCTION(take_again, PRAAS_FLAG_IDEMPOTENT)
+{
+    return message_take(call, host, input);
+}
+
+/* Asks for what may have to be waited for, which a short function may not. Input: a process. */
+PRAAS_FUNCTION(hurried, PRAAS_FLAG_SHORT)
+{
+    praas_message_view message = praas_message_none();
+    praas_raw_view output = praas_view_none();
+    CHECK(host->message_get(call, praas_none(), praas_text("none"), 0, -1, &message) ==
+          PRAAS_STATUS_EXHAUSTED);
+    CHECK(host->invoke(call, input, praas_text("who"), praas_text(""), -1, &output) ==
+          PRAAS_STATUS_EXHAUSTED);
+    return PRAAS_OK;
+}
+
+/* As many bytes as the input says, if it may hold them. */
+PRAAS_FUNCTION_LIMITED(limited, 0, 1, 0, 1 << 16)
+{
+    line in = line_of(input);
+    size_t bytes = (size_t)strtoul(in.text, NULL, 10);
+    uint8_t *out = NULL;
+    TRY(host->output_alloc(call, bytes, &out));
+    memset(out, 'x', bytes);
+    return PRAAS_OK;
+}
+
+/* Stores an object for which there is to be no room. */
+PRAAS_FUNCTION(too_much, 0)
+{
+    line in = line_of(input);
+    size_t bytes = (size_t)strtoul(in.text, NULL, 10);
+    void *value = calloc(1, bytes);
+    praas_bytes object = praas_text("");
+    uint64_t version = 0;
+    int32_t code;
+    CHECK(value != NULL);
+    object.ptr = value;
+    object.len = bytes;
+    code = host->state_put(call, praas_text("too much"), object, &version);
+    free(value);
+    CHECK(code == PRAAS_LIMIT_REACHED);
+    return praas_error_pass(call, host, code);
 }
 
 /* Input "process key body": a message for another process. */
@@ -402,6 +455,7 @@ PRAAS_FUNCTION_NAMED(large, "large.output", PRAAS_FLAG_IDEMPOTENT)
 }
 
 PRAAS_MODULE("calls", PRAAS_USE(who), PRAAS_USE(id), PRAAS_USE(keeps), PRAAS_USE(state), PRAAS_USE(mail), PRAAS_USE(take),
+             PRAAS_USE(take_again), PRAAS_USE(hurried), PRAAS_USE(limited), PRAAS_USE(too_much),
              PRAAS_USE(put), PRAAS_USE(ask), PRAAS_USE(peer), PRAAS_USE(batch), PRAAS_USE(one_way), PRAAS_USE(tell), PRAAS_USE(tell_all),
              PRAAS_USE(world), PRAAS_USE(world_wait), PRAAS_USE(spins), PRAAS_USE(fails),
              PRAAS_USE(large));

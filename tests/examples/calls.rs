@@ -105,6 +105,42 @@ fn take(context: &Context, input: &[u8]) -> Result<Vec<u8>, FunctionError> {
     Ok(out)
 }
 
+/// The same, and running it twice does no harm.
+#[praas_runtime::function(idempotent)]
+fn take_again(context: &Context, input: &[u8]) -> Result<Vec<u8>, FunctionError> {
+    take(context, input)
+}
+
+/// Asks for what may have to be waited for, which a short function may not. Input: a process.
+#[praas_runtime::function(short)]
+fn hurried(context: &Context, input: &[u8]) -> Result<(), FunctionError> {
+    let got = context.message_get(None, "none", None);
+    assert!(matches!(got, Err(CallError::Exhausted(_))), "{got:?}");
+    let asked = context.invoke(text(input)?, "who", b"");
+    assert!(matches!(asked, Err(CallError::Exhausted(_))), "{asked:?}");
+    Ok(())
+}
+
+/// As many bytes as the input says, if it may hold them.
+#[praas_runtime::function(concurrency = 1, memory_bytes = 65536)]
+fn limited<'a>(context: &'a Context, input: &[u8]) -> Result<Output<'a>, FunctionError> {
+    let mut output = context.output(text(input)?.parse()?)?;
+    output.fill(b'x');
+    Ok(output)
+}
+
+/// Stores an object for which there is to be no room.
+#[praas_runtime::function]
+fn too_much(context: &Context, input: &[u8]) -> Result<(), FunctionError> {
+    let stored = context.state_put("too much", &vec![0; text(input)?.parse()?]);
+    assert!(
+        matches!(stored, Err(CallError::LimitReached(_))),
+        "{stored:?}"
+    );
+    stored?;
+    Ok(())
+}
+
 /// Input "process key body": a message for another process.
 #[praas_runtime::function]
 fn put(context: &Context, input: &[u8]) -> Result<(), FunctionError> {
@@ -247,7 +283,7 @@ fn missing() -> FunctionError {
 praas_runtime::module!(
     "calls",
     [
-        who, id, keeps, state, mail, take, put, ask, peer, batch, one_way, tell, tell_all, world,
-        world_wait, spins, fails, large
+        who, id, keeps, state, mail, take, take_again, hurried, limited, too_much, put, ask, peer,
+        batch, one_way, tell, tell_all, world, world_wait, spins, fails, large
     ]
 );

@@ -99,6 +99,10 @@ fn visit(context: &Context, process: String) -> Result<Vec<u64>, FunctionError> 
     let mut version = 0;
     while context.message_try(None, "enough")?.is_none() {
         counts.push(context.invoke_value(&process, "count", &1_u64)?);
+        let sum: Option<u64> = context.peer_state_load(&process, "count")?;
+        if sum.as_ref() != counts.last() {
+            return Err(FunctionError::new(format!("{sum:?} after {counts:?}")));
+        }
         let number = counts.len() as u64;
         context.message_put(&process, "visit", &number.to_le_bytes())?;
         let input = StatePutInput {

@@ -215,6 +215,70 @@ fn functions_use_mailboxes() {
     });
 }
 
+/// What a limit refuses is an error that names it, and the process serves on.
+#[test]
+fn functions_hear_of_limits() {
+    both(|case| {
+        let started = case.lab.start_with("p", |start| {
+            start.modules = vec![case.module.display().to_string()];
+            start.settings.state_max_bytes = 20_000;
+        });
+        let _hosts = (started.expect("p"), case.start("q"));
+        let mut client = case.client();
+        let refused = |outcome: Result<String, InvokeError>, name: &str| match outcome {
+            Err(InvokeError::Exhausted(text)) if text.contains(name) => {}
+            other => panic!("{}: {other:?}, not {name}", case.language),
+        };
+        refused(ask(&mut client, "too_much", "20000"), "state_max_bytes");
+        assert_eq!(ask(&mut client, "state", "").unwrap(), "b/1 3\nb/2 3\n");
+        assert_eq!(ask(&mut client, "limited", "1000").unwrap().len(), 1000);
+        refused(ask(&mut client, "limited", "100000"), "memory_max_bytes");
+        assert_eq!(ask(&mut client, "limited", "1000").unwrap().len(), 1000);
+        // It has the endpoint, so what it waited for would never come.
+        assert_eq!(ask(&mut client, "hurried", "q").unwrap(), "");
+        assert_eq!(
+            ask(&mut client, "ask", "q who").unwrap(),
+            "lab q who 2 until then"
+        );
+    });
+}
+
+/// A function that its module calls idempotent runs again in the life after a kill; another does not.
+#[test]
+fn functions_that_may_run_twice_do_after_a_kill() {
+    both(|case| {
+        let mut p = case.start("p");
+        let mut client = case.client();
+        let begin = |function: &str| {
+            let mut client = case.client();
+            let function = client.function("p", function).unwrap();
+            let options = CallOptions {
+                idempotent: true,
+                ..CallOptions::default()
+            };
+            let call = client.submit(function, b"k", options).unwrap();
+            // So that it is on its way.
+            client.invoke("p", "who", b"").unwrap();
+            (client, call)
+        };
+        let mut again = begin("take_again");
+        let mut once = begin("take");
+        let until = Instant::now() + PATIENCE;
+        while p.stats().blocked < 2 {
+            assert!(Instant::now() < until, "they do not wait");
+        }
+        p.kill();
+        p.killed_wait();
+        let _p = case.start("p");
+        let unknown = once.0.wait(once.1).map(|_| ());
+        assert_eq!(unknown, Err(InvokeError::OutcomeUnknown));
+        client
+            .message_put("p", "k", b"hello", CallOptions::default())
+            .unwrap();
+        assert!(again.0.wait(again.1).unwrap().ends_with(b": hello"));
+    });
+}
+
 #[test]
 fn functions_call_functions() {
     both(|case| {
