@@ -162,6 +162,12 @@ fn world_updates_are_no_answers() {
         let answer = client.call(ask, b"q who", CallOptions::default()).unwrap();
         assert_eq!(&*answer, b"lab q who 2 until then");
     }
+    // They have come, too, all of them.
+    let last = b"199 m0/199:ready m1/199:ready m2/199:ready";
+    let until = Instant::now() + PATIENCE;
+    while client.invoke("p", "world", b"").unwrap() != last {
+        assert!(Instant::now() < until, "the last world has not come");
+    }
     client
         .message_put("p", "k", b"a message", CallOptions::default())
         .unwrap();
