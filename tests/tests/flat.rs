@@ -14,8 +14,14 @@ use praas_transport::TransportKind;
 const BLOCK: u64 = 1_000_000;
 /// Calls under way.
 const WINDOW: usize = 128;
-/// Bytes that client and process may grow by after the first block, each.
+/// Bytes that client and process may grow by after the first block, each: so many at most, and fewer
+/// the fewer calls there are, lest some that each call leaves be too few to be seen.
 const GROWTH_MAX_BYTES: u64 = 8 << 20;
+const GROWTH_FIRST_BYTES: u64 = 1 << 20;
+const GROWTH_CALL_BYTES: u64 = 64;
+/// How much longer a call may take in the last blocks than in the first ones, in tenths, where blocks
+/// are so long that this says something.
+const SLOWER_MAX_TENTHS: u64 = 15;
 
 fn calls() -> u64 {
     let asked = std::env::var("PRAAS_FLAT_CALLS");
@@ -53,6 +59,12 @@ fn block(client: &mut Client, count: u64, mut begin: impl FnMut(&mut Client, u64
     begun.elapsed().as_nanos() as u64 / count.max(1)
 }
 
+fn median(times: &[u64]) -> u64 {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
 #[test]
 fn time_and_memory_are_flat() {
     let lab = Lab::new(env!("CARGO_BIN_EXE_praas"));
@@ -71,6 +83,7 @@ fn time_and_memory_are_flat() {
     let blocks = calls().div_ceil(BLOCK).max(4);
     let count = calls() / blocks;
     let mut first: Option<[u64; 2]> = None;
+    let mut times = Vec::new();
     println!("  calls      noop ns  echo ns  put ns  take ns  process bytes  client bytes");
     for number in 1..=blocks {
         let invoked = block(&mut client, count / 2, |client, _| {
@@ -95,6 +108,7 @@ fn time_and_memory_are_flat() {
                 client.submit(take, &taking, options).map(drop).unwrap();
             });
         }
+        times.push(invoked + echoed + (put + taken) / parts);
         let now = pids.map(resident);
         println!(
             "{:>9} {invoked:>10} {echoed:>8} {:>7} {:>8} {:>14} {:>13}",
@@ -105,13 +119,23 @@ fn time_and_memory_are_flat() {
             now[1]
         );
         let first = first.get_or_insert(now);
+        let grown = GROWTH_FIRST_BYTES + (number - 1) * count * GROWTH_CALL_BYTES;
+        let grown = grown.min(GROWTH_MAX_BYTES);
         for (first, now) in first.iter().zip(now) {
             assert!(
-                now <= first + GROWTH_MAX_BYTES,
+                now <= first + grown,
                 "after {} calls {now} bytes are resident, {first} after the first block",
                 number * count
             );
         }
+    }
+    let (early, late) = (median(&times[..3]), median(&times[times.len() - 3..]));
+    println!("  a call of each kind took {early} ns in the first blocks, {late} ns in the last");
+    if count >= BLOCK {
+        assert!(
+            late * 10 <= early * SLOWER_MAX_TENTHS,
+            "{early} ns became {late} ns: {times:?}"
+        );
     }
     assert_eq!(host.stats().messages, 0);
     assert_eq!(host.swap_out(), Ok(1));
