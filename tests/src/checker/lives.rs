@@ -69,7 +69,9 @@ pub fn lives(history: &History) -> (BTreeMap<String, Lives>, Vec<Violation>) {
             }
             Event::Committed { process, image } => {
                 let following = all.entry(process).or_default();
-                following.committed = following.committed.max(Some(*image));
+                if !following.is_forgotten(*image) {
+                    following.committed = following.committed.max(Some(*image));
+                }
             }
             Event::Deleted { process, image } => {
                 let following = all.entry(process).or_default();
@@ -148,6 +150,12 @@ impl Following {
         self.committed = None;
     }
 
+    /// Whether it is of a life of which nothing is to come back, however late it is written.
+    fn is_forgotten(&self, image: Image) -> bool {
+        let last = self.forgotten.map(|(_, last)| last);
+        last.is_some_and(|last| image.incarnation <= last)
+    }
+
     /// A life runs something: it is the newest, and does not stand still.
     fn runs(&self, process: &str, incarnation: u64, call: Call) -> Option<Violation> {
         let newest = self.lives.last()?;
@@ -223,10 +231,7 @@ impl Following {
         self.noted
             .retain(|noted| !matches!(noted, Noted::Image(other, ..) if *other == image));
         self.noted.push(Noted::Image(image, begin, end));
-        if self
-            .forgotten
-            .is_some_and(|(_, last)| image.incarnation <= last)
-        {
+        if self.is_forgotten(image) {
             return None;
         }
         let twice = !self.there.insert(image);

@@ -196,11 +196,15 @@ fn act(context: &Context, todo: Todo) -> Result<Given, FunctionError> {
         Todo::Add(key, amount) if key.starts_with(APPENDED) => {
             Given::Sum(context.state_append(&key, &vec![7; amount as usize])?)
         }
-        Todo::Add(key, amount) => {
-            let sum = value(context, &key)?.0.unwrap_or(0) + amount;
-            context.state_put(&key, &bytes(&key, sum))?;
-            Given::Sum(sum)
-        }
+        // Others run while an object is on its way from storage.
+        Todo::Add(key, amount) => loop {
+            let (old, version) = value(context, &key)?;
+            let sum = old.unwrap_or(0) + amount;
+            let wrote = context.state_compare_swap(&key, version, &bytes(&key, sum))?;
+            if wrote.is_ok() {
+                break Given::Sum(sum);
+            }
+        },
         Todo::Erase(key) if key.starts_with(FILES) => {
             match std::fs::remove_file(context.state_dir()?.join(key)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),

@@ -23,7 +23,7 @@ use praas_runtime::swap::{Heir, ImageKind, Storage, swap_in_lazily};
 use praas_runtime::world::World as View;
 use praas_transport::{BufPool, Incarnation, Kinds, Listen, StatsPage, WaitMode, clock};
 
-use super::functions::{LARGE_BYTES, module};
+use super::functions::module;
 use super::node::Node;
 use super::upsets::Moment;
 use super::world::{World, meanwhile};
@@ -437,12 +437,9 @@ impl Host {
         let page = Arc::new(StatsPage::private());
         let mut config = self.config(world, node, start);
         if world.plan.tight > 0 && world.chance(world.plan.tight) {
-            // Perhaps it does not fit: twice the limit is refused, what is less may come and grow
-            // no more, so the limit leaves room for all but the large object.
-            match world.plan.lazy {
-                true => config.settings.state_max_bytes = LARGE_BYTES as u64 / 3,
-                false => config.settings.mailbox_messages_max = 1,
-            }
+            // Perhaps it does not fit: twice as many messages are refused. A state that is above its
+            // limit comes, and could not grow at the end.
+            config.settings.mailbox_messages_max = 1;
         }
         let bound = match Bound::new(config, page) {
             Ok(bound) => bound,
