@@ -88,8 +88,10 @@ fn a_host_that_is_killed_is_reported_and_leaves_nothing() {
     lab.one(&["app", "create", "b", "--module", "/no/such.so", "--remote"]);
     let problem = lab.problem(1, &["process", "create", "b", "p"]);
     assert!(problem.to_string().contains("/no/such.so"), "{problem}");
-    lab.one(&["app", "create", "c", "--setting", "wrkers=1"]);
-    let problem = lab.problem(1, &["process", "create", "c", "p"]);
+    // The loader's own words are, too.
+    assert!(problem.to_string().contains("No such file"), "{problem}");
+    // What no host takes is refused before there is one.
+    let problem = lab.problem(2, &["app", "create", "c", "--setting", "wrkers=1"]);
     assert!(problem.to_string().contains("wrkers"), "{problem}");
 }
 
