@@ -168,7 +168,9 @@ impl Context<'_> {
     /// A directory of the process's own. Its regular files, and those in directories below it, go
     /// into the images of the process and come back with it, under the same names in another
     /// directory: ask for it anew in each invocation. Settings `files_max` and `files_max_bytes`
-    /// limit what an image takes; a swap of more fails, and says so.
+    /// limit what an image takes; a swap of more fails, and says so. A checkpoint reads them while
+    /// functions run, after the moment that its state and messages are of: write a file beside and
+    /// rename it, so that none is read half.
     ///
     /// # Errors
     /// The system refuses to make it.
