@@ -399,12 +399,24 @@ mod tests {
         let text = serde_json::to_string(&id).unwrap();
         file.write_all(text.as_bytes()).unwrap();
         flock(&file, FlockOperation::LockExclusive).unwrap();
-        let (begun, begins) = std::sync::mpsc::channel();
-        let waiter = std::thread::spawn(move || {
-            begun.send(()).unwrap();
-            DaemonLock::take(&dir, DaemonKind::Agent)
-        });
-        begins.recv().unwrap();
+        let (opened, waiter) = (
+            path,
+            std::thread::spawn(move || DaemonLock::take(&dir, DaemonKind::Agent)),
+        );
+        // It has the file open: it has tried, or is about to.
+        let begun = Instant::now();
+        let have_it = || {
+            let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            let of = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+            of.filter(|path| *path == opened).count()
+        };
+        while have_it() < 2 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nobody tries");
+            std::thread::yield_now();
+        }
+        while begun.elapsed() < LOCK_TRY * 3 {
+            std::thread::yield_now();
+        }
         drop(file);
         waiter.join().unwrap().unwrap();
     }

@@ -179,10 +179,13 @@ async fn invoke_over(
         input,
         deadline,
         one_way,
+        repeatable,
         ..
     } = invocation;
+    // What came of one that may be repeated is what its repetitions get: that its first caller had
+    // no more time is nothing to remember.
     let options = CallOptions {
-        deadline: Some(deadline),
+        deadline: repeatable.is_none().then_some(deadline),
         ..CallOptions::default()
     };
     let outcome = match one_way {
@@ -321,7 +324,7 @@ mod tests {
             process: &Process,
             (key, first): (&str, Option<u64>),
         ) -> Result<u64, GatewayError> {
-            let named = Repeatable::new("p", "counts", key, first);
+            let named = Repeatable::new(["app", "p", "counts"], key, first);
             let invocation = self.invocation(process, "counts", PATIENCE, Some(named));
             let gateway = ClusterGateway::new(TransportConfig::default());
             let output = self.runtime.block_on(gateway.invoke(invocation))?;
@@ -407,7 +410,7 @@ mod tests {
     fn what_has_a_key_goes_on_without_its_caller_and_is_under_way_once() {
         let lab = Lab::new();
         let process = lab.start("p", 1);
-        let named = Some(Repeatable::new("p", "waits", "k", None));
+        let named = Some(Repeatable::new(["app", "p", "waits"], "k", None));
         let invoke = || {
             let invocation = lab.invocation(&process, "waits", PATIENCE, named);
             lab.gateway.invoke(invocation)

@@ -166,7 +166,6 @@ fn file_error(path: &Path, source: io::Error) -> ControlError {
     ControlError::File { path, source }
 }
 
-/// Sees that the token's file holds one that is good. The token is stored before it is shown.
 /// A cluster's secret is made after its database was opened for the first time: with one, an empty
 /// database is no new cluster, but one that has lost all it knew.
 fn store_not_emptied(paths: &RunPaths) -> Result<(), StoreError> {
@@ -180,6 +179,7 @@ fn store_not_emptied(paths: &RunPaths) -> Result<(), StoreError> {
     }
 }
 
+/// Sees that the token's file holds one that is good. The token is stored before it is shown.
 fn admin_token_ensure(
     store: &Store,
     snapshot: &mut Snapshot,

@@ -49,11 +49,11 @@ pub struct Repeatable {
 }
 
 impl Repeatable {
-    /// The identity that a key of the caller's stands for: a BLAKE3 hash of process, function and
-    /// key.
-    pub fn new(process: &str, function: &str, key: &str, first: Option<u64>) -> Self {
+    /// The identity that a key of the caller's stands for: a BLAKE3 hash of application, process,
+    /// function and key.
+    pub fn new(of: [&str; 3], key: &str, first: Option<u64>) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("praas invocation by idempotency key");
-        for part in [process, function, key] {
+        for part in of.into_iter().chain([key]) {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }

@@ -366,7 +366,7 @@ impl StateStore {
     pub fn versions_above(&self, version: u64) {
         let mut objects = self.lock();
         // Whatever a damaged image says, there is room for more.
-        objects.version = objects.version.max(version.min(u64::MAX / 2));
+        objects.version = objects.version.max(version.min(u64::MAX - (1 << 56)));
     }
 
     /// Bytes in use: keys, payloads, and [`OBJECT_OVERHEAD_BYTES`] for each object.

@@ -361,6 +361,8 @@ impl S3Storage {
     fn damage_check(&self) -> Result<(), StorageError> {
         let path = self.path(PROBE_DAMAGED)?;
         let taken = self.runtime.block_on(async {
+            // One that a host left which died here would be in the way.
+            let _ = self.store.delete(&path).await;
             let put = self.creating.put(&path, PROBE_DAMAGED.into()).await;
             let taken = put.is_ok();
             if taken {

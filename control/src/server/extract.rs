@@ -182,7 +182,8 @@ pub(super) struct InvokeParams {
     one_way: bool,
     /// With an idempotency key: the incarnation that the process had before the first attempt. An
     /// attempt that meets another, which knows nothing of the first, is then refused (502) instead
-    /// of being taken for the first.
+    /// of being taken for the first; so is one of which that incarnation knows nothing, once it has
+    /// forgotten anybody (more clients and keys than sessions_max).
     first_incarnation: Option<u64>,
 }
 

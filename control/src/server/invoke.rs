@@ -22,10 +22,11 @@ const TICKET_SLACK_MS: u64 = 60_000;
 ///
 /// With a key of its own (the header Idempotency-Key), an invocation may be repeated after a broken
 /// connection or a restart of the control plane: the same key, process and function run at most
-/// once for as long as the process keeps the result (settings results_max_bytes and sessions_max),
-/// also over swaps and transfers, and each attempt gets what came of the first. It goes on if its
-/// caller is gone. While it is under way another attempt gets 409. What the input of a repetition
-/// is, nobody looks at.
+/// once for as long as the process keeps the result (settings results_max_bytes and sessions_max,
+/// of which each key takes one), also over swaps and transfers, and each attempt gets what came of
+/// the first. It goes on if its caller is gone, or has waited for wait_ms, which is no deadline of
+/// the function then. While it is under way another attempt gets 409. What the input of a
+/// repetition is, nobody looks at.
 #[utoipa::path(
     post, path = "/v1/applications/{application}/processes/{process}/invoke/{function}",
     tag = "invocations", operation_id = "invoke",
@@ -55,9 +56,10 @@ pub(super) async fn invoke(
     let InvokeAsk {
         wait_ms, one_way, ..
     } = asked;
+    let of = [&*application, &*process, &*function];
     let repeatable = asked
         .key
-        .map(|key| Repeatable::new(&process, &function, &key, asked.first_incarnation));
+        .map(|key| Repeatable::new(of, &key, asked.first_incarnation));
     let deadline = Instant::now() + Duration::from_millis(wait_ms);
     let ensure = Ask::Process {
         application: application.clone(),

@@ -517,7 +517,7 @@ fn invocations_go_through_the_gateway_and_swap_in() {
     client.invoke(&named).unwrap();
     let asked = mirror.0.lock().unwrap().pop().unwrap();
     let repeatable = asked.repeatable.unwrap();
-    assert_eq!(repeatable, Repeatable::new("p", "f", "k", Some(7)));
+    assert_eq!(repeatable, Repeatable::new(["a", "p", "f"], "k", Some(7)));
     let ticket = Ticket::decode(&asked.credential.ticket).unwrap();
     assert_eq!(ticket.client_id, repeatable.client_id);
 

@@ -283,6 +283,10 @@ pub(crate) fn result_accept(
         _ => matches!(answer, Some((Kind::Reply, _))) && peers.wants(channel, incoming.tag),
     };
     if !wanted {
+        if let Some((Kind::Reply, status)) = answer {
+            // What was kept for it until it is answered, its number say, is kept no longer.
+            peers.on_reply(ops, channel, incoming.tag, status, Payload::default());
+        }
         return Disposition::Refuse(Status::Cancelled as u32);
     }
     let limit = ops.config().message_max_bytes;

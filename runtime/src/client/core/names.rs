@@ -116,7 +116,9 @@ impl Names {
 
     /// The process is told of a name.
     pub fn told(&mut self, at: u32) {
-        self.places[at as usize].told = true;
+        let named = &mut self.places[at as usize];
+        // One that was given up before may have left it for unknown.
+        (named.told, named.unknown) = (true, false);
     }
 
     /// A call of it has ended before it was sent: unless the process was told of it for another
