@@ -399,7 +399,7 @@ fn a_server_without_exclusive_uploads_in_parts_is_refused_at_the_start() {
         storage.check().unwrap();
         let asked = asked.lock().unwrap();
         let put = asked.iter().position(|asked| asked == "PUT /b/~damaged");
-        let deleted = asked.iter().position(|asked| asked == "POST /b?delete");
+        let deleted = asked.iter().rposition(|asked| asked == "POST /b?delete");
         assert!(put.is_some() && put < deleted, "{asked:?}");
     }
 }

@@ -66,6 +66,8 @@ pub enum Promise {
     Messages,
     /// Nothing is left of a process that was deleted.
     Deleted,
+    /// None: there are too many orders to try them all, so that one that holds may be among them.
+    Undecided,
 }
 
 impl std::fmt::Display for Violation {
@@ -332,17 +334,21 @@ fn judge<M: Model>(
         let end = operation.end.map_or("?".into(), |end| end.to_string());
         format!("{:?} [{}, {end}]", operation.op, operation.begin)
     };
-    let text = match linearize(model, operations) {
+    let (promise, text) = match linearize(model, operations) {
         Verdict::Linearizable => return None,
-        Verdict::Unknown => format!("{what}: too many orders to try them all"),
+        Verdict::Unknown => {
+            let text = format!("{what}, {promise:?}: too many orders to try them all");
+            (Promise::Undecided, text)
+        }
         Verdict::Impossible { order, next } => {
             let last: Vec<_> = order.iter().rev().take(6).rev().map(show).collect();
             let next: Vec<_> = next.iter().map(show).collect();
-            format!(
+            let text = format!(
                 "{what}: after {}, none of these can be next: {}",
                 last.join(", "),
                 next.join(", ")
-            )
+            );
+            (promise, text)
         }
     };
     Some(Violation { promise, text })
